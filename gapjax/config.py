@@ -1,0 +1,194 @@
+"""Every field with its default, reading a config from file and flags, and its validation."""
+
+import re
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from gapjax.errors import UsageError, check_choice, nearest
+from gapjax.models import DTYPES, MODELS, VGGS
+from gapjax.models.heads import HEADS, PERMUTATIONS
+from gapjax.models.layers import PADDINGS
+from gapjax.models.resnet import STEMS
+
+TARGETS = ('location', 'image')
+FILLS = ('zero', 'black')
+OPTIMIZERS = ('adam', 'sgd')
+SCHEDULES = ('constant', 'cosine', 'poly', 'step')
+
+
+def default() -> ConfigDict:
+  """GAPNet's location task on a 3x3 canvas of CIFAR-10, as the authors train it (section 3)."""
+  c = ConfigDict()
+  c.seed = 0  # initialisation, order of the data, augmentation, placement, permutations
+  c.num_epochs = 20  # passes over the training images
+  c.batch_size = 48  # global: shared by all devices
+  c.steps_per_call = 0  # training steps in one dispatch; 0: 1 on CPU, 32 on GPU and TPU
+  c.sync_batch_norm = True  # BatchNorm statistics over the global batch, not a device's share
+  c.log_every = 50  # steps between two lines of training metrics (rounded up to whole calls)
+
+  c.data = data = ConfigDict()
+  data.name = 'cifar10'  # a dataset that `gapjax prepare` knows, or a folder that TFDS prepared
+  data.image_size = 0  # resize the images to this many pixels a side; 0: leave them
+  data.train_images = 0  # train on the first so many images; 0: on all
+  data.flip = True  # horizontal flips of the training images
+
+  c.canvas = canvas = ConfigDict()
+  canvas.grid = 3  # k: the canvas has k x k locations
+  canvas.target = 'location'  # classify the 'location' (k * k classes) or the 'image'
+  canvas.fill = 'zero'  # around the image: 'zero' after normalising (the authors), true 'black'
+
+  c.model = model = ConfigDict()
+  model.name = 'resnet18'  # resnet10/18/34/50/101, vgg11/16
+  model.width = 64  # channels of the first stage
+  model.stem = 'canvas'  # resnets: 'canvas' (7x7, stride 2), 'cifar' (3x3, stride 1)
+  model.padding = 'zero'  # zero, reflect, replicate, circular, partial, none
+  model.head = 'gap'  # 'gap': GAPNet, 'permuted': PermuteNet, 'linear': GAP and a linear layer
+  model.permutation = 'batch'  # head 'permuted': drawn anew every 'batch', or 'fixed' for ever
+  model.permute_at = 'pooled'  # head 'permuted': after GAP, or before 'stage1', 'stage2', ...
+  model.permutation_seed = 0  # which permutation 'fixed' is
+  model.dtype = 'float32'  # computation: float32, bfloat16, or float64 (needs JAX_ENABLE_X64=1)
+
+  c.optimizer = optimizer = ConfigDict()
+  optimizer.name = 'adam'  # adam, sgd (with momentum)
+  optimizer.lr = 1e-3  # peak learning rate
+  optimizer.b1 = 0.5  # adam: decay of the first moment
+  optimizer.b2 = 0.999  # adam: decay of the second moment
+  optimizer.momentum = 0.9  # sgd
+  optimizer.weight_decay = 0.0  # added to the gradient of every parameter, as PyTorch does
+  optimizer.clip_norm = 0.0  # clip the gradient's global norm to this; 0: never
+
+  c.schedule = schedule = ConfigDict()
+  schedule.name = 'constant'  # constant, cosine (to 0), poly (to 0), step
+  schedule.warmup_epochs = 0.0  # linear from 0 to the peak
+  schedule.power = 0.9  # poly: (1 - progress) ** power
+  schedule.step_epochs = (10, 15)  # step: multiply the rate by `step_factor` at these epochs
+  schedule.step_factor = 0.1
+
+  c.eval = evaluation = ConfigDict()
+  evaluation.batch_size = 100  # canvases; rounded up to a multiple of the devices
+  evaluation.images = 0  # evaluate on the first so many test images; 0: on all
+  evaluation.every_epochs = 1  # between evaluations with random placement (the authors' protocol)
+
+  c.checkpoint = checkpoint = ConfigDict()
+  checkpoint.every_epochs = 1.0  # between checkpoints
+  checkpoint.keep = 2  # how many stay on disk
+  return c
+
+
+def parse_arg(arg: str | None, **defaults) -> ConfigDict:
+  """The variant after a config file's colon, 'grid=7,target=image', over its defaults.
+
+  Raises UsageError on an unknown name or a value of another type than the default's.
+  """
+  variant = dict(defaults)
+  for item in (arg or '').split(','):
+    if not item:
+      continue
+    name, equals, value = item.partition('=')
+    if name not in defaults or not equals:
+      raise UsageError(f'unknown variant `{item}`{nearest(name, defaults)}; '
+                       f'known: {", ".join(f"{k}={v}" for k, v in defaults.items())}')
+    try:
+      variant[name] = type(defaults[name])(value)
+    except ValueError:
+      raise UsageError(f'variant `{item}`: {name} must be a number') from None
+  return ConfigDict(variant)
+
+
+def from_flags(argv: list[str]) -> ConfigDict:
+  """Reads `--config=FILE[:variant]` and `--config.FIELD=VALUE` flags; validates the result.
+
+  Raises UsageError on an unknown flag or field (with the nearest known name), a value of a wrong
+  type, or a config file that is missing or fails.
+  """
+  overrides = [a for a in argv if re.match(r'--?config\.', a)]
+  files = [a for a in argv if re.match(r'--?config=', a)]
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=['gapjax', *argv])
+  try:
+    if files:
+      known = _parse(files).to_dict()
+      for override in overrides:
+        name = re.sub(r'^--?config\.', '', override).partition('=')[0]
+        fields = _flatten(known)
+        if name not in fields:
+          raise UsageError(f'unknown config field `{name}`{nearest(name, fields)}')
+    left = values(['gapjax', *argv])[1:]
+    if values.config is None:
+      raise UsageError('which config? give --config=FILE, such as configs/gapnet_cifar10.py')
+    config = values.config
+  except flags.Error as error:
+    lines = str(error).strip().splitlines()
+    raise UsageError(re.sub(r'^gapjax\.errors\.UsageError: ', '', lines[-1])) from None
+  except OSError:
+    raise UsageError(f'no config file `{files[-1].partition("=")[2].partition(":")[0]}`; '
+                     'the configs that come with gapjax lie in configs/') from None
+  if left:
+    raise UsageError(f'unexpected argument `{left[0]}`')
+  validate(config)
+  return config
+
+
+def _parse(argv):
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=['gapjax', *argv])
+  values(['gapjax', *argv])
+  return values.config
+
+
+def _flatten(tree, prefix=''):
+  """{'model': {'width': 64}} -> {'model.width': 64}."""
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      flat.update(_flatten(value, f'{prefix}{name}.'))
+    else:
+      flat[f'{prefix}{name}'] = value
+  return flat
+
+
+def difference(ours: dict, theirs: dict) -> list[str]:
+  """'model.width 16 (there: 64)' for every field in which two configs, as dicts, differ."""
+  ours, theirs = _flatten(ours), _flatten(theirs)
+  return [f'{name} {ours.get(name, "missing")} (there: {theirs.get(name, "missing")})'
+          for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+
+
+def validate(c: ConfigDict) -> None:
+  """Raises UsageError with one line on the first field that cannot be."""
+  unknown = set(_flatten(c.to_dict())) - set(_flatten(default().to_dict()))
+  if unknown:
+    name = min(unknown)
+    raise UsageError(f'unknown config field `{name}`{nearest(name, _flatten(default().to_dict()))}')
+  for value, known, what in (
+      (c.canvas.target, TARGETS, 'canvas.target'), (c.canvas.fill, FILLS, 'canvas.fill'),
+      (c.model.name, MODELS, 'model'), (c.model.stem, STEMS, 'model.stem'),
+      (c.model.padding, PADDINGS, 'padding'), (c.model.head, HEADS, 'head'),
+      (c.model.permutation, PERMUTATIONS, 'permutation'), (c.model.dtype, DTYPES, 'dtype'),
+      (c.model.permute_at, ('pooled', *stages(c.model.name)), 'model.permute_at'),
+      (c.optimizer.name, OPTIMIZERS, 'optimizer'), (c.schedule.name, SCHEDULES, 'schedule')):
+    check_choice(value, known, what=what)
+  for name in ('num_epochs', 'batch_size', 'log_every', 'canvas.grid', 'model.width',
+               'eval.batch_size', 'eval.every_epochs', 'checkpoint.every_epochs',
+               'checkpoint.keep', 'optimizer.lr'):
+    _check_range(c, name, above=0)
+  for name in ('seed', 'steps_per_call', 'data.image_size', 'data.train_images', 'eval.images',
+               'optimizer.weight_decay', 'optimizer.clip_norm', 'schedule.warmup_epochs'):
+    _check_range(c, name, least=0)
+  if c.model.head != 'permuted' and c.model.permute_at != 'pooled':
+    raise UsageError(f'model.permute_at={c.model.permute_at} needs model.head=permuted, '
+                     f'not {c.model.head}')
+
+
+def _check_range(c, name, *, above=None, least=None):
+  value = _flatten(c.to_dict())[name]
+  if not np.isfinite(value) or (value <= above if above is not None else value < least):
+    bound = f'above {above}' if above is not None else f'at least {least}'
+    raise UsageError(f'{name} must be {bound}, not {value}')
+
+
+def stages(model_name: str) -> tuple[str, ...]:
+  """The names of a network's stages, in order."""
+  return tuple(f'stage{s}' for s in range(1, 6 if model_name in VGGS else 5))

@@ -1,0 +1,23 @@
+"""The one exception that means "the person made a mistake", not "the program did"."""
+
+import difflib
+
+
+class UsageError(Exception):
+  """Bad input: the command line prints it as one line, without a traceback, and exits with 2.
+
+  The message is one sentence that says what is wrong and what to do instead.
+  """
+
+
+def nearest(word, known):
+  """' (did you mean `x`?)' when `word` resembles one of `known`, else ''."""
+  match = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)
+  return f' (did you mean `{match[0]}`?)' if match else ''
+
+
+def check_choice(value, known, *, what):
+  """Raises UsageError with the nearest known name unless `value` is one of `known`."""
+  if value not in known:
+    raise UsageError(f'unknown {what} `{value}`{nearest(value, known)}; '
+                     f'known: {", ".join(str(k) for k in known)}')

@@ -1,0 +1,26 @@
+"""Networks by name. Every one returns (logits, features), features a dict of named stages."""
+
+import flax.linen as nn
+
+from gapjax.models.heads import Permute
+from gapjax.models.layers import DTYPES
+from gapjax.models.resnet import RESNETS, ResNet
+from gapjax.models.vgg import VGGS, VGG
+
+MODELS = (*RESNETS, *VGGS)
+
+
+def create(model_config, *, num_classes: int, axis_name: str | None = None) -> nn.Module:
+  """Builds the network of a `config.model` (fields: gapjax/config.py).
+
+  Args:
+    model_config: the ConfigDict under `model`, already validated (config.validate).
+    num_classes: K, the number of logits.
+    axis_name: the pmap axis that BatchNorm synchronises over; None for one device.
+  """
+  c = model_config
+  arguments = dict(
+    variant=c.name, num_classes=num_classes, width=c.width, padding=c.padding, head=c.head,
+    permute=Permute(c.permutation, c.permutation_seed) if c.head == 'permuted' else None,
+    permute_at=c.permute_at, axis_name=axis_name, dtype=DTYPES[c.dtype])
+  return VGG(**arguments) if c.name in VGGS else ResNet(stem=c.stem, **arguments)

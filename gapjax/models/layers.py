@@ -1,0 +1,185 @@
+"""Convolution with six ways of padding and BatchNorm over devices, both as PyTorch has them.
+
+What decides parity with PyTorch: kernels and biases start uniform in +-1/sqrt(fan_in); a strided
+convolution pads (k - 1) // 2 on *both* sides (Flax's 'SAME' does not); BatchNorm's running variance
+is the unbiased estimate and its running averages move by `momentum`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from gapjax.errors import UsageError
+
+# Our names (PyTorch's names) -> numpy.pad modes; the other two need more than a pad.
+PAD_MODES = {'zero': 'constant', 'reflect': 'reflect', 'replicate': 'edge', 'circular': 'wrap'}
+PADDINGS = (*PAD_MODES, 'partial', 'none')
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float64': jnp.float64}
+
+
+def torch_uniform(fan_in: int) -> Callable:
+  """PyTorch's default initialiser of conv and linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+  bound = 1.0 / np.sqrt(fan_in)
+
+  def init(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
+
+
+def param_dtype(dtype) -> Any:
+  """Parameters stay in float32 under bfloat16 computation, and follow float64."""
+  return jnp.promote_types(dtype, jnp.float32)
+
+
+def pad(x: jax.Array, size: int, *, mode: str, where: str = '') -> jax.Array:
+  """Pads both spatial axes of x (b, h, w, c) by `size` on each side.
+
+  Args:
+    x: (b, h, w, c).
+    size: pixels a side; 0 returns x.
+    mode: 'zero', 'reflect', 'replicate' or 'circular', as torch.nn.Conv2d's padding_mode.
+    where: the layer's name, for the message.
+
+  Returns:
+    (b, h + 2 * size, w + 2 * size, c).
+
+  Raises:
+    UsageError: the feature map is too small for the mode (reflect needs size < h, circular <= h).
+  """
+  if not size:
+    return x
+  smallest = min(x.shape[1:3])
+  if size > smallest - {'reflect': 1}.get(mode, 0) and mode in ('reflect', 'circular'):
+    raise UsageError(
+      f'padding `{mode}` by {size} needs a larger feature map than {x.shape[1]}x{x.shape[2]}'
+      f'{where}; use a larger canvas (canvas.grid, data.image_size) or padding `zero`')
+  return jnp.pad(x, ((0, 0), (size, size), (size, size), (0, 0)), mode=PAD_MODES[mode])
+
+
+class Conv(nn.Module):
+  """2-d convolution, NHWC, with PyTorch's initialisation and a choice of padding.
+
+  padding 'partial' is partial convolution (Liu et al. 2018, *Partial Convolution based Padding*):
+  zero padding, and each output is scaled by (kernel area / area of the kernel inside the image).
+  padding 'none' shrinks the map by kernel_size - 1.
+
+  Call: (b, h, w, c) -> (b, h', w', features), h' = (h + 2 p - k) // stride + 1, p = (k - 1) // 2.
+
+  Raises UsageError when nothing would be left of the feature map.
+  """
+  features: int
+  kernel_size: int = 3
+  stride: int = 1
+  padding: str = 'zero'
+  use_bias: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    k, channels = self.kernel_size, x.shape[-1]
+    size = 0 if self.padding == 'none' else (k - 1) // 2
+    init = torch_uniform(channels * k * k)
+    kernel = self.param('kernel', init, (k, k, channels, self.features), param_dtype(self.dtype))
+    where = f' at `{"/".join(self.path)}`'
+    unpadded = x.shape[1:3]
+    x = pad(x, size, mode='zero' if self.padding in ('partial', 'none') else self.padding,
+            where=where)
+    if min(x.shape[1:3]) < k:
+      raise UsageError(
+        f'padding `{self.padding}` leaves a {x.shape[1]}x{x.shape[2]} feature map{where}, smaller '
+        f'than its {k}x{k} kernel; use a larger canvas (canvas.grid, data.image_size) or another '
+        'padding')
+    x = lax.conv_general_dilated(
+      x.astype(self.dtype), kernel.astype(self.dtype), (self.stride, self.stride), 'VALID',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    if self.padding == 'partial' and size:
+      x = x * jnp.asarray(partial_ratio(unpadded, k, self.stride), self.dtype)
+    if self.use_bias:
+      x = x + self.param('bias', init, (self.features,), param_dtype(self.dtype)).astype(self.dtype)
+    return x
+
+
+def partial_ratio(shape: tuple[int, int], kernel_size: int, stride: int) -> np.ndarray:
+  """Kernel area over the part of it inside the image, (h', w', 1), for partial convolution."""
+  p = (kernel_size - 1) // 2
+
+  def inside(n):  # how many of the kernel's rows fall inside [0, n) at each output position
+    start = np.arange(0, n + 2 * p - kernel_size + 1, stride) - p
+    return np.minimum(start + kernel_size, n) - np.maximum(start, 0)
+
+  area = np.outer(inside(shape[0]), inside(shape[1]))
+  return (kernel_size ** 2 / area)[..., None]
+
+
+class Dense(nn.Module):
+  """Linear layer with PyTorch's initialisation: (b, c) -> (b, features)."""
+  features: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    init = torch_uniform(x.shape[-1])
+    kernel = self.param('kernel', init, (x.shape[-1], self.features), param_dtype(self.dtype))
+    bias = self.param('bias', init, (self.features,), param_dtype(self.dtype))
+    return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+
+
+class BatchNorm(nn.Module):
+  """BatchNorm over (b, h, w), and over all devices when `axis_name` is given, as PyTorch has it.
+
+  The batch is normalised by its biased variance; the running variance averages the unbiased one
+  (n the count over all devices). Statistics are float32 (float64 in float64), whatever x is. The
+  variance is two-pass on each device and the devices' moments are merged exactly (Chan et al.
+  1979) from one all-gather: E[x^2] - E[x]^2 would cancel.
+
+  Call: (b, h, w, c) -> (b, h, w, c); train=False uses the running averages.
+  """
+  momentum: float = 0.1
+  epsilon: float = 1e-5
+  axis_name: str | None = None
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, *, train: bool):
+    dtype, c = param_dtype(self.dtype), x.shape[-1]
+    scale = self.param('scale', nn.initializers.ones, (c,), dtype)
+    bias = self.param('bias', nn.initializers.zeros, (c,), dtype)
+    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (c,), dtype)
+    running_var = self.variable('batch_stats', 'var', jnp.ones, (c,), dtype)
+    x = x.astype(dtype)
+    if train:
+      mean, var, n = self.batch_moments(x)
+      if not self.is_initializing():
+        for running, new in ((running_mean, mean), (running_var, var * n / max(n - 1, 1))):
+          running.value += self.momentum * (lax.stop_gradient(new) - running.value)
+    else:
+      mean, var = running_mean.value, running_var.value
+    y = (x - mean) * (lax.rsqrt(var + self.epsilon) * scale) + bias
+    return y.astype(self.dtype)
+
+  def batch_moments(self, x):
+    """Mean (c,), biased variance (c,) and count of x (b, h, w, c) over the batch of all devices."""
+    n = x.size // x.shape[-1]
+    mean = x.mean((0, 1, 2))
+    var = jnp.square(x - mean).mean((0, 1, 2))
+    if self.axis_name is None or self.is_initializing():
+      return mean, var, n
+    means, variances = lax.all_gather(jnp.stack([mean, var]), self.axis_name, axis=1)  # (d, c) x 2
+    mean = means.mean(0)
+    return mean, (variances + jnp.square(means - mean)).mean(0), n * means.shape[0]
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+  """2x2 max-pool with stride 2: (b, h, w, c) -> (b, h // 2, w // 2, c)."""
+  return nn.max_pool(x, (2, 2), (2, 2))
+
+
+def global_average_pool(x: jax.Array) -> jax.Array:
+  """GAP: (b, h, w, c) -> (b, c), summed in float32 whatever x is."""
+  return x.astype(param_dtype(x.dtype)).mean((1, 2))

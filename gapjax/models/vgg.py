@@ -1,0 +1,53 @@
+"""VGG-11/16 with BatchNorm (Simonyan & Zisserman 2015), without the fully connected layers."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gapjax.errors import UsageError
+from gapjax.models.heads import Head, Permute
+from gapjax.models.layers import BatchNorm, Conv, max_pool
+
+# name -> convolutions a stage; each stage ends in a max-pool. Channels: width x 1, 2, 4, 8, 8.
+VGGS = {'vgg11': (1, 1, 2, 2, 2), 'vgg16': (2, 2, 3, 3, 3)}
+MULTIPLES = (1, 2, 4, 8, 8)
+
+
+class VGG(nn.Module):
+  """VGG on images (b, h, w, 3): five stages of 3x3 convolutions, each ended by a 2x2 max-pool.
+
+  Call: (images, train=...) -> (logits (b, num_classes), features), features a dict of 'stage1' to
+  'stage5' (b, h, w, c) and 'pooled' (b, c). Arguments as ResNet's; the first stage is the stem.
+  """
+  variant: str
+  num_classes: int
+  width: int = 64
+  padding: str = 'zero'
+  head: str = 'gap'
+  permute: Permute | None = None
+  permute_at: str = 'pooled'
+  axis_name: str | None = None
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+    features = {}
+    for s, (count, multiple) in enumerate(zip(VGGS[self.variant], MULTIPLES, strict=True), 1):
+      if self.permute is not None and self.permute_at == f'stage{s}':
+        x = self.permute(x)
+      for i in range(count):
+        x = Conv(self.width * multiple, padding=self.padding, use_bias=True, dtype=self.dtype,
+                 name=f'conv{s}_{i}')(x)
+        x = nn.relu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype,
+                              name=f'bn{s}_{i}')(x, train=train))
+      if min(x.shape[1:3]) < 2:
+        raise UsageError(
+          f'nothing is left to pool at stage{s} of {self.variant} with padding '
+          f'`{self.padding}`; use a larger canvas (canvas.grid, data.image_size)')
+      features[f'stage{s}'] = x = max_pool(x)  # (b, h, w, c) -> (b, h / 2, w / 2, c)
+    logits, features['pooled'] = Head(
+      self.num_classes, self.head, self.padding,
+      self.permute if self.permute_at == 'pooled' else None, self.dtype, name='head')(x)
+    return logits, features

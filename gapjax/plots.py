@@ -1,0 +1,278 @@
+"""The pictures of a report: canvas samples, accuracy per location, learning curves.
+
+Every function writes one PNG and keeps no state: figures are made with matplotlib's object API, so
+no display and no pyplot is needed, and the same arguments give the same bytes. Pictures with axes
+come in a light and a dark version (`dark=True`) whose backgrounds are the report's page colours.
+"""
+
+import contextlib
+import dataclasses
+
+import matplotlib.style
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+
+DPI = 160
+TIMES = '\N{MULTIPLICATION SIGN}'
+NETWORKS = {'gapnet': 'GAPNet', 'permutenet': 'PermuteNet',
+            'permutenet_fixed': 'PermuteNet, fixed order'}
+TARGETS = {'location': 'Location', 'image': 'Image class'}
+# Lightness falls monotonically, so that the map survives colour blindness and a grey printer; its
+# dark end stays lighter than the dark page.
+ACCURACY_MAP = LinearSegmentedColormap.from_list(
+  'accuracy', ['#f6f1e4', '#cfe3d6', '#8cc5c4', '#4797b5', '#23699b', '#1d4f86'])
+# Okabe and Ito's palette, and its lighter relatives for the dark page.
+LINES = {False: ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#b58900', '#56b4e9'],
+         True: ['#5ab4ec', '#f0883e', '#35c597', '#dd9cc0', '#e3c452', '#a9c7e8']}
+DASHES = ['-', '-', (0, (4, 2)), '-.', (0, (6, 2)), (0, (1, 1))]
+PAGE = {False: {'page': '#ffffff', 'ink': '#1f262d', 'soft': '#616b75', 'rule': '#e4e7e9'},
+        True: {'page': '#12161b', 'ink': '#e3e8ec', 'soft': '#98a4af', 'rule': '#2a323a'}}
+# Readable on white and on the dark page alike, for pictures that come in one version only.
+MIDDLE_GREY = '#7b858f'
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One trained cell as the pictures see it.
+
+  `per_location` is a k x k nested list of accuracies in [0, 1], rows from the top of the canvas;
+  `train_loss` and `eval_accuracy` are lists of (step, value); `chance` is the accuracy of guessing.
+  """
+  network: str
+  target: str
+  grid: int | None = None
+  chance: float | None = None
+  per_location: list | None = None
+  train_loss: list = ()
+  eval_accuracy: list = ()
+
+  @property
+  def network_name(self):
+    return NETWORKS.get(self.network, self.network)
+
+  @property
+  def task_name(self):
+    """'Location, 3 x 3': what is asked, on which grid."""
+    name = TARGETS.get(self.target, self.target)
+    return f'{name}, {self.grid} {TIMES} {self.grid}' if self.grid else name
+
+
+def order(cell):
+  """Sort key of the project's tables and pictures: target, grid, then network."""
+  def place(value, known):
+    return (list(known).index(value), '') if value in known else (len(known), str(value))
+  return place(cell.target, TARGETS), cell.grid or 0, place(cell.network, NETWORKS)
+
+
+def _rows(cells):
+  """Cells in table order, one list for every (target, grid): one row of panels each."""
+  rows = {}
+  for cell in sorted(cells, key=order):
+    rows.setdefault((cell.target, cell.grid), []).append(cell)
+  return list(rows.values())
+
+
+@contextlib.contextmanager
+def _drawing(path, *, size, dark=False, transparent=False):
+  """Yields an empty figure of `size` inches in the house style and writes it to `path`."""
+  colors = PAGE[dark]
+  style = {
+    'font.family': 'DejaVu Sans', 'font.size': 9, 'text.color': colors['ink'],
+    'figure.facecolor': colors['page'], 'axes.facecolor': colors['page'],
+    'axes.edgecolor': colors['rule'], 'axes.labelcolor': colors['soft'], 'axes.labelsize': 8.5,
+    'axes.titlesize': 9.5, 'axes.titlecolor': colors['ink'], 'axes.titlepad': 8,
+    'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow': True,
+    'xtick.color': colors['rule'], 'ytick.color': colors['rule'], 'xtick.labelsize': 8,
+    'xtick.labelcolor': colors['soft'], 'ytick.labelcolor': colors['soft'], 'ytick.labelsize': 8,
+    'grid.color': colors['rule'], 'grid.linewidth': .7, 'legend.frameon': False,
+    'legend.fontsize': 9, 'svg.hashsalt': 'gapjax'}
+  # 'default' first: a matplotlibrc of the user's must not change a byte.
+  with matplotlib.style.context(['default', style]):
+    figure = Figure(figsize=size, dpi=DPI, layout='constrained')
+    FigureCanvasAgg(figure)
+    yield figure
+    figure.savefig(path, format='png', metadata={'Software': None}, transparent=transparent)
+
+
+def canvas_samples(canvases, *, labels, path, grid, columns=6):
+  """Draws canvases in a table, each under its label, with thin lines between the grid's cells.
+
+  Args:
+    canvases: float (n, H, W, 3) in [0, 1], RGB, already de-normalised.
+    labels: n short strings, such as 'location 4' or 'a 7'.
+    path: where the PNG goes; its background is transparent.
+    grid: k; lines are drawn at multiples of H / k and W / k.
+    columns: canvases in a row.
+
+  Raises:
+    ValueError: the shapes do not fit, or there is no canvas.
+  """
+  canvases = np.asarray(canvases, np.float32)
+  if canvases.ndim != 4 or canvases.shape[-1] != 3 or not len(canvases):
+    raise ValueError(f'canvases must be (n, H, W, 3) with n > 0, got {canvases.shape}')
+  if len(labels) != len(canvases):
+    raise ValueError(f'{len(canvases)} canvases need as many labels, got {len(labels)}')
+  columns = min(columns, len(canvases))
+  rows = -(-len(canvases) // columns)
+  _, height, width, _ = canvases.shape
+  side = 7.5 / max(columns, 3)
+  size = (side * columns, rows * (side * height / width + .22))
+  with _drawing(path, size=size, transparent=True) as figure:
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+      axis.set_axis_off()
+    for axis, canvas, label in zip(axes, canvases, labels, strict=False):
+      axis.imshow(np.clip(canvas, 0, 1), interpolation='nearest', extent=(0, width, height, 0))
+      line = 'black' if np.median(canvas) > .6 else 'white'
+      for i in range(1, grid):
+        axis.axhline(i * height / grid, color=line, linewidth=.6, alpha=.45)
+        axis.axvline(i * width / grid, color=line, linewidth=.6, alpha=.45)
+      axis.set_title(label, fontsize=8, color=MIDDLE_GREY, pad=4)
+
+
+def location_heatmaps(cells, path, *, dark=False):
+  """Draws accuracy per location, a k x k map for every cell that has `per_location`.
+
+  One row of maps for every target and grid, the networks side by side, one colour scale from 0 to 1
+  for all; the value stands in every square, in percent, up to 7 x 7.
+
+  Args:
+    cells: `Cell`s.
+    path: where the PNG goes.
+    dark: draw for a dark page.
+
+  Raises:
+    ValueError: no cell has `per_location`.
+  """
+  rows = _rows([cell for cell in cells if cell.per_location is not None])
+  if not rows:
+    raise ValueError('no cell has per_location')
+  columns = max(map(len, rows))
+  size = (2.5 * max(columns, 2), 2.72 * len(rows) + .5)
+  with _drawing(path, size=size, dark=dark) as figure:
+    figure.get_layout_engine().set(w_pad=.08, h_pad=.07)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for axis in axes.ravel():
+      axis.set_axis_off()
+    for row, cells_ in zip(axes, rows, strict=True):
+      for axis, cell in zip(row, cells_, strict=False):
+        picture = _heatmap(axis, cell, page=PAGE[dark]['page'])
+        if cell is cells_[0]:
+          axis.text(0, 1.15, cell.task_name, transform=axis.transAxes, weight='bold', size=10)
+    bar = figure.colorbar(picture, ax=axes, location='bottom', shrink=.5, aspect=45, pad=.02,
+                          ticks=[0, .25, .5, .75, 1], format=PercentFormatter(1, decimals=0))
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0)
+
+
+def _heatmap(axis, cell, *, page):
+  """Fills `axis` with one cell's map and returns the picture for the colour bar."""
+  values = np.asarray(cell.per_location, float)
+  k = len(values)
+  picture = axis.imshow(values, cmap=ACCURACY_MAP, norm=Normalize(0, 1))
+  for i in range(1, k):
+    axis.axhline(i - .5, color=page, linewidth=2.5 if k <= 5 else 1.2)
+    axis.axvline(i - .5, color=page, linewidth=2.5 if k <= 5 else 1.2)
+  axis.set_title(f'{cell.network_name}  {100 * values.mean():.1f}%', loc='left', fontsize=9,
+                 pad=5)
+  if k <= 7:
+    for (y, x), value in np.ndenumerate(values):
+      axis.text(x, y, f'{100 * value:.{1 if k <= 5 else 0}f}', ha='center', va='center',
+                fontsize=10 if k <= 3 else 8.5 if k <= 5 else 7,
+                color='white' if value > .55 else '#1f262d')
+  return picture
+
+
+def _smooth(values):
+  """Running mean over about a twenty-fifth of the points, shorter at both ends."""
+  window = np.ones(max(len(values) // 25, 1))
+  return (np.convolve(values, window, 'same')
+          / np.convolve(np.ones(len(values)), window, 'same'))
+
+
+def _series(points):
+  """(step, value) pairs to two arrays; a diverged loss leaves a gap, not a broken axis."""
+  steps, values = np.asarray([(s, np.nan if v is None else v) for s, v in points], float).T
+  return steps, np.where(np.isfinite(values), values, np.nan)
+
+
+def curves(cells, path, *, dark=False):
+  """Draws training loss (left) and evaluation accuracy (right) against the step.
+
+  One row of panels for every target and grid, one line a cell, chance dotted. A loss of more than 60
+  points is drawn faint, with its running mean on top; its axis is logarithmic when the values of the
+  row span more than a factor of 20.
+
+  Args:
+    cells: `Cell`s; those without `train_loss` and `eval_accuracy` are left out.
+    path: where the PNG goes.
+    dark: draw for a dark page.
+
+  Raises:
+    ValueError: no cell has a curve.
+  """
+  rows = _rows([cell for cell in cells if len(cell.train_loss) or len(cell.eval_accuracy)])
+  if not rows:
+    raise ValueError('no cell has a curve')
+  networks = list(dict.fromkeys(cell.network for row in rows for cell in row))
+  names = [*NETWORKS, *(name for name in networks if name not in NETWORKS)]
+  look = {name: {'color': LINES[dark][i % 6], 'linestyle': DASHES[i % 6]}
+          for i, name in enumerate(names)}
+  with _drawing(path, size=(7.5, 2.55 * len(rows) + .35), dark=dark) as figure:
+    figure.get_layout_engine().set(w_pad=.08, h_pad=.09)
+    axes = figure.subplots(len(rows), 2, squeeze=False)
+    for (left, right), row in zip(axes, rows, strict=True):
+      _loss_panel(left, row, look)
+      _accuracy_panel(right, row, look, soft=PAGE[dark]['soft'])
+      left.set_title(f'{row[0].task_name}: training loss', loc='left')
+      right.set_title(f'{row[0].task_name}: accuracy', loc='left')
+    for axis in axes[-1]:
+      axis.set_xlabel('step')
+    handles = [Line2D([], [], linewidth=1.8, label=NETWORKS.get(name, name), **look[name])
+               for name in networks]
+    if any(cell.chance is not None for row in rows for cell in row):
+      handles.append(Line2D([], [], color=PAGE[dark]['soft'], linestyle=':', label='chance'))
+    figure.legend(handles=handles, loc='outside upper left', ncols=len(handles), handlelength=2.2)
+
+
+def _loss_panel(axis, row, look):
+  lows, highs = [], []
+  for cell in row:
+    if not len(cell.train_loss):
+      continue
+    steps, values = _series(cell.train_loss)
+    many = len(values) > 60
+    if many:
+      axis.plot(steps, values, color=look[cell.network]['color'], linewidth=.6, alpha=.25)
+    axis.plot(steps, _smooth(values) if many else values, linewidth=1.8, **look[cell.network])
+    positive = values[values > 0]  # False for nan
+    if len(positive):
+      lows.append(positive.min())
+      highs.append(positive.max())
+  if lows and max(highs) > 20 * min(lows):
+    axis.set_yscale('log', nonpositive='mask')
+  else:
+    axis.set_ylim(bottom=0)
+  axis.grid(axis='y')
+  axis.tick_params(which='both', length=0)
+  axis.margins(x=.02)
+
+
+def _accuracy_panel(axis, row, look, *, soft):
+  for chance in sorted({cell.chance for cell in row if cell.chance is not None}):
+    axis.axhline(chance, color=soft, linestyle=':', linewidth=1.2)
+  for cell in row:
+    if len(cell.eval_accuracy):
+      steps, values = _series(cell.eval_accuracy)
+      axis.plot(steps, values, linewidth=1.8, marker='o' if len(values) < 2 else '',
+                **look[cell.network])
+  axis.set_ylim(0, 1.04)
+  axis.set_yticks([0, .25, .5, .75, 1])
+  axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+  axis.grid(axis='y')
+  axis.tick_params(length=0)
+  axis.margins(x=.02)

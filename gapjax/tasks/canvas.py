@@ -1,0 +1,117 @@
+"""The canvas task (section 3): an image pasted at one of k x k locations; say where, or say what.
+
+Everything here runs on the device, inside the jitted step, on uint8 images.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gapjax.metrics import EvalMetrics, TrainMetrics
+
+
+def place(patches: jax.Array, locations: jax.Array, *, grid: int, fill: jax.Array) -> jax.Array:
+  """Pastes each patch into its own canvas.
+
+  Args:
+    patches: (b, s, s, c).
+    locations: (b,) integers, row * grid + column.
+    grid: k, the canvas has k x k locations.
+    fill: (c,), the value of every other pixel.
+
+  Returns:
+    (b, k * s, k * s, c) canvases.
+  """
+  b, s, _, c = patches.shape
+  here = jax.nn.one_hot(locations, grid * grid, dtype=bool).reshape(b, grid, 1, grid, 1, 1)
+  tiles = patches[:, None, :, None]  # (b, s, s, c) -> (b, 1, s, 1, s, c)
+  canvas = jnp.where(here, tiles, fill.astype(patches.dtype))  # (b, k, s, k, s, c)
+  return canvas.reshape(b, grid * s, grid * s, c)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CanvasTask:
+  """Inputs, targets, loss and metrics of location or image classification on a canvas.
+
+  Attributes:
+    grid: k.
+    target: 'location' (k * k classes) or 'image'.
+    fill: 'zero' pads after normalising, as the authors do, so that their "black" is the mean
+      colour; 'black' pads with black pixels.
+    mean, std: (3,), normalisation on the [0, 1] scale.
+    num_images_classes: classes of the dataset.
+    flip: whether training images are flipped horizontally, each with probability 1/2.
+    dtype: of the canvases.
+  """
+  grid: int
+  target: str
+  fill: str
+  mean: np.ndarray
+  std: np.ndarray
+  num_image_classes: int
+  flip: bool = True
+  dtype: jnp.dtype = jnp.float32
+
+  @property
+  def num_locations(self) -> int:
+    return self.grid * self.grid
+
+  @property
+  def num_classes(self) -> int:
+    """Logits that the network needs."""
+    return self.num_locations if self.target == 'location' else self.num_image_classes
+
+  def canvases(self, images: jax.Array, locations: jax.Array) -> jax.Array:
+    """uint8 (b, s, s, 3) images and (b,) locations -> normalised (b, k * s, k * s, 3) canvases."""
+    mean, std = jnp.asarray(self.mean, self.dtype), jnp.asarray(self.std, self.dtype)
+    patches = (images.astype(self.dtype) / 255 - mean) / std
+    fill = jnp.zeros_like(mean) if self.fill == 'zero' else -mean / std
+    return place(patches, locations, grid=self.grid, fill=fill)
+
+  def train_batch(self, keys: jax.Array, data: Mapping[str, jax.Array],
+                  indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The training examples `indices` (b,) of data, each augmented and placed by its own key (b,).
+
+    Returns canvases (b, k * s, k * s, 3) and targets (b,).
+    """
+    images, labels = data['images'][indices], data['labels'][indices]
+
+    def draw(key):
+      where, mirror = jax.random.split(key)
+      return (jax.random.randint(where, (), 0, self.num_locations),
+              jax.random.bernoulli(mirror) & self.flip)
+
+    locations, flips = jax.vmap(draw)(keys)
+    images = jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
+    targets = locations if self.target == 'location' else labels
+    return self.canvases(images, locations), targets
+
+  def eval_batch(self, data: Mapping[str, jax.Array],
+                 batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Test examples batch['index'] (b,) of data at batch['location'] (b,): canvases and targets."""
+    index, locations = batch['index'], batch['location']
+    targets = locations if self.target == 'location' else data['labels'][index]
+    return self.canvases(data['images'][index], locations), targets
+
+  def train_metrics(self, logits, targets) -> tuple[jax.Array, TrainMetrics]:
+    """Mean cross entropy (a scalar) and the batch's metrics."""
+    losses = cross_entropy(logits, targets)
+    correct = (logits.argmax(-1) == targets).astype(losses.dtype)
+    return losses.mean(), TrainMetrics.single_from_model_output(loss=losses, correct=correct)
+
+  def eval_metrics(self, logits, targets, batch) -> EvalMetrics:
+    """Counts by location; padding (batch['mask'] false) counts for nothing."""
+    correct = (logits.argmax(-1) == targets) & batch['mask']
+    losses = jnp.where(batch['mask'], cross_entropy(logits, targets), 0)
+    at = jax.nn.one_hot(batch['location'], self.num_locations, dtype=jnp.int32)  # (b, k * k)
+    return EvalMetrics(correct=correct.astype(jnp.int32) @ at,
+                       count=batch['mask'].astype(jnp.int32) @ at,
+                       loss=losses.sum())
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """-log softmax(logits)[target], (b, k) and (b,) -> (b,)."""
+  return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, None], axis=1)[:, 0]
