@@ -21,3 +21,15 @@ def check_choice(value, known, *, what):
   if value not in known:
     raise UsageError(f'unknown {what} `{value}`{nearest(value, known)}; '
                      f'known: {", ".join(str(k) for k in known)}')
+
+
+class TrainingFailed(Exception):
+  """Training cannot go on (the loss is not finite): one line, exit code 1, checkpoints kept."""
+
+
+class Interrupted(Exception):
+  """SIGTERM or Ctrl-C: the state is saved, the same command goes on; exit code 0 or 130."""
+
+  def __init__(self, message, *, code):
+    super().__init__(message)
+    self.code = code

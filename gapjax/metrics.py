@@ -1,7 +1,7 @@
 """Metrics as (sum, count), reduced on the device, and where they are written."""
 
 import json
-import os
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +36,59 @@ class EvalMetrics(clu_metrics.Metric):
   def compute(self):
     """{'accuracy', 'loss', 'per_location' (k, k) lists}; the counts are of the whole test set."""
     correct, count = (np.asarray(x, np.int64) for x in (self.correct, self.count))
-    grid = int(round(len(count) ** 0.5))
+    grid = round(len(count) ** 0.5)
     per_location = [[c / n if n else None for c, n in zip(row, counts, strict=True)]
                     for row, counts in zip(correct.reshape(grid, grid).tolist(),
                                            count.reshape(grid, grid).tolist(), strict=True)]
     return {'accuracy': float(correct.sum() / count.sum()),
             'loss': float(self.loss / count.sum()), 'per_location': per_location}
+
+
+class Writer:
+  """Appends metrics to `workdir/metrics.jsonl` and to TensorBoard event files.
+
+  Lines of steps beyond `step` are those of a run that was killed after its last checkpoint: they
+  are dropped, since the run repeats them.
+  """
+
+  def __init__(self, workdir, *, step: int):
+    with warnings.catch_warnings():  # its protobuf stubs warn, depending on protobuf's version
+      warnings.simplefilter('ignore')
+      from tensorboardX import SummaryWriter
+    path = epath.Path(workdir) / 'metrics.jsonl'
+    self.lines = [line for line in read_lines(path) if line['step'] <= step]
+    path.write_text(''.join(json.dumps(line) + '\n' for line in self.lines))
+    self._file = path.open('a')
+    self._events = SummaryWriter(str(workdir), purge_step=step + 1, write_to_disk=True)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self._file.close()
+    self._events.close()
+
+  def write(self, step: int, split: str, **values) -> None:
+    """One line; numbers go to the event files too, as `split/name`."""
+    line = {'step': step, 'split': split, **values}
+    self.lines.append(line)
+    self._file.write(json.dumps(line) + '\n')
+    self._file.flush()
+    for name, value in values.items():
+      if isinstance(value, (int, float)):
+        self._events.add_scalar(f'{split}/{name}', value, step)
+
+  def evaluated(self, step: int) -> bool:
+    """Whether the evaluation of this step is written already."""
+    return any(line['step'] == step and line['split'] == 'eval' for line in self.lines)
+
+
+def read_lines(path) -> list[dict]:
+  """The lines of a JSONL file; a last line that a killed process left unfinished is dropped."""
+  lines = []
+  for text in path.read_text().splitlines() if path.exists() else []:
+    try:
+      lines.append(json.loads(text))
+    except json.JSONDecodeError:
+      break
+  return lines

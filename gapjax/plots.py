@@ -35,11 +35,17 @@ PAGE = {False: {'page': '#ffffff', 'ink': '#1f262d', 'soft': '#616b75', 'rule': 
 MIDDLE_GREY = '#7b858f'
 
 
+def square(k):
+  """'3 x 3', which no line break may part."""
+  return f'{k}\N{NO-BREAK SPACE}{TIMES}\N{NO-BREAK SPACE}{k}'
+
+
 @dataclasses.dataclass(frozen=True)
 class Cell:
   """One trained cell as the pictures see it.
 
-  `per_location` is a k x k nested list of accuracies in [0, 1], rows from the top of the canvas;
+  `per_location` is a k x k nested list of accuracies in [0, 1], rows from the top of the canvas,
+  None where nothing was counted;
   `train_loss` and `eval_accuracy` are lists of (step, value); `chance` is the accuracy of guessing.
   """
   network: str
@@ -58,7 +64,7 @@ class Cell:
   def task_name(self):
     """'Location, 3 x 3': what is asked, on which grid."""
     name = TARGETS.get(self.target, self.target)
-    return f'{name}, {self.grid} {TIMES} {self.grid}' if self.grid else name
+    return f'{name}, {square(self.grid)}' if self.grid else name
 
 
 def order(cell):
@@ -119,7 +125,7 @@ def canvas_samples(canvases, *, labels, path, grid, columns=6):
   columns = min(columns, len(canvases))
   rows = -(-len(canvases) // columns)
   _, height, width, _ = canvases.shape
-  side = 7.5 / max(columns, 3)
+  side = 7.8 / max(columns, 3)
   size = (side * columns, rows * (side * height / width + .22))
   with _drawing(path, size=size, transparent=True) as figure:
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -152,9 +158,9 @@ def location_heatmaps(cells, path, *, dark=False):
   if not rows:
     raise ValueError('no cell has per_location')
   columns = max(map(len, rows))
-  size = (2.5 * max(columns, 2), 2.72 * len(rows) + .5)
+  size = (2.6 * columns if columns > 1 else 3.3, (2.95 if columns > 1 else 3.5) * len(rows) + .5)
   with _drawing(path, size=size, dark=dark) as figure:
-    figure.get_layout_engine().set(w_pad=.08, h_pad=.07)
+    figure.get_layout_engine().set(w_pad=.02, h_pad=.05, hspace=.09, wspace=.03)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for axis in axes.ravel():
       axis.set_axis_off()
@@ -162,7 +168,7 @@ def location_heatmaps(cells, path, *, dark=False):
       for axis, cell in zip(row, cells_, strict=False):
         picture = _heatmap(axis, cell, page=PAGE[dark]['page'])
         if cell is cells_[0]:
-          axis.text(0, 1.15, cell.task_name, transform=axis.transAxes, weight='bold', size=10)
+          axis.text(0, 1.16, cell.task_name, transform=axis.transAxes, weight='bold', size=10)
     bar = figure.colorbar(picture, ax=axes, location='bottom', shrink=.5, aspect=45, pad=.02,
                           ticks=[0, .25, .5, .75, 1], format=PercentFormatter(1, decimals=0))
     bar.outline.set_visible(False)
@@ -171,19 +177,22 @@ def location_heatmaps(cells, path, *, dark=False):
 
 def _heatmap(axis, cell, *, page):
   """Fills `axis` with one cell's map and returns the picture for the colour bar."""
-  values = np.asarray(cell.per_location, float)
+  values = np.asarray(cell.per_location, float)  # (k, k); None turns into nan
   k = len(values)
   picture = axis.imshow(values, cmap=ACCURACY_MAP, norm=Normalize(0, 1))
   for i in range(1, k):
     axis.axhline(i - .5, color=page, linewidth=2.5 if k <= 5 else 1.2)
     axis.axvline(i - .5, color=page, linewidth=2.5 if k <= 5 else 1.2)
-  axis.set_title(f'{cell.network_name}  {100 * values.mean():.1f}%', loc='left', fontsize=9,
-                 pad=5)
+  counted = values[np.isfinite(values)]
+  mean = f'{100 * counted.mean():.1f}%' if len(counted) else ''
+  axis.set_title(f'{cell.network_name}  {mean}', loc='left', fontsize=9, pad=5)
   if k <= 7:
     for (y, x), value in np.ndenumerate(values):
+      if np.isnan(value):
+        continue
       axis.text(x, y, f'{100 * value:.{1 if k <= 5 else 0}f}', ha='center', va='center',
                 fontsize=10 if k <= 3 else 8.5 if k <= 5 else 7,
-                color='white' if value > .55 else '#1f262d')
+                color='white' if value > .66 else '#1f262d')
   return picture
 
 
@@ -196,16 +205,16 @@ def _smooth(values):
 
 def _series(points):
   """(step, value) pairs to two arrays; a diverged loss leaves a gap, not a broken axis."""
-  steps, values = np.asarray([(s, np.nan if v is None else v) for s, v in points], float).T
+  steps, values = np.asarray(points, float).T  # None turns into nan
   return steps, np.where(np.isfinite(values), values, np.nan)
 
 
 def curves(cells, path, *, dark=False):
   """Draws training loss (left) and evaluation accuracy (right) against the step.
 
-  One row of panels for every target and grid, one line a cell, chance dotted. A loss of more than 60
-  points is drawn faint, with its running mean on top; its axis is logarithmic when the values of the
-  row span more than a factor of 20.
+  One row of panels for every target and grid, one line a cell, chance dotted. A loss of more than
+  60 points is drawn faint, with its running mean on top; its axis is logarithmic when the values of
+  the row span more than a factor of 20.
 
   Args:
     cells: `Cell`s; those without `train_loss` and `eval_accuracy` are left out.
@@ -222,14 +231,14 @@ def curves(cells, path, *, dark=False):
   names = [*NETWORKS, *(name for name in networks if name not in NETWORKS)]
   look = {name: {'color': LINES[dark][i % 6], 'linestyle': DASHES[i % 6]}
           for i, name in enumerate(names)}
-  with _drawing(path, size=(7.5, 2.55 * len(rows) + .35), dark=dark) as figure:
+  with _drawing(path, size=(7.8, 2.55 * len(rows) + .35), dark=dark) as figure:
     figure.get_layout_engine().set(w_pad=.08, h_pad=.09)
     axes = figure.subplots(len(rows), 2, squeeze=False)
     for (left, right), row in zip(axes, rows, strict=True):
       _loss_panel(left, row, look)
       _accuracy_panel(right, row, look, soft=PAGE[dark]['soft'])
       left.set_title(f'{row[0].task_name}: training loss', loc='left')
-      right.set_title(f'{row[0].task_name}: accuracy', loc='left')
+      right.set_title(f'{row[0].task_name}: evaluation accuracy', loc='left')
     for axis in axes[-1]:
       axis.set_xlabel('step')
     handles = [Line2D([], [], linewidth=1.8, label=NETWORKS.get(name, name), **look[name])

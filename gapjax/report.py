@@ -6,60 +6,24 @@ both rendered from that list. A new figure of the paper is one more function in 
 here depends on the clock: the same JSON gives the same bytes.
 """
 
-import base64
 import dataclasses
-import html
 import json
-import math
 import pathlib
 import re
-import struct
 
 from gapjax import plots
 from gapjax.errors import UsageError
+from gapjax.render import Page, Picture, Section, Table, html_page, markdown, markdown_table
 
 DASH = '\N{EN DASH}'
 CELL = re.compile(r'(gapnet|permutenet|permutenet_fixed)/(location|image)/(\d+)x\3')
+# config.model.head -> the cell's network
+HEADS = {'gap': 'gapnet', 'permuted': 'permutenet', 'linear': 'GAP and a linear layer'}
 FRACTION = re.compile('accuracy|consistency|miou|chance')
 PAPER = ('Islam, Kowal, Jia, Derpanis, Bruce: Global Pooling, More than Meets the Eye: Position '
-         'Information is Encoded Channel-Wise in CNNs. ICCV 2021, arXiv 2108.07884')
+         'Information is Encoded Channel-Wise in CNNs. ICCV 2021, arXiv 2108.07884.')
 SCALES = {'digits': 'small handwritten digits in place of CIFAR-10, and a narrow network',
           'small': 'a narrower network and a shorter schedule than the paper'}
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-  """Cells are plain strings; the first `text` columns are text, the others numbers.
-
-  `breaks` names the rows that start a new block; `strong` the columns that hold our own numbers.
-  """
-  head: list
-  rows: list
-  text: int = 1
-  caption: str = ''
-  breaks: frozenset = frozenset()
-  strong: frozenset = frozenset()
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-  """A PNG in the report's folder, and its version for a dark page if it has one."""
-  path: pathlib.Path
-  alt: str
-  caption: str
-  dark: pathlib.Path | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Section:
-  """What one section holds, in this order; `facts` are (number, what it is) in large type."""
-  heading: str
-  text: list = ()
-  facts: list = ()
-  code: str = ''
-  tables: list = ()
-  pictures: list = ()
-  bullets: list = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,85 +36,84 @@ class Source:
   cells: list = ()
 
 
-# --- reading ---------------------------------------------------------------------------------
-
-
-def _parse(text, path, line=1):
+def _text(path):
   try:
-    return json.loads(text)
-  except json.JSONDecodeError as error:
-    raise UsageError(f'{path} line {line + error.lineno - 1} is not JSON ({error.msg}); '
-                     'delete the file and run again') from None
-
-
-def _read(path, kind):
-  """The JSON in `path`, which must be of type `kind`."""
-  try:
-    value = _parse(path.read_text(encoding='utf-8'), path)
+    return path.read_text(encoding='utf-8')
   except UnicodeDecodeError:
     raise UsageError(f'{path} is not UTF-8 text; delete the file and run again') from None
+
+
+def _parse(text, path, kind, line=1):
+  """The JSON value in `text`, a dict or a list as `kind` says; `line` is where it starts."""
+  try:
+    value, wrong = json.loads(text), f'should hold a JSON {"list" if kind is list else "object"}'
+  except json.JSONDecodeError as error:
+    value, line, wrong = None, line + error.lineno - 1, f'is not JSON ({error.msg})'
   if not isinstance(value, kind):
-    raise UsageError(f'{path} line 1 should hold a JSON {"list" if kind is list else "object"}; '
-                     'delete the file and run again')
+    raise UsageError(f'{path} line {line} {wrong}; delete the file and run again')
   return value
 
 
 def _load(workdir):
-  run = _read(workdir / 'run.json', dict) if (workdir / 'run.json').exists() else {}
-  if (workdir / 'results.json').exists():
-    records = _read(workdir / 'results.json', list)
+  def read(name, kind):
+    path = workdir / name
+    return _parse(_text(path), path, kind) if path.exists() else None
+  run, records = read('run.json', dict) or {}, read('results.json', list)
+  if records == []:
+    raise UsageError(f'{workdir / "results.json"} is empty: no cell has finished yet; run again')
+  if records:
     for i, record in enumerate(records):
       for key in ('cell', 'metric', 'mean'):
         if not isinstance(record, dict) or key not in record:
-          raise UsageError(f'{workdir / "results.json"} entry {i} has no `{key}`; '
-                           'delete the entry and run again')
+          raise UsageError(f'{workdir / "results.json"} entry {i} has no `{key}`; run again')
+    records = sorted(records, key=_place)
     return Source(workdir, records=records, run=run, cells=_cells(records))
-  if (workdir / 'summary.json').exists():
-    summary = _read(workdir / 'summary.json', dict)
-    return Source(workdir, run=run, summary=summary, cells=[_run_cell(workdir, summary)])
-  raise UsageError(f'{workdir} holds neither results.json nor summary.json; '
-                   'give the --workdir of a `gapjax reproduce`, `quickstart` or `train`')
+  summary = read('summary.json', dict)
+  if summary is None:
+    raise UsageError(f'{workdir} holds neither results.json nor summary.json; '
+                     'give the --workdir of a `gapjax reproduce`, `quickstart` or `train`')
+  return Source(workdir, run=run, summary=summary, cells=[_run_cell(workdir, summary)])
 
 
 def _cells(records):
   """What the pictures need, from the records that carry a detail."""
   cells = {}
   for record in records:
-    match, detail = CELL.fullmatch(record['cell']), record.get('detail') or {}
+    match, detail = CELL.fullmatch(record['cell']), record.get('detail')
     if match and detail:
-      network, target, grid = match.groups()
+      network, target, k = match[1], match[2], int(match[3])
       curve = detail.get('curves') or {}
       cells[record['cell']] = plots.Cell(
-        network, target, int(grid), _chance(target, int(grid), detail), detail.get('per_location'),
+        network, target, k, _chance(target, k, detail), detail.get('per_location'),
         curve.get('train_loss') or [], curve.get('eval_accuracy') or [])
-  return sorted(cells.values(), key=plots.order)
+  return list(cells.values())
 
 
 def _chance(target, grid, detail):
-  return 1 / grid ** 2 if target == 'location' else detail.get('chance')
+  return 1 / grid ** 2 if target == 'location' and grid else detail.get('chance')
 
 
 def _run_cell(workdir, summary):
   """A single run as a cell; its curves come from metrics.jsonl."""
-  config = summary.get('config') or {}
-  path, curve = workdir / 'metrics.jsonl', {'train': [], 'eval': []}
-  lines = path.read_text(encoding='utf-8').split('\n') if path.exists() else []
-  for number, line in enumerate(lines, 1):
+  path, curve = workdir / 'metrics.jsonl', {'train': {}, 'eval': {}}
+  for number, line in enumerate(_text(path).split('\n') if path.exists() else [], 1):
     if line.strip():
-      point = _parse(line, path, number)
+      point = _parse(line, path, dict, number)
       key = 'loss' if point.get('split') == 'train' else 'accuracy'
-      if key in point and 'step' in point:
-        curve.get(point.get('split'), []).append((point['step'], point[key]))
-  model = config.get('model') or {}
+      if key in point and 'step' in point:  # a resumed run repeats steps: its last word counts
+        curve.setdefault(point.get('split'), {})[point['step']] = point[key]
+  model, canvas = ((summary.get('config') or {}).get(key) or {} for key in ('model', 'canvas'))
   per_location = summary.get('per_location')
-  grid = len(per_location) if per_location else config.get('grid')
-  target = str(config.get('target', 'accuracy'))
-  chance = _chance(target, grid, summary) if grid else summary.get('chance')
-  network = str(config.get('network') or model.get('head') or model.get('name') or 'network')
-  return plots.Cell(network, target, grid, chance, per_location, curve['train'], curve['eval'])
+  grid = canvas.get('grid') or (len(per_location) if per_location else None)
+  target = str(canvas.get('target', 'accuracy'))
+  head = HEADS.get(model.get('head'), str(model.get('name', 'network')))
+  if head == 'permutenet' and model.get('permutation') == 'fixed':
+    head = 'permutenet_fixed'
+  return plots.Cell(head, target, grid, _chance(target, grid, summary), per_location,
+                    sorted(curve['train'].items()), sorted(curve['eval'].items()))
 
 
-# --- numbers ---------------------------------------------------------------------------------
+# --- numbers and tables ----------------------------------------------------------------------
 
 
 def _number(value, metric='accuracy'):
@@ -177,42 +140,44 @@ def _suite(record):
   return ', '.join(str(record[key]) for key in ('suite', 'scale') if record.get(key))
 
 
+def _place(record):
+  """Sort key: the canvas cells in the paper's order, then everything else as it came."""
+  match = CELL.fullmatch(record['cell'])
+  cell = match and plots.Cell(match[1], match[2], int(match[3]))
+  return (0, _suite(record), *plots.order(cell)) if match else (1,)
+
+
 def _result_tables(records):
   """The tables of a suite: the canvas cells in one, whatever else there is in a plain one."""
   canvas, other = {}, []
-  for record in records:
+  for record in sorted(records, key=_place):
     if CELL.fullmatch(record['cell']):
       canvas.setdefault((_suite(record), record['cell']), {})[record['metric']] = record
     else:
       other.append(record)
-  tables = [_canvas_table(canvas)] if canvas else []
-  return [*tables, _plain_table(other)] if other else tables
+  return [draw(some) for draw, some in ((_canvas_table, canvas), (_plain_table, other)) if some]
 
 
 def _canvas_table(cells):
   """cells: {(suite, cell): {metric: record}}; the paper's number stands next to its protocol."""
   torch = any(r.get('torch') is not None for found in cells.values() for r in found.values())
   several = len({suite for suite, _ in cells}) > 1
-  lines = []
+  blocks, rows = [], []
   for (suite, name), found in cells.items():
-    network, target, grid = CELL.fullmatch(name).groups()
-    exact = found.get(f'{target}_accuracy')
-    best = found.get(f'{target}_accuracy_best_random')
-    detail = next((r['detail'] for r in (exact, best) if r and r.get('detail')), {})
-    row = [*([suite] if several else []), plots.NETWORKS[network], target,
-           f'{grid}{plots.TIMES}{grid}', _number(_first((best, exact), 'paper')),
-           *([_number(_first((best, exact), 'torch'))] if torch else []),
-           _ours(best), _ours(exact), _number(_chance(target, int(grid), detail))]
-    key = plots.order(plots.Cell(network, target, int(grid)))
-    lines.append(((suite, *key), row))
-  lines.sort(key=lambda line: line[0])
-  breaks = {i for i in range(1, len(lines)) if lines[i][0][:-1] != lines[i - 1][0][:-1]}
+    network, target, k = CELL.fullmatch(name).groups()
+    exact, best = (found.get(f'{target}_accuracy{which}') for which in ('', '_best_random'))
+    chance = _chance(target, int(k), _first((exact, best), 'detail') or {})
+    paper, pytorch = (_number(_first((best, exact), key)) for key in ('paper', 'torch'))
+    blocks.append((suite, target, k))
+    rows.append([*([suite] if several else []), plots.NETWORKS[network], target,
+                 f'{k}{plots.TIMES}{k}', paper, *([pytorch] if torch else []),
+                 _ours(best), _ours(exact), _number(chance)])
+  breaks = frozenset(i for i in range(1, len(rows)) if blocks[i] != blocks[i - 1])
   head = [*(['suite'] if several else []), 'network', 'target', 'grid', 'paper',
-          *(['PyTorch'] if torch else []), 'best epoch, random placement',
-          'every location, final weights', 'chance']
+          *(['PyTorch'] if torch else []), 'gapjax: best epoch, random placement',
+          'gapjax: every location, final weights', 'chance']
   return Table(
-    head, [row for _, row in lines], text=3 + several, breaks=frozenset(breaks),
-    strong=frozenset({len(head) - 3, len(head) - 2}),
+    head, rows, text=3 + several, breaks=breaks, strong=frozenset({len(head) - 3, len(head) - 2}),
     caption='In percent. gapjax: mean \N{PLUS-MINUS SIGN} sample standard deviation (seeds). The '
     'paper quotes the best epoch under random placement; the stricter column places every test '
     'image at every location with the final weights.')
@@ -221,35 +186,32 @@ def _canvas_table(cells):
 def _plain_table(records):
   torch = any(r.get('torch') is not None for r in records)
   several = len({_suite(r) for r in records}) > 1
+  rows = []
+  for r in records:
+    paper, pytorch = (_number(r.get(key), r['metric']) for key in ('paper', 'torch'))
+    rows.append([*([_suite(r)] if several else []), r['cell'], r['metric'], paper,
+                 *([pytorch] if torch else []), _ours(r)])
   head = [*(['suite'] if several else []), 'cell', 'metric', 'paper',
           *(['PyTorch'] if torch else []), 'gapjax']
-  rows = [[*([_suite(r)] if several else []), r['cell'], r['metric'],
-           _number(r.get('paper'), r['metric']),
-           *([_number(r.get('torch'), r['metric'])] if torch else []), _ours(r)] for r in records]
   return Table(head, rows, text=2 + several, strong=frozenset({len(head) - 1}),
                caption='Accuracy, consistency and mIoU in percent. gapjax: mean '
                '\N{PLUS-MINUS SIGN} sample standard deviation (seeds).')
 
 
 def table(records):
-  """The results as Markdown, for a report, a terminal or a README.
+  """The results as Markdown, in percent, for a report, a terminal or a README.
 
-  Args:
-    records: a suite's results.json: dicts with `cell`, `metric`, `mean`, and if known `paper`,
-      `torch`, `std`, `n`, `suite`, `scale`, `detail`; fractions in [0, 1].
-
-  Returns:
-    One Markdown table, percent with one decimal; the canvas cells (the paper's section 3) one row
-    a cell with both protocols, other suites one row a record in a table of their own.
+  The canvas cells (the paper's section 3) take one row a cell with both protocols; other suites
+  one row a record, in a table of their own. `records`: a suite's results.json, dicts with `cell`,
+  `metric`, `mean`, and if known `paper`, `torch`, `std`, `n`, `suite`, `scale`, `detail`.
   """
-  return '\n\n'.join(_markdown_table(part) for part in _result_tables(records))
+  return '\n\n'.join(markdown_table(part) for part in _result_tables(records))
 
 
-# --- sections: Source, folder for pictures -> Section or None --------------------------------
+# --- sections: (Source, folder for pictures) -> Section or None -------------------------------
 
 
-def _results(source, folder):
-  del folder  # no pictures
+def _results(source, _):
   if not source.records:
     return None
   exact, facts = {}, []
@@ -258,28 +220,24 @@ def _results(source, folder):
     if match and record['metric'] == 'location_accuracy' and record['mean'] is not None:
       exact[int(match[3]), match[1]] = record['mean']
   for k in sorted({k for k, _ in exact}):
-    grid = f'{k} {plots.TIMES} {k} grid'
     for network in ('gapnet', 'permutenet'):
       if (k, network) in exact:
         facts.append((f'{_number(exact[k, network])}%',
-                      f'location found by {plots.NETWORKS[network]}, {grid}'))
-    facts.append((f'{100 / k ** 2:.1f}%', f'guessing, {grid}'))
-  scales = {r.get('scale') for r in source.records} & set(SCALES)
-  text = [f'This run uses {SCALES[scale]}, so compare the order of the rows with the '
-          "paper's, not the digits." for scale in sorted(scales)]
+                      f'location accuracy of {plots.NETWORKS[network]}, {plots.square(k)}'))
+    facts.append((f'{100 / k ** 2:.1f}%', f'location accuracy of guessing, {plots.square(k)}'))
+  text = [f'This run uses {what}, so compare the order of the rows with the paper\'s, not the '
+          'values.' for scale, what in SCALES.items()
+          if any(r.get('scale') == scale for r in source.records)]
   return Section('Results', text=text, facts=facts, tables=_result_tables(source.records))
 
 
-def _run_results(source, folder):
-  del folder
+def _run_results(source, _):
   if source.summary is None:
     return None
-  final, best = (source.summary.get(key) or {} for key in ('final', 'best'))
-  # Both are {metric: number}; `best` may also say at which step, which is no result.
-  names = [name for name in dict.fromkeys([*final, *best])
-           if any(isinstance(part.get(name), int | float) for part in (final, best))]
-  rows = [[name, *(_number(part.get(name), name) for part in (final, best))] for name in names]
-  return Section('Results', tables=[Table(['metric', 'final', 'best'], rows, strong=frozenset({1}),
+  rows = [[metric, _number(value, metric)] for part in ('final', 'best')
+          for metric, value in (source.summary.get(part) or {}).items()
+          if metric != 'step' and isinstance(value, int | float)]
+  return Section('Results', tables=[Table(['metric', 'value'], rows, strong=frozenset({1}),
                                           caption='Accuracies in percent.')])
 
 
@@ -294,10 +252,10 @@ def _samples(source, folder):
     data = path.read_bytes()
     if not data.startswith(b'\x89PNG\r\n\x1a\n'):
       raise UsageError(f'{path} is not a PNG; delete the file and run again')
-    copy = folder / f'canvas_{path.stem}.png' if path.stem != 'canvas' else folder / 'canvas.png'
+    k = path.stem.partition('x')[0]  # 'canvas' for a single run's
+    copy = folder / (path.name if k == 'canvas' else f'canvas_{path.name}')
     copy.write_bytes(data)
-    grid = path.stem.replace('x', f' {plots.TIMES} ') if 'x' in path.stem else ''
-    name = f'Samples on the {grid} canvas' if grid else 'Samples of the canvas'
+    name = 'Samples of the canvas' if k == 'canvas' else f'Samples of the {plots.square(k)} canvas'
     pictures.append(Picture(copy, name, f'{name}. Thin lines mark the locations.'))
   return Section('What the network sees', text=[
     'Each image stands at one random place on an otherwise empty canvas. The location networks '
@@ -319,30 +277,25 @@ def _heatmaps(source, folder):
   return Section('Where it succeeds', pictures=[_both(
     plots.location_heatmaps, source.cells, folder / 'locations.png',
     alt='Accuracy at every location of the canvas, one map a network',
-    caption='Accuracy in percent at every location, every test image at every place, mean over '
-    'seeds; beside each name the mean over locations.')])
+    caption='Accuracy in percent of every test image at every location'
+    f'{", mean over seeds" if source.records else ""}; beside each name the mean.')])
 
 
 def _curves(source, folder):
   if not any(len(c.train_loss) or len(c.eval_accuracy) for c in source.cells):
     return None
-  who = 'first seed' if source.records else 'this run'
   return Section('How it learned', pictures=[_both(
     plots.curves, source.cells, folder / 'curves.png',
     alt='Training loss and evaluation accuracy against the training step',
-    caption=f'Training loss and evaluation accuracy, {who}; the dotted line is guessing.')])
+    caption='Training loss and evaluation accuracy'
+    f'{" of the first seed" if source.records else ""}; the dotted line is guessing.')])
 
 
 def _seconds(value):
-  minutes = round(value) // 60
+  minutes, seconds = divmod(round(value), 60)
   if minutes >= 60:
     return f'{minutes // 60} h {minutes % 60} min'
-  return f'{minutes} min {round(value) % 60} s' if minutes else f'{value:.1f} s'
-
-
-def _mean_seconds(value):
-  values = value if isinstance(value, list) else [value]
-  return _seconds(sum(values) / len(values)) if values else DASH
+  return f'{minutes} min {seconds} s' if minutes else f'{value:.1f} s'
 
 
 # What a record's detail says about training, its label, and how to print it.
@@ -351,21 +304,20 @@ DETAIL = [('model', 'model', str), ('parameters', 'parameters', '{:,}'.format),
           ('test_images', 'test images', '{:,}'.format), ('canvas_size', 'canvas, pixels', str),
           ('epochs', 'epochs', str), ('steps', 'steps', '{:,}'.format),
           ('batch_size', 'batch', str), ('seeds', 'seeds', lambda v: ', '.join(map(str, v))),
-          ('wall_seconds', 'time a seed', _mean_seconds),
+          ('wall_seconds', 'time a seed', lambda v: _seconds(sum(v) / len(v)) if v else DASH),
           ('images_per_second', 'images/s', '{:,.0f}'.format), ('config_hash', 'config', str)]
 
 
-def _how(source, folder):
+def _how(source, _):
   """What is the same everywhere goes into one list, what differs into a row a cell."""
-  del folder
   about = source.summary or source.run
-  rows = [[name, str(about[key])] for key, name in (('device', 'device'), ('step', 'steps'))
-          if about.get(key) is not None]
-  rows += [['duration', _seconds(about['wall_seconds'])]] if about.get('wall_seconds') else []
-  if about.get('images_per_second'):
-    rows.append(['images/s', f'{about["images_per_second"]:,.0f}'])
-  if about.get('versions'):
-    rows.append(['versions', ', '.join(f'{k} {v}' for k, v in about['versions'].items())])
+  rows = []
+  for key, name, show in (
+      ('device', 'device', str), ('step', 'steps', '{:,}'.format),
+      ('wall_seconds', 'duration', _seconds), ('images_per_second', 'images/s', '{:,.0f}'.format),
+      ('versions', 'versions', lambda v: ', '.join(f'{k} {n}' for k, n in v.items()))):
+    if about.get(key):
+      rows.append([name, show(about[key])])
   trained = [{**r['detail'], **{k: r[k] for k in ('seeds', 'config_hash') if k in r},
               'cell': r['cell']} for r in source.records if r.get('detail')]
   differ = []
@@ -377,19 +329,69 @@ def _how(source, folder):
       differ.append((name, said))
   tables = [Table(['', ''], rows, text=2)] if rows else []
   if differ:
-    lines = [[t['cell'], *(said[i] for _, said in differ)] for i, t in enumerate(trained)]
-    tables.append(Table(['cell', *(name for name, _ in differ)], lines))
+    names, columns = zip(*differ, strict=True)
+    lines = zip((t['cell'] for t in trained), *columns, strict=True)
+    tables.append(Table(['cell', *names], list(lines)))
   if source.summary:
     tables.append(Table(['config field', 'value'], _flat(source.summary.get('config') or {}),
                         text=2))
-  return Section('How it was made', code=str(source.run.get('command', '')), tables=tables,
-                 bullets=[str(note) for note in source.run.get('notes') or []])
+  command, notes = str(source.run.get('command', '')), source.run.get('notes') or []
+  return Section('How it was made', code=command, tables=tables,
+                 bullets=list(map(str, notes))) if command or tables or notes else None
 
 
 def _flat(config, prefix=''):
   """[['optimizer.lr', '0.001'], ...]: the names that --config.optimizer.lr= takes."""
-  rows = []
-  for key, value in config.items():
-    rows += (_flat(value, f'{prefix}{key}.') if isinstance(value, dict)
-             else [[f'{prefix}{key}', json.dumps(value, ensure_ascii=False)]])
-  return rows
+  return [row for key, value in config.items() for row in (
+    _flat(value, f'{prefix}{key}.') if isinstance(value, dict)
+    else [[f'{prefix}{key}', json.dumps(value, ensure_ascii=False)]])]
+
+
+SECTIONS = [_results, _run_results, _samples, _heatmaps, _curves, _how]
+
+
+def _page(source, sections):
+  """Title and claim; the canvas cells are told as the paper's first claim."""
+  networks = {match[1] for r in source.records if (match := CELL.fullmatch(r['cell']))}
+  suites = ', '.join(dict.fromkeys(_suite(r) for r in source.records if _suite(r)))
+  if networks:
+    lead = (
+      'Global average pooling is believed to erase where things are. The paper claims the '
+      'opposite: position survives, written in the order of the channels. The test pastes a small '
+      f'image at one of {plots.square("k")} places on an empty canvas and asks a network for the '
+      'place. GAPNet pools and answers. PermuteNet gets the pooled channels in a new random order '
+      'at every forward pass, so that nothing but their order is lost. If the claim holds, GAPNet '
+      'finds nearly every place, PermuteNet falls far towards guessing, and naming what the image '
+      'shows suffers much less.')
+    if 'permutenet_fixed' in networks:
+      lead += (' As a control, a third network shuffles in one order fixed for the whole run, '
+               'which its linear layer can learn to undo.')
+    title = 'Does global average pooling forget where things are?'
+  elif source.records:
+    title = 'Results beside the paper'
+    lead = 'Every cell of the suite, the published number beside what gapjax measures.'
+  else:
+    cell, suites = source.cells[0], 'a single run'
+    title = f'{cell.network_name}: {cell.task_name.lower()}'
+    lead = ('One training run: what it reached, where on the canvas it succeeds, how it learned, '
+            'and the configuration it used.')
+  subtitle = f'gapjax: {suites or "results"}. Islam et al., ICCV 2021, reproduced in JAX.'
+  return Page(title, subtitle, lead, sections, PAPER)
+
+
+def build(workdir):
+  """Writes report.md, report.html and PNGs to workdir/report; returns the path of report.html.
+
+  `workdir` holds results.json (a suite; with run.json and samples/KxK.png if they exist) or
+  summary.json (a run; with metrics.jsonl and canvas.png if they exist). Raises UsageError when
+  neither is there or one of the files is broken.
+  """
+  source = _load(pathlib.Path(workdir))
+  folder = source.workdir / 'report'
+  folder.mkdir(exist_ok=True)
+  sections = [section for make in SECTIONS if (section := make(source, folder))]
+  page = _page(source, sections)
+  # Bytes, not text: Windows would turn the line ends around.
+  (folder / 'report.md').write_bytes(markdown(page).encode())
+  (folder / 'report.html').write_bytes(html_page(page).encode())
+  return folder / 'report.html'

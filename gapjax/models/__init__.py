@@ -5,7 +5,7 @@ import flax.linen as nn
 from gapjax.models.heads import Permute
 from gapjax.models.layers import DTYPES
 from gapjax.models.resnet import RESNETS, ResNet
-from gapjax.models.vgg import VGGS, VGG
+from gapjax.models.vgg import VGG, VGGS
 
 MODELS = (*RESNETS, *VGGS)
 

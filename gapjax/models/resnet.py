@@ -66,9 +66,9 @@ class ResNet(nn.Module):
   3x3 convolution with stride 1. Stages have `width` times 1, 2, 4, 8 channels, strides 1-2-2-2.
 
   Call: (images, train=...) -> (logits (b, num_classes), features), features a dict of 'stem',
-  'stage1' to 'stage4' (b, h, w, c) and 'pooled' (b, c). `permute`, if any, is applied before the stage
-  that `permute_at` names, or to the pooled features; in mode 'batch' it needs the rng stream
-  'permutation'.
+  'stage1' to 'stage4' (b, h, w, c) and 'pooled' (b, c). `permute`, if any, is applied before the
+  stage that `permute_at` names, or to the pooled features; in mode 'batch' it needs the rng
+  stream 'permutation'.
   """
   variant: str
   num_classes: int

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 from gapjax.metrics import EvalMetrics, TrainMetrics
 
@@ -42,7 +43,7 @@ class CanvasTask:
     fill: 'zero' pads after normalising, as the authors do, so that their "black" is the mean
       colour; 'black' pads with black pixels.
     mean, std: (3,), normalisation on the [0, 1] scale.
-    num_images_classes: classes of the dataset.
+    num_image_classes: classes of the dataset.
     flip: whether training images are flipped horizontally, each with probability 1/2.
     dtype: of the canvases.
   """
@@ -79,15 +80,17 @@ class CanvasTask:
     """
     images, labels = data['images'][indices], data['labels'][indices]
 
-    def draw(key):
-      where, mirror = jax.random.split(key)
-      return (jax.random.randint(where, (), 0, self.num_locations),
-              jax.random.bernoulli(mirror) & self.flip)
-
-    locations, flips = jax.vmap(draw)(keys)
-    images = jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
+    locations = self.locations(keys)
+    if self.flip:
+      flips = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1)))(keys)
+      images = jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
     targets = locations if self.target == 'location' else labels
     return self.canvases(images, locations), targets
+
+  def locations(self, keys: jax.Array) -> jax.Array:
+    """The uniform location that each example's key (b,) draws, (b,) integers."""
+    return jax.vmap(
+      lambda key: jax.random.randint(jax.random.fold_in(key, 0), (), 0, self.num_locations))(keys)
 
   def eval_batch(self, data: Mapping[str, jax.Array],
                  batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -98,7 +101,7 @@ class CanvasTask:
 
   def train_metrics(self, logits, targets) -> tuple[jax.Array, TrainMetrics]:
     """Mean cross entropy (a scalar) and the batch's metrics."""
-    losses = cross_entropy(logits, targets)
+    losses = cross_entropy(logits, targets)  # (b, k), (b,) -> (b,)
     correct = (logits.argmax(-1) == targets).astype(losses.dtype)
     return losses.mean(), TrainMetrics.single_from_model_output(loss=losses, correct=correct)
 
@@ -111,7 +114,3 @@ class CanvasTask:
                        count=batch['mask'].astype(jnp.int32) @ at,
                        loss=losses.sum())
 
-
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  """-log softmax(logits)[target], (b, k) and (b,) -> (b,)."""
-  return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, None], axis=1)[:, 0]

@@ -1,0 +1,81 @@
+"""Checkpoints with orbax: saved on any number of devices, restored on any, checked when read."""
+
+import hashlib
+import logging
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+  """The checkpoints of a run: `workdir/checkpoints/STEP`.
+
+  Each holds the state and a `meta` dict with the state's digest: a file that was truncated or
+  altered without the format noticing is found all the same.
+  """
+
+  def __init__(self, workdir, *, keep: int):
+    self.directory = epath.Path(workdir).absolute() / 'checkpoints'
+    self.manager = ocp.CheckpointManager(
+      self.directory,
+      options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True))
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.manager.close()
+
+  def save(self, step: int, state, meta: dict) -> None:
+    """Saves numpy arrays in the background; a step that is there already is left alone."""
+    if step in self.manager.all_steps():
+      return
+    self.manager.save(step, args=ocp.args.Composite(
+      state=ocp.args.StandardSave(state),
+      meta=ocp.args.JsonSave({**meta, 'digest': digest(state)})))
+
+  def wait(self) -> None:
+    """Returns when the last save is on disk; raises what went wrong with it."""
+    self.manager.wait_until_finished()
+
+  def restore(self, like):
+    """The newest checkpoint that is whole, as (step, state, meta), or None.
+
+    like: a state of numpy arrays with the shapes and types to expect. A broken checkpoint is
+    reported, moved to `workdir/checkpoints_broken/` (nothing is lost) and the one before is used.
+    """
+    for step in sorted(self.manager.all_steps(), reverse=True):
+      try:
+        found = self.manager.restore(step, args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()))
+        if digest(found.state) != found.meta['digest']:
+          raise ValueError('its contents do not match its digest')
+        return step, jax.tree.map(np.asarray, found.state), found.meta
+      except Exception as error:  # a broken file shows as almost any exception
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        log.warning('checkpoint %d is broken (%s); trying the one before', step, reason[:200])
+        self._set_aside(step)
+    return None
+
+  def _set_aside(self, step):
+    target = self.directory.parent / 'checkpoints_broken' / str(step)
+    target.parent.mkdir(exist_ok=True)
+    if target.exists():
+      target.rmtree()
+    shutil.move(self.directory / str(step), target)
+    self.manager.reload()
+
+
+def digest(tree) -> str:
+  """BLAKE2 of every leaf's name, type, shape and bytes."""
+  sums = hashlib.blake2b(digest_size=16)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    values = np.asarray(leaf)
+    sums.update(f'{jax.tree_util.keystr(path)} {values.dtype} {values.shape}'.encode())
+    sums.update(values.tobytes())
+  return sums.hexdigest()

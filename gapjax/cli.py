@@ -1,0 +1,147 @@
+"""The verbs and their flags; each verb is one call into the module that does the job."""
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import sys
+
+from gapjax.errors import Interrupted, TrainingFailed, UsageError, check_choice
+
+USAGE = """usage: gapjax VERB [flags]
+
+  quickstart        the paper on scikit-learn's digits, in minutes on a CPU, with a report
+  prepare DATASET   build a dataset on disk from its publisher's files, or download it
+  train             train and evaluate one network; the same command resumes
+  evaluate          all metrics of a run's newest checkpoint
+  reproduce SUITE   every cell of a table, resumable, then its report
+  report            Markdown, HTML and PNG from the JSON files of a workdir
+
+gapjax VERB --help says more."""
+
+
+class Parser(argparse.ArgumentParser):
+  """argparse whose mistakes are one line."""
+
+  def error(self, message):
+    raise UsageError(f'{message} ({self.prog} --help)')
+
+
+def flags(verb, *, workdir=None, data=False):
+  """A parser for a verb with the shared flags; workdir '' makes --workdir required."""
+  parser = Parser(prog=f'gapjax {verb}', allow_abbrev=False)
+  if workdir is not None:
+    parser.add_argument('--workdir', required=not workdir, default=workdir or None,
+                        help='folder of the run' + (f' (default {workdir})' if workdir else ''))
+  if data:
+    parser.add_argument('--data_dir', help="where datasets are (default: TFDS' own)")
+  return parser
+
+
+def quickstart(argv):
+  """The whole paper on data that ships with scikit-learn."""
+  parser = flags('quickstart', workdir='quickstart', data=True)
+  parser.add_argument('--scale', choices=['small', 'tiny'], default='small',
+                      help='tiny: a few steps of each network, to see that it runs')
+  arguments = parser.parse_args(argv)
+  run_suite('quickstart', arguments, seeds=1, argv=['quickstart', *argv])
+
+
+def prepare(argv):
+  """Builds a dataset on disk."""
+  from gapjax import data
+  parser = flags('prepare', data=True)
+  parser.add_argument('dataset', help=', '.join(data.NAMES))
+  parser.add_argument('--source', help="the publisher's files: a folder or the .tar.gz "
+                      '(default: download them)')
+  arguments = parser.parse_args(argv)
+  print(data.prepare(arguments.dataset, source=arguments.source, data_dir=arguments.data_dir))
+
+
+def train(argv):
+  """Trains and evaluates one network; prints its summary."""
+  from gapjax import config
+  parser = flags('train', workdir='', data=True)
+  parser.add_argument('--config', metavar='FILE[:variant]', help='such as '
+                      'configs/gapnet_cifar10.py:grid=7; set any field of it with '
+                      '--config.FIELD=VALUE (all fields: gapjax/config.py)')
+  arguments, rest = parser.parse_known_args(argv)
+  chosen = [f'--config={arguments.config}'] if arguments.config else []
+  config = config.from_flags([*chosen, *rest])
+  from gapjax.train import train
+  summary = train(config, workdir=arguments.workdir, data_dir=arguments.data_dir)
+  print(json.dumps({key: summary[key] for key in ('final', 'best', 'wall_seconds')}, indent=2))
+
+
+def evaluate(argv):
+  """Prints all metrics of a checkpoint."""
+  arguments = flags('evaluate', workdir='', data=True).parse_args(argv)
+  from gapjax.evaluate import evaluate
+  result = evaluate(arguments.workdir, data_dir=arguments.data_dir)
+  print(json.dumps({k: v for k, v in result.items() if k != 'per_location'}, indent=2))
+
+
+def reproduce(argv):
+  """Trains every cell of a suite."""
+  parser = flags('reproduce', workdir='', data=True)
+  parser.add_argument('suite', help='table1')
+  parser.add_argument('--seeds', type=int, default=1, help='train with seeds 0 to SEEDS - 1')
+  parser.add_argument('--scale', choices=['small', 'full'], default='full')
+  arguments = parser.parse_args(argv)
+  if arguments.seeds < 1:
+    raise UsageError(f'--seeds must be at least 1, not {arguments.seeds}')
+  check_choice(arguments.suite, ('table1',), what='suite')
+  run_suite(arguments.suite, arguments, seeds=arguments.seeds, argv=['reproduce', *argv])
+
+
+def report(argv):
+  """Builds a report; prints its path."""
+  from gapjax import report
+  arguments = flags('report', workdir='').parse_args(argv)
+  print(report.build(arguments.workdir))
+
+
+def run_suite(suite, arguments, *, seeds, argv):
+  """Runs a suite, prints its table, and last the path of its report."""
+  from gapjax import report, suites, workdirs
+  logging.getLogger('gapjax.train').setLevel(logging.WARNING)
+  page = suites.run(suite, scale=arguments.scale, seeds=seeds, workdir=arguments.workdir,
+                    data_dir=arguments.data_dir, command=shlex.join(['gapjax', *argv]))
+  print(report.table(workdirs.read_json(page.parent / 'results.json')))
+  print(f'\nreport: {page}')
+
+
+VERBS = {f.__name__: f for f in (quickstart, prepare, train, evaluate, reproduce, report)}
+
+
+def main(argv=None) -> int:
+  """Runs a verb. Exit codes: 0 done, 1 training failed, 2 bad input (one line), 130 Ctrl-C."""
+  argv = sys.argv[1:] if argv is None else list(argv)
+  if not argv or argv[0] in ('-h', '--help'):
+    print(USAGE)
+    return 0 if argv else 2
+  logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)
+  logging.getLogger('gapjax').setLevel(logging.INFO)
+  try:
+    check_choice(argv[0], VERBS, what='verb')
+    VERBS[argv[0]](argv[1:])
+  except UsageError as error:
+    return complain(error, code=2)
+  except TrainingFailed as error:
+    return complain(error, code=1)
+  except Interrupted as error:
+    return complain(error, code=error.code)
+  except OSError as error:
+    if error.errno is None:
+      raise  # not a disk's or a file's complaint
+    where = f' `{error.filename}`' if error.filename else ''
+    return complain(f'{os.strerror(error.errno)}{where}', code=2)
+  except KeyboardInterrupt:
+    return complain('interrupted', code=130)
+  return 0
+
+
+def complain(message, *, code):
+  print(f'gapjax: {" ".join(str(message).split())}', file=sys.stderr)
+  return code

@@ -1,0 +1,179 @@
+"""TFDS builders that need no TensorFlow: images go in PNG encoded, array_record comes out.
+
+The CIFAR builders have the names, versions, features, keys and (hashed) order of TFDS' own, so a
+folder that either prepared serves both.
+"""
+
+import contextlib
+import io
+import os
+import pathlib
+import tempfile
+
+import PIL.Image
+import requests
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import checksums, resource
+from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+
+from gapjax import errors
+from gapjax.data import prepared, sources
+
+_KRIZHEVSKY = '''@techreport{krizhevsky2009learning,
+  author = {Alex Krizhevsky},
+  title = {Learning multiple layers of features from tiny images},
+  institution = {University of Toronto},
+  year = {2009}
+}'''
+
+# TFDS tries ten times with growing pauses, three minutes in all: without a network, say so at once.
+_CONNECT_SECONDS = 10
+
+
+# Unregistered, because TFDS has its own `cifar10` and allows a name only once.
+class _ArraysBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Writes `sources.Arrays`; each subclass only says what they are."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  DESCRIPTION = ''
+  HOMEPAGE = ''
+  CITATION = ''
+  SHUFFLE = True
+  # Where TFDS would look for a builder's checksums and texts; ours has none, and the look needs
+  # importlib_resources, which TFDS uses without requiring it.
+  code_path = None
+
+  def __init__(self, *, arrays, data_dir):
+    self._arrays = arrays
+    super().__init__(data_dir=data_dir)
+
+  def _info(self):
+    shape = self._arrays.images['train'].shape[1:]
+    labels = {feature: tfds.features.ClassLabel(names=names)
+              for feature, names in self._arrays.class_names.items()}
+    return tfds.core.DatasetInfo(
+        builder=self, description=self.DESCRIPTION, homepage=self.HOMEPAGE,
+        citation=self.CITATION, supervised_keys=('image', 'label'),
+        disable_shuffling=not self.SHUFFLE,
+        features=tfds.features.FeaturesDict({
+            'id': tfds.features.Text(), 'image': tfds.features.Image(shape=shape), **labels}))
+
+  def _split_generators(self, dl_manager):
+    del dl_manager  # the arrays are in memory
+    return {split: self._generate_examples(split) for split in self._arrays.images}
+
+  def _generate_examples(self, split):
+    for i, image in enumerate(self._arrays.images[split]):
+      png = io.BytesIO()
+      PIL.Image.fromarray(image).save(png, 'PNG')
+      png.seek(0)
+      labels = {key: int(values[i]) for key, values in self._arrays.labels[split].items()}
+      yield i, {'id': f'{split}_{i:05d}', 'image': png, **labels}
+
+
+class Cifar10(_ArraysBuilder, skip_registration=True):
+  """CIFAR-10: 50,000 training and 10,000 test images, 32x32, 10 classes."""
+
+  VERSION = tfds.core.Version('3.0.2')
+  DESCRIPTION = __doc__
+  HOMEPAGE = 'https://www.cs.toronto.edu/~kriz/cifar.html'
+  CITATION = _KRIZHEVSKY
+
+
+class Cifar100(_ArraysBuilder, skip_registration=True):
+  """CIFAR-100: 50,000 training and 10,000 test images, 32x32, 100 classes in 20 groups."""
+
+  VERSION = tfds.core.Version('3.0.2')
+  DESCRIPTION = __doc__
+  HOMEPAGE = 'https://www.cs.toronto.edu/~kriz/cifar.html'
+  CITATION = _KRIZHEVSKY
+
+
+class Digits(_ArraysBuilder, skip_registration=True):
+  """scikit-learn's 1,797 handwritten digits, 8x8, in the order of its file."""
+
+  DESCRIPTION = __doc__
+  HOMEPAGE = 'https://archive.ics.uci.edu/dataset/80'
+  CITATION = 'Alpaydin, E., Kaynak, C.: Optical Recognition of Handwritten Digits. UCI (1998).'
+  SHUFFLE = False
+
+
+BUILDERS = {'cifar10': Cifar10, 'cifar100': Cifar100, 'digits': Digits}
+
+
+def prepare(name, *, source=None, data_dir=None, quiet=False):
+  """Builds the data set `name` unless it is there already.
+
+  Args:
+    name: one of BUILDERS.
+    source: the publisher's folder or archive; None downloads it (CIFAR) or reads it from
+      scikit-learn (digits).
+    data_dir: the folder of all data sets, TFDS' default when None.
+    quiet: no progress bars.
+
+  Returns:
+    The path of the prepared version folder.
+
+  Raises:
+    UsageError: the source is missing or damaged, cannot be downloaded, or a folder that cannot be
+      read is in the way. Nothing half-built is left.
+  """
+  root = prepared.data_root(data_dir)
+  folder, problem = prepared.newest(root / name)
+  if folder:
+    return folder
+  if problem:
+    raise errors.UsageError(prepared.explain(name, data_dir, problem=problem))
+  if name == 'digits':
+    if source:
+      raise errors.UsageError('digits comes with scikit-learn: run `gapjax prepare digits` '
+                              'without --source')
+    arrays = sources.read_digits()
+  else:
+    arrays = sources.read_cifar(name, source or _download(name, root))
+  return _build(name, arrays, root=root, quiet=quiet)
+
+
+def _build(name, arrays, *, root, quiet):
+  """Builds in a folder of our own and renames it into place, whole or not at all.
+
+  TFDS renames too, but names its temporary folder with `random`: two processes with the same
+  seed would write into one. It also leaves empty folders behind when it fails.
+  """
+  root.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=root, prefix='incomplete.') as temporary:
+    with contextlib.ExitStack() as stack:
+      # What TFDS prints names the temporary folder; its progress bars go to stderr.
+      stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+      if quiet:
+        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+      builder = BUILDERS[name](arrays=arrays, data_dir=temporary)
+      builder.download_and_prepare(file_format='array_record')
+    folder = root / name / str(builder.version)
+    folder.parent.mkdir(exist_ok=True)
+    try:
+      os.rename(builder.data_dir, folder)
+    except OSError:
+      # Another process was first: its data set is the same. Anything else is a real error.
+      if prepared.newest(folder.parent)[0] != folder:
+        raise
+  return folder
+
+
+def _download(name, root):
+  """The publisher's archive in TFDS' folder of downloads, checked against TFDS' checksums."""
+  url = sources.CIFAR[name].url
+  downloads = root / 'downloads'
+  cached = resource.get_dl_fname(url, checksums.get_all_url_infos()[url].checksum)
+  try:
+    if not any(downloads.rglob(cached)):
+      requests.head(url, timeout=_CONNECT_SECONDS).raise_for_status()
+    manager = tfds.download.DownloadManager(download_dir=downloads, dataset_name=name,
+                                            force_checksums_validation=True)
+    return pathlib.Path(manager.download(url))
+  except (requests.RequestException, tfds.download.DownloadError,
+          NonMatchingChecksumError) as error:
+    why = ('what came has the wrong checksum' if isinstance(error, NonMatchingChecksumError)
+           else type(error).__name__)
+    raise errors.UsageError(f'cannot download {url} ({why}): download it elsewhere and pass '
+                            '--source=PATH') from error

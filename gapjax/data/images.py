@@ -1,0 +1,185 @@
+"""Image classification data sets as uint8 arrays, and their normalisation."""
+
+import dataclasses
+import io
+import os
+
+import numpy as np
+
+from gapjax import errors
+
+NAMES = ('cifar10', 'cifar100', 'digits')
+
+# Published mean and standard deviation of the training pixels, red green blue, on [0, 1].
+_NORMALISATION = {
+    'cifar10': ((.4914, .4822, .4465), (.2023, .1994, .2010)),
+    'cifar100': ((.5071, .4865, .4409), (.2673, .2564, .2762)),
+}
+
+# Records read at once: bounds the memory for encoded images, large enough to be fast.
+_CHUNK = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageDataset:
+  """One split of a data set, in memory.
+
+  Attributes:
+    name: what TFDS calls the data set.
+    images: (n, h, w, 3) uint8.
+    labels: (n,) int32, each in [0, len(class_names)).
+    class_names: the classes, in the order of the labels.
+  """
+
+  name: str
+  images: np.ndarray
+  labels: np.ndarray
+  class_names: tuple[str, ...]
+
+
+def prepare(name, *, source=None, data_dir=None):
+  """Builds a data set on disk, as TFDS array_record; does nothing when it is there already.
+
+  Args:
+    name: one of NAMES.
+    source: the publisher's files: the folder of the binary or python version, its parent, or the
+      .tar.gz. None downloads them. The digits need none.
+    data_dir: the folder of all data sets; None means TFDS' default.
+
+  Returns:
+    The pathlib.Path of the prepared version folder.
+
+  Raises:
+    UsageError: unknown name; files missing, damaged or unsafe; no network. No half-built data set
+      is left.
+  """
+  errors.check_choice(name, NAMES, what='data set')
+  from gapjax.data import builders
+  return builders.prepare(name, source=source, data_dir=data_dir)
+
+
+def load(name, *, split, data_dir=None, image_size=None, limit=None):
+  """Reads one split of a prepared data set into memory.
+
+  The order is that of the records on disk, always the same: the file's for the digits, TFDS' hashed
+  one for CIFAR, so that the first `limit` images are a fixed sample of all classes.
+
+  Args:
+    name: one of NAMES, or a folder that TFDS prepared (a data set with an image and a label). The
+      digits are prepared on first use.
+    split: 'train' or 'test', or another split that the folder has.
+    data_dir: the folder of all data sets; None means TFDS' default.
+    image_size: resize every image to image_size x image_size pixels, whatever its proportions:
+      each pixel the mean of a block when that shrinks by whole factors, else bilinear.
+    limit: only the first `limit` images; None or 0 means all.
+
+  Returns:
+    ImageDataset. Grey images have three equal channels.
+
+  Raises:
+    UsageError: unknown name or split; not prepared (with the command to run), or in a format that
+      needs TensorFlow; no image and label; images of several sizes without `image_size`.
+  """
+  limit = limit or 0
+  if limit < 0:
+    raise errors.UsageError(f'limit is {limit}; it must be a number of images, or 0 for all')
+  builder = _open(name, data_dir)
+  errors.check_choice(split, tuple(builder.info.splits), what=f'split of {name}')
+  image_key, label_key = _keys(builder, name)
+  encoded, labels = _records(builder, split, image_key=image_key, label_key=label_key, limit=limit)
+  images = [_decode(image, image_size) for image in encoded]
+  sizes = {image.shape for image in images}
+  if len(sizes) > 1:
+    raise errors.UsageError(f'the images of {name} differ in size; set an image size')
+  labels = np.array(labels, np.int32)
+  if labels.min() < 0:
+    raise errors.UsageError(f'split `{split}` of {name} has images without a label; '
+                            'choose another split')
+  return ImageDataset(name=builder.name, images=np.stack(images), labels=labels,
+                      class_names=tuple(builder.info.features[label_key].names))
+
+
+def normalisation(name, images=None):
+  """Mean and standard deviation of each channel, on the [0, 1] scale.
+
+  Args:
+    name: a data set; CIFAR's published constants (the ones the paper's code uses) need no images.
+    images: (n, h, w, 3) uint8 training images, for any other data set.
+
+  Returns:
+    Two (3,) float32 arrays.
+
+  Raises:
+    ValueError: no images for a data set without published constants.
+  """
+  if name in _NORMALISATION:
+    mean, std = _NORMALISATION[name]
+    return np.array(mean, np.float32), np.array(std, np.float32)
+  if images is None:
+    raise ValueError(f'{name} has no published normalisation: pass its training images')
+  values = np.arange(256) / 255
+  # Weights of the 256 values: exact float64 statistics without a float64 copy of the images.
+  counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(3)])
+  weights = counts / counts.sum(axis=1, keepdims=True)  # (3, 256)
+  mean = weights @ values
+  variance = (weights * (values - mean[:, None]) ** 2).sum(axis=1)
+  return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
+
+
+def _open(name, data_dir):
+  """A TFDS builder of the prepared data set."""
+  if name not in NAMES and not _is_path(name):
+    errors.check_choice(name, NAMES, what='data set or folder')
+  from gapjax.data import builders, prepared
+  if name not in NAMES:
+    return prepared.open_folder(name)
+  if name == 'digits':
+    builders.prepare(name, data_dir=data_dir, quiet=True)
+  return prepared.open_named(name, data_dir)
+
+
+def _is_path(name):
+  return os.path.exists(name) or any(sign in str(name) for sign in (os.sep, '~'))
+
+
+def _keys(builder, name):
+  """The names of the image and the label feature."""
+  import tensorflow_datasets as tfds
+  features = builder.info.features
+  keys = builder.info.supervised_keys or ('image', 'label')
+  kinds = (tfds.features.Image, tfds.features.ClassLabel)
+  if len(keys) != 2 or not all(
+      isinstance(key, str) and key in features and isinstance(features[key], kind)
+      for key, kind in zip(keys, kinds, strict=True)):
+    raise errors.UsageError(f'{name} is not a data set of images with one label each: '
+                            f'its features are {", ".join(sorted(features))}')
+  return keys
+
+
+def _records(builder, split, *, image_key, label_key, limit):
+  """Encoded images and labels of the first `limit` records, as two lists."""
+  import tensorflow_datasets as tfds
+  images, labels = [], []
+  try:
+    # TFDS decodes one record at a time, at half this speed, and advises OpenCV on stderr.
+    records = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
+    total = min(limit, len(records)) if limit else len(records)
+    for start in range(0, total, _CHUNK):
+      for record in records.__getitems__(range(start, min(start + _CHUNK, total))):
+        images.append(record[image_key])
+        labels.append(record[label_key])
+  except RuntimeError as error:  # what array_record raises when a checksum inside is wrong
+    raise errors.UsageError(f'{builder.data_dir} is damaged ({error}): remove it and prepare the '
+                            'data set again') from error
+  return images, labels
+
+
+def _decode(encoded, image_size):
+  """One (h, w, 3) uint8 image of an encoded file, resized if asked."""
+  import PIL.Image
+  image = PIL.Image.open(io.BytesIO(encoded)).convert('RGB')
+  if image_size and image.size != (image_size, image_size):
+    whole = all(side % image_size == 0 for side in image.size)
+    resampling = PIL.Image.Resampling.BOX if whole else PIL.Image.Resampling.BILINEAR
+    image = image.resize((image_size, image_size), resampling)
+  return np.asarray(image)

@@ -1,0 +1,117 @@
+"""Folders that TFDS prepared: where they are, which version, and whether they can be read."""
+
+import json
+import os
+import pathlib
+import re
+import shlex
+
+import tensorflow_datasets as tfds
+
+from gapjax import errors
+
+_FORMAT = tfds.core.FileFormat.ARRAY_RECORD
+
+
+def data_root(data_dir):
+  """The folder of all data sets; None means TFDS' own default."""
+  default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+  return pathlib.Path(data_dir or default).expanduser()
+
+
+def open_named(name, data_dir):
+  """A TFDS builder of the newest readable version of `name` under `data_dir`.
+
+  Raises:
+    UsageError: not prepared, prepared in part, or as tfrecord; with the command to run.
+  """
+  folder, problem = newest(data_root(data_dir) / name)
+  if folder is None:
+    raise errors.UsageError(explain(name, data_dir, problem=problem))
+  return _builder(folder)
+
+
+def open_folder(path):
+  """A TFDS builder of a prepared folder: a version's, or the data set's (newest version).
+
+  Raises:
+    UsageError: not a prepared folder, or one that cannot be read.
+  """
+  path = pathlib.Path(path).expanduser()
+  if not path.is_dir():
+    raise errors.UsageError(f'there is no folder {path}; a data set is a known name or a folder '
+                            'prepared by TFDS')
+  folder, problem = newest(path)
+  if folder is None:
+    raise errors.UsageError(problem or f'{path} is not a folder prepared by TFDS: it holds no '
+                            'dataset_info.json and no version folder such as 1.0.0')
+  return _builder(folder)
+
+
+def newest(path):
+  """(newest readable version folder or None, what is wrong with the newest of all or '')."""
+  candidates = [path] if (path / 'dataset_info.json').exists() else _versions(path)
+  problems = [_problem(folder) for folder in candidates]
+  for folder, problem in zip(candidates, problems, strict=True):
+    if not problem:
+      return folder, ''
+  return None, problems[0] if problems else ''
+
+
+def explain(name, data_dir, *, problem):
+  """One line on why `name` cannot be read and the exact command that prepares it."""
+  if 'tfrecord' in problem:  # the command would find the same folder again: build it elsewhere
+    return f'{problem}, or run `{_command(name, "OTHER_FOLDER")}`'
+  if problem:
+    return f'{problem}, then run `{_command(name, data_dir)}`'
+  return (f'{name} is not prepared in {data_root(data_dir)}; '
+          f'run `{_command(name, data_dir)}`')
+
+
+def _command(name, data_dir):
+  source = '' if name == 'digits' else ' --source=PATH'
+  where = f' --data_dir={shlex.quote(str(data_dir))}' if data_dir else ''
+  return f'gapjax prepare {name}{source}{where}'
+
+
+def _versions(path):
+  """The folders named 1.2.3 in `path`, newest first."""
+  found = {}
+  if path.is_dir():
+    for child in path.iterdir():
+      if re.fullmatch(r'\d+\.\d+\.\d+', child.name) and child.is_dir():
+        found[tuple(int(part) for part in child.name.split('.'))] = child
+  return [found[version] for version in sorted(found, reverse=True)]
+
+
+def _problem(folder):
+  """'' when the folder is whole and readable without TensorFlow, else what to do about it.
+
+  TFDS takes any version folder for a prepared one, so a copy cut short is told apart here.
+  """
+  partial = f'{folder} is incomplete ({{}}): remove it'
+  for file in ('dataset_info.json', 'features.json'):
+    try:
+      json.loads((folder / file).read_text())
+    except FileNotFoundError:
+      return partial.format(f'no {file}')
+    except ValueError:
+      return partial.format(f'{file} is cut short')
+  info = tfds.builder_from_directory(folder).info
+  if _FORMAT not in info.available_file_formats():
+    return (f'{folder} is stored as {info.file_format.value}, not array_record: where tfrecord can '
+            'be read (TensorFlow), run `tfds convert_format '
+            f'--dataset_version_dir={shlex.quote(str(folder))} --out_file_format=array_record`')
+  for split in _builder(folder).info.splits.values():
+    for shard in split.filepaths:
+      if not shard.exists():
+        return partial.format(f'no {shard.name}')
+  return ''
+
+
+def _builder(folder):
+  """A builder that reads array_record, also from a folder that holds tfrecord as well."""
+  builder = tfds.builder_from_directory(folder)
+  # Not builder_from_directory(file_format=): it refuses a format that is not the folder's first.
+  builder.info.set_file_format(_FORMAT, override=True, override_if_initialized=True)
+  return builder

@@ -1,0 +1,347 @@
+"""The publishers' files, read without trusting them.
+
+Everything is read and checked in memory before a data set is built, so that a bad file never
+leaves a half-built folder behind. Nothing of an archive is written to disk.
+"""
+
+import dataclasses
+import gzip
+import io
+import os
+import pathlib
+import pickle
+import tarfile
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from gapjax import errors
+
+_PIXELS = 3 * 32 * 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+  """A whole data set in memory.
+
+  Attributes:
+    images: split -> (n, h, w, 3) uint8.
+    labels: split -> label feature -> (n,) integers.
+    class_names: label feature -> names, in the order of the labels.
+  """
+
+  images: Mapping[str, np.ndarray]
+  labels: Mapping[str, Mapping[str, np.ndarray]]
+  class_names: Mapping[str, tuple[str, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Where one version (binary or python) of a CIFAR data set keeps what.
+
+  Attributes:
+    folder: the folder in the publisher's archive.
+    files: split -> its files, in order.
+    names: label feature -> the file (binary) or the key of `meta` (python) with its class names.
+    meta: the pickle that holds the class names; None for the binary version.
+    keys: label feature -> its key in each pickle; empty for the binary version.
+  """
+
+  folder: str
+  files: Mapping[str, tuple[str, ...]]
+  names: Mapping[str, str]
+  meta: str | None = None
+  keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  @property
+  def needed(self):
+    """Every file that must be there."""
+    data = [file for files in self.files.values() for file in files]
+    return [*data, *([self.meta] if self.meta else self.names.values())]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cifar:
+  """What the publisher says of CIFAR-10 or CIFAR-100.
+
+  Attributes:
+    url: the archive of the binary version.
+    classes: label feature -> number of classes, in the order of a binary record's label bytes.
+    records: split -> images in each of its files.
+    layouts: the binary and the python version.
+  """
+
+  url: str
+  classes: Mapping[str, int]
+  records: Mapping[str, int]
+  layouts: tuple[Layout, ...]
+
+
+_BATCHES = tuple(f'data_batch_{i}' for i in range(1, 6))
+
+CIFAR = {
+    'cifar10': Cifar(
+        url='https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz',
+        classes={'label': 10},
+        records={'train': 10_000, 'test': 10_000},
+        layouts=(
+            Layout(folder='cifar-10-batches-bin',
+                   files={'train': tuple(f'{batch}.bin' for batch in _BATCHES),
+                          'test': ('test_batch.bin',)},
+                   names={'label': 'batches.meta.txt'}),
+            Layout(folder='cifar-10-batches-py',
+                   files={'train': _BATCHES, 'test': ('test_batch',)},
+                   names={'label': 'label_names'}, meta='batches.meta',
+                   keys={'label': 'labels'}))),
+    'cifar100': Cifar(
+        url='https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz',
+        classes={'coarse_label': 20, 'label': 100},
+        records={'train': 50_000, 'test': 10_000},
+        layouts=(
+            Layout(folder='cifar-100-binary',
+                   files={'train': ('train.bin',), 'test': ('test.bin',)},
+                   names={'coarse_label': 'coarse_label_names.txt',
+                          'label': 'fine_label_names.txt'}),
+            Layout(folder='cifar-100-python',
+                   files={'train': ('train',), 'test': ('test',)},
+                   names={'coarse_label': 'coarse_label_names', 'label': 'fine_label_names'},
+                   meta='meta',
+                   keys={'coarse_label': 'coarse_labels', 'label': 'fine_labels'}))),
+}
+
+
+def read_digits():
+  """scikit-learn's 1,797 handwritten digits, (8, 8) grey in 0..16, as Arrays.
+
+  The first 1,397 are the training split and the last 400 the test split: the file lists the
+  scans writer by writer, so cutting it by position keeps most test writers out of training,
+  which is harder and more honest than a random split.
+  """
+  from sklearn import datasets
+  digits = datasets.load_digits()
+  grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+  images = np.repeat(grey[..., None], 3, axis=-1)  # (1797, 8, 8, 3)
+  parts = {'train': slice(0, 1397), 'test': slice(1397, None)}
+  return Arrays(images={split: images[part] for split, part in parts.items()},
+                labels={split: {'label': digits.target[part]} for split, part in parts.items()},
+                class_names={'label': tuple(str(name) for name in digits.target_names)})
+
+
+def read_cifar(name, source):
+  """CIFAR-10 or CIFAR-100 from the publisher's files.
+
+  Args:
+    name: 'cifar10' or 'cifar100'.
+    source: the folder of the binary or python version, its parent, or the archive (.tar.gz).
+
+  Returns:
+    Arrays.
+
+  Raises:
+    UsageError: the files are missing, damaged, of another data set, or unsafe.
+  """
+  cifar = CIFAR[name]
+  source = pathlib.Path(source).expanduser()
+  if source.is_dir():
+    layout, files, where = _read_folder(cifar, source)
+  elif source.is_file():
+    layout, files, where = _read_archive(cifar, source)
+  else:
+    raise errors.UsageError(f'{source} does not exist; --source is the publisher\'s folder or '
+                            f'.tar.gz, for example from {cifar.url}')
+  for file in layout.needed:
+    if file not in files:
+      raise errors.UsageError(f'{where}{file} is missing; unpack {cifar.url} again')
+  parse = _parse_pickles if layout.meta else _parse_binary
+  images, labels, class_names = {}, {}, {}
+  for split, split_files in layout.files.items():
+    parts = [parse(files[file], f'{where}{file}', cifar=cifar, layout=layout, split=split)
+             for file in split_files]
+    pixels = np.concatenate([part[0] for part in parts])  # (n, 3072), channel by channel
+    images[split] = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    labels[split] = {feature: np.concatenate([part[1][feature] for part in parts])
+                     for feature in cifar.classes}
+  for feature, classes in cifar.classes.items():
+    class_names[feature] = _parse_names(files, where, layout=layout, feature=feature,
+                                        classes=classes)
+  return Arrays(images=images, labels=labels, class_names=class_names)
+
+
+def _read_folder(cifar, source):
+  """The layout found in a folder or its child, {file: bytes}, and the prefix for messages."""
+  for layout in cifar.layouts:
+    for folder in (source / layout.folder, source):
+      present = [file for file in layout.needed if (folder / file).is_file()]
+      if present:
+        return layout, {file: (folder / file).read_bytes() for file in present}, f'{folder}{os.sep}'
+  raise errors.UsageError(_not_found(cifar, source))
+
+
+def _read_archive(cifar, source):
+  """As _read_folder, from a tar archive, without extracting it.
+
+  Only plain members are read, into memory, so a hostile name could not write anywhere. An archive
+  with such a name is refused all the same: it is not what the publisher made.
+  """
+  found = {layout: {} for layout in range(len(cifar.layouts))}
+  try:
+    with tarfile.open(source) as archive:
+      for member in archive:
+        _check_member(member, source)
+        path = pathlib.PurePosixPath(member.name)
+        for index, layout in enumerate(cifar.layouts):
+          if (member.isreg() and path.name in layout.needed
+              and path.parent.name in (layout.folder, '')):
+            found[index][path.name] = archive.extractfile(member).read()
+      while archive.fileobj.read(1 << 20):  # the checksum of a .gz comes after the last member
+        pass
+  except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+    raise errors.UsageError(f'{source} is not a whole tar archive ({_reason(error)}); '
+                            f'download it again, for example from {cifar.url}') from error
+  for index, files in found.items():
+    if files:
+      return cifar.layouts[index], files, f'{source}: {cifar.layouts[index].folder}/'
+  raise errors.UsageError(_not_found(cifar, source))
+
+
+def _check_member(member, source):
+  """Raises UsageError unless unpacking this member would stay inside the folder."""
+  try:
+    # data_filter would strip a leading slash; the publisher's archives have none.
+    if member.name.startswith('/'):
+      raise tarfile.AbsolutePathError(member)
+    # The destination is never written. The archive's own path is one that holds no symlinks.
+    tarfile.data_filter(member, str(source))
+  except tarfile.FilterError as error:
+    raise errors.UsageError(f'{source} is unsafe and was not read: its member `{member.name}` '
+                            'points outside the archive; download it again from the publisher'
+                            ) from error
+
+
+def _reason(error):
+  """The first line of an exception: tarfile's and others' have several."""
+  return str(error).partition('\n')[0].rstrip(':') or type(error).__name__
+
+
+def _not_found(cifar, source):
+  expected = ' or '.join(f'{layout.folder}/{layout.needed[0]}' for layout in cifar.layouts)
+  return (f'{source} does not hold this data set: expected {expected}; '
+          f'--source is the publisher\'s folder or .tar.gz, for example from {cifar.url}')
+
+
+def _parse_binary(data, where, *, cifar, layout, split):
+  """((n, 3072) uint8, {feature: (n,) uint8}) of one binary file: label bytes, then pixels."""
+  del layout  # the binary records need no keys
+  width = len(cifar.classes) + _PIXELS
+  expected = cifar.records[split] * width
+  if len(data) != expected:
+    raise errors.UsageError(f'{where} has {len(data)} bytes instead of {expected}: it is '
+                            'truncated or another file; unpack the archive again')
+  records = np.frombuffer(data, np.uint8).reshape(-1, width)
+  labels = {feature: records[:, i] for i, feature in enumerate(cifar.classes)}
+  _check_labels(labels, where, cifar=cifar)
+  return records[:, len(cifar.classes):], labels
+
+
+def _parse_pickles(data, where, *, cifar, layout, split):
+  """((n, 3072) uint8, {feature: (n,) int64}) of one pickle of the python version."""
+  batch = _unpickle(data, where)
+  n = cifar.records[split]
+  pixels = batch.get('data')
+  if (not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8
+      or pixels.shape != (n, _PIXELS)):
+    raise errors.UsageError(f'{where} does not hold {n} images of {_PIXELS} bytes under `data`; '
+                            'unpack the archive again')
+  labels = {}
+  for feature, key in layout.keys.items():
+    column = batch.get(key)
+    if (not isinstance(column, list) or len(column) != n
+        or not all(isinstance(label, int) for label in column)):
+      raise errors.UsageError(f'{where} does not hold {n} integers under `{key}`; '
+                              'unpack the archive again')
+    labels[feature] = np.array(column)
+  _check_labels(labels, where, cifar=cifar)
+  return pixels, labels
+
+
+def _check_labels(labels, where, *, cifar):
+  for feature, values in labels.items():
+    bad = np.flatnonzero((values < 0) | (values >= cifar.classes[feature]))
+    if bad.size:
+      raise errors.UsageError(
+          f'{where} is damaged: {feature} {values[bad[0]]} of record {bad[0]} is not in '
+          f'[0, {cifar.classes[feature]}); unpack the archive again')
+
+
+def _parse_names(files, where, *, layout, feature, classes):
+  """The class names of one label feature, as many as it has classes."""
+  if layout.meta:
+    where += layout.meta
+    names = _unpickle(files[layout.meta], where).get(layout.names[feature])
+  else:
+    where += layout.names[feature]
+    names = files[layout.names[feature]].decode('ascii', 'replace').split()
+  if (not isinstance(names, list) or len(names) != classes
+      or not all(isinstance(name, str) for name in names)):
+    raise errors.UsageError(f'{where} does not hold {classes} class names; '
+                            'unpack the archive again')
+  return tuple(names)
+
+
+def _dtype(kind, align=False, copy=False):
+  """np.dtype; the publisher's pickles give the two flags as 0 and 1, which numpy 2.4 warns of."""
+  return np.dtype(kind, align=bool(align), copy=bool(copy))
+
+
+def _encode(text, encoding):
+  """How Python 3 pickles bytes for protocol 2; no other codec occurs, so no other is allowed."""
+  if encoding != 'latin1':
+    raise ValueError(f'codec {encoding}')
+  return text.encode('latin1')
+
+
+# numpy's functions that rebuild an array, asked of an array because their module has moved.
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
+_FROM_BUFFER = np.empty(1).__reduce_ex__(5)[0]
+
+# All that an array in a pickle may refer to. Old and new numpy name the modules differently.
+_ALLOWED = {
+    ('numpy', 'ndarray'): np.ndarray,
+    ('numpy', 'dtype'): _dtype,
+    ('numpy.core.multiarray', '_reconstruct'): _RECONSTRUCT,
+    ('numpy._core.multiarray', '_reconstruct'): _RECONSTRUCT,
+    ('numpy.core.numeric', '_frombuffer'): _FROM_BUFFER,
+    ('numpy._core.numeric', '_frombuffer'): _FROM_BUFFER,
+    ('_codecs', 'encode'): _encode,
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+  """Unpickles containers, numbers, strings and arrays; refuses whatever could run code."""
+
+  def __init__(self, data, *, where):
+    # Python 2 strings: latin1 turns the keys and names to text and leaves array bytes whole.
+    super().__init__(io.BytesIO(data), encoding='latin1')
+    self._where = where
+
+  def find_class(self, module, name):
+    if (module, name) not in _ALLOWED:
+      raise errors.UsageError(
+          f'{self._where} refers to `{module}.{name}`, which has no place in a CIFAR file and '
+          'could run code: refused; download it again from the publisher')
+    return _ALLOWED[module, name]
+
+
+def _unpickle(data, where):
+  """The dictionary in a CIFAR pickle, with text keys."""
+  try:
+    content = _ArraysOnly(data, where=where).load()
+  except errors.UsageError:
+    raise
+  except Exception as error:  # a damaged pickle can raise nearly anything
+    raise errors.UsageError(f'{where} is not a whole pickle ({_reason(error)}); '
+                            'unpack the archive again') from error
+  if not isinstance(content, dict):
+    raise errors.UsageError(f'{where} holds no dictionary; unpack the archive again')
+  return content

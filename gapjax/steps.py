@@ -1,0 +1,110 @@
+"""TrainState and the pure training and evaluation steps: no pmap, no input or output here.
+
+Randomness is a function of (seed, step, position in the global batch) alone, so that a resumed run
+repeats itself and the number of devices changes nothing but rounding.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import lax
+
+# Streams folded into the run's key.
+INIT, ORDER, TRAIN, EVAL = range(4)
+
+
+@struct.dataclass
+class TrainState:
+  """Everything that training changes."""
+  step: jax.Array  # int32 (), steps taken
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+
+
+def stream(seed: int, name: int) -> jax.Array:
+  """The key of one stream (INIT, ORDER, TRAIN, EVAL) of a run."""
+  return jax.random.fold_in(jax.random.key(seed), name)
+
+
+def create_state(model: nn.Module, optimizer: optax.GradientTransformation, *, seed: int,
+                 image_shape: tuple[int, int, int], dtype) -> TrainState:
+  """Initialises the network for (h, w, 3) inputs, under jit (pmap needs a mapped argument)."""
+
+  @jax.jit
+  def init(key):
+    variables = model.init(key, jnp.zeros((1, *image_shape), dtype), train=True)
+    params = variables['params']
+    return TrainState(jnp.zeros((), jnp.int32), params, variables['batch_stats'],
+                      optimizer.init(params))
+
+  return init(stream(seed, INIT))
+
+
+def make_train_step(model, task, optimizer, *, axis_name: str):
+  """A function (state, key, data, indices) -> (state, metrics) for one device's share of a batch.
+
+  key is the run's TRAIN stream (an argument, so that runs of all seeds are one program); data holds the training set; indices (b,) are this device's examples. Gradients, metrics and, when
+  the model does not synchronise them itself, BatchNorm's running statistics are averaged over
+  `axis_name`. metrics: {'batch': task's metrics, 'grad_norm': ()}.
+  """
+
+  def train_step(state, key, data, indices):
+    b = indices.shape[0]
+    augment, permute = jax.random.split(jax.random.fold_in(key, state.step))
+    positions = lax.axis_index(axis_name) * b + jnp.arange(b)  # in the global batch
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(augment, positions)
+    inputs, targets = task.train_batch(keys, data, indices)
+
+    def loss_of(params):
+      (logits, _), updates = model.apply(
+        {'params': params, 'batch_stats': state.batch_stats}, inputs, train=True,
+        mutable=['batch_stats'], rngs={'permutation': permute})
+      loss, metrics = task.train_metrics(logits, targets)
+      return loss, (metrics, updates['batch_stats'])
+
+    gradients, (metrics, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
+    gradients, batch_stats = lax.pmean((gradients, batch_stats), axis_name)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    state = TrainState(state.step + 1, optax.apply_updates(state.params, updates), batch_stats,
+                       opt_state)
+    return state, {'batch': lax.psum(metrics, axis_name),
+                   'grad_norm': optax.tree.norm(gradients)}
+
+  return train_step
+
+
+def many(train_step):
+  """Takes K steps in one dispatch: indices (K, b), metrics with a leading axis K.
+
+  K = 1 is not scanned: on CPU the gradients of convolutions are many times slower inside a loop.
+  """
+
+  def train_steps(state, key, data, indices):
+    if indices.shape[0] > 1:
+      return lax.scan(lambda s, i: train_step(s, key, data, i), state, indices)
+    state, metrics = train_step(state, key, data, indices[0])
+    return state, jax.tree.map(lambda x: x[None], metrics)
+
+  return train_steps
+
+
+def make_eval_step(model, task, *, axis_name: str):
+  """A function (totals, state, key, data, number, batch) -> totals for one device's share.
+
+  key is the run's EVAL stream; batch holds 'index', 'location' and 'mask', (b,) each; number () is the batch's, which with the
+  state's step decides the permutation of PermuteNet.
+  """
+
+  def eval_step(totals, state, key, data, number, batch):
+    key = jax.random.fold_in(jax.random.fold_in(key, state.step), number)
+    inputs, targets = task.eval_batch(data, batch)
+    logits, _ = model.apply({'params': state.params, 'batch_stats': state.batch_stats}, inputs,
+                            train=False, rngs={'permutation': key})
+    return totals.merge(lax.psum(task.eval_metrics(logits, targets, batch), axis_name))
+
+  return eval_step

@@ -1,0 +1,85 @@
+"""The machine and the process: clock, stop signals, device and version names."""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import signal
+import time
+
+REPORTED_PACKAGES = ('gapjax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint',
+                     'tensorflow-datasets', 'numpy')
+
+
+class Clock:
+  """Wall time over restarts, and the training rate without compilation and evaluation."""
+
+  def __init__(self, previous_seconds: float):
+    self._previous, self._start = previous_seconds, time.perf_counter()
+    self._mark = None
+    self._images = self._seconds = 0.0
+
+  def wall_seconds(self) -> float:
+    return self._previous + time.perf_counter() - self._start
+
+  def lap(self, images: int) -> float | None:
+    """Images per second since the last lap; None for the first, which compiled."""
+    now, before = time.perf_counter(), self._mark
+    self._mark = now
+    if before is None:
+      return None
+    self._images += images
+    self._seconds += now - before
+    return images / (now - before)
+
+  @contextlib.contextmanager
+  def paused(self):
+    """What runs inside is not training."""
+    yield
+    self._mark = time.perf_counter()
+
+  def images_per_second(self) -> float | None:
+    """Over all laps but the first; None when there was no other."""
+    return self._images / self._seconds if self._seconds else None
+
+
+class StopSignals:
+  """While entered, SIGTERM and Ctrl-C set `requested`; a second one acts as it always does."""
+
+  def __init__(self):
+    self.requested, self.code = False, 0
+
+  def __enter__(self):
+    self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+    return self
+
+  def __exit__(self, *_):
+    for number, handler in self._old.items():
+      signal.signal(number, handler)
+
+  def _handle(self, number, _):
+    self.requested, self.code = True, 0 if number == signal.SIGTERM else 130
+    signal.signal(number, self._old[number])
+
+
+def versions() -> dict[str, str]:
+  """{'python': '3.12.1', 'jax': ...} of what decides a result."""
+  return {'python': platform.python_version(),
+          **{name: importlib.metadata.version(name) for name in REPORTED_PACKAGES}}
+
+
+def describe_devices(devices) -> str:
+  """'cpu x 1 (AMD EPYC, 2 cores)' or 'gpu x 1 (NVIDIA H200)'."""
+  kind = devices[0].device_kind
+  if devices[0].platform == 'cpu':
+    kind = f'{_processor()}, {len(os.sched_getaffinity(0))} cores'
+  return f'{devices[0].platform} x {len(devices)} ({kind})'
+
+
+def _processor():
+  """The processor's name; Linux keeps it in /proc only."""
+  with contextlib.suppress(OSError), open('/proc/cpuinfo') as lines:
+    for line in lines:
+      if line.startswith('model name'):
+        return line.partition(':')[2].strip()
+  return platform.processor() or platform.machine()

@@ -1,0 +1,201 @@
+"""The training loop, read top to bottom."""
+
+import logging
+import sys
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from etils import epath
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from gapjax import build, plots, steps, workdirs
+from gapjax import config as configs
+from gapjax.checkpoint import Checkpoints
+from gapjax.errors import Interrupted, TrainingFailed
+from gapjax.evaluate import Evaluator
+from gapjax.metrics import Writer
+from gapjax.parallel import AXIS, Devices
+from gapjax.plan import Plan
+from gapjax.system import Clock, StopSignals, describe_devices, versions
+
+log = logging.getLogger(__name__)
+
+
+def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dict:
+  """Trains, evaluates and reports one network; resumes when workdir holds a checkpoint.
+
+  Args:
+    config: see gapjax/config.py.
+    workdir: where everything goes; local or gs://.
+    data_dir: where datasets are; None is TFDS' default.
+    devices: jax devices; None for all local ones.
+    progress: whether to show a progress bar.
+
+  Returns:
+    The summary, as in `workdir/summary.json`.
+
+  Raises:
+    UsageError: a config that cannot be; a workdir of another config; data that is not there.
+    TrainingFailed: the loss or a gradient is not finite.
+    Interrupted: SIGTERM or Ctrl-C, after saving.
+  """
+  workdir = epath.Path(workdir)
+  configs.validate(config)
+  devices = Devices(devices)
+  devices.check_batch(config.batch_size)
+
+  # ---- Data -----------------------------------------------------------------------------------
+  train_set, test_set, task = build.load(config, data_dir=data_dir)
+
+  # ---- Workdir: new, or of the same config ----------------------------------------------------
+  workdirs.claim(workdir, config)
+  finished = workdirs.read_summary(workdir)
+  if finished:
+    log.info('%s is finished; nothing to do', workdir)
+    return finished
+
+  # ---- Network, optimiser, state --------------------------------------------------------------
+  plan = Plan.of(config, num_images=len(train_set.images), platform=devices.platform)
+  model, state, rule, schedule = build.create(config, task, train_set, plan)
+  log.info('%s\n%s', describe(config, plan, devices),
+           parameter_overview.get_parameter_overview(state.params, include_stats=False))
+
+  train_steps = devices.pmap(
+    steps.many(steps.make_train_step(model, task, rule, axis_name=AXIS)),
+    split=(False, False, False, True), donate=0)
+  evaluator = Evaluator(config, model, task, test_set, devices)
+
+  with (Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints,
+        StopSignals() as stop, logging_redirect_tqdm()):
+    # ---- Resume -------------------------------------------------------------------------------
+    found = checkpoints.restore(devices.to_host(state))
+    step, state, meta = found or (0, state, {'wall_seconds': 0.0})
+    if found:
+      log.info('resumed from step %d of %d', step, plan.total_steps)
+    clock = Clock(meta['wall_seconds'])
+    on_device = devices.replicate({'images': train_set.images, 'labels': train_set.labels})
+    key = devices.replicate(steps.stream(config.seed, steps.TRAIN))
+    state = devices.replicate(state)
+    save_samples(workdir / 'canvas.png', config=config, task=task, train_set=train_set)
+
+    with (Writer(workdir, step=step) as writer,
+          tqdm(total=plan.total_steps * config.batch_size, initial=step * config.batch_size,
+               unit='img', unit_scale=True, disable=not progress, file=sys.stderr,
+               dynamic_ncols=True) as bar):
+
+      def save(step):
+        checkpoints.save(step, devices.to_host(state), {'wall_seconds': clock.wall_seconds()})
+
+      pending = []  # (step, metrics still on the device)
+      while True:
+        # ---- Log: brings the metrics home, and stops at a loss that is not finite --------------
+        if pending and (stop.requested or plan.logs(step) or plan.evaluates(step)
+                        or plan.saves(step)):
+          line = summarise(pending, schedule, clock, config.batch_size)
+          writer.write(step, 'train', **line)
+          bar.set_postfix(loss=f'{line["loss"]:.3f}', acc=f'{line["accuracy"]:.3f}')
+          pending = []
+
+        # ---- Evaluate with random placement, as the authors do each epoch ----------------------
+        if plan.evaluates(step) and not writer.evaluated(step) and not stop.requested:
+          with clock.paused():
+            result = evaluator.random(state, passes=1, stop=stop)
+          if result:
+            writer.write(step, 'eval', **result)
+            bar.set_postfix(test=f'{result["accuracy"]:.3f}')
+
+        # ---- Checkpoint ----------------------------------------------------------------------
+        if stop.requested or plan.saves(step):
+          save(step)
+        if stop.requested:
+          checkpoints.wait()
+          raise Interrupted(f'stopped at step {step} of {plan.total_steps}, saved in {workdir}; '
+                            'the same command goes on from there', code=stop.code)
+        if step >= plan.total_steps:
+          break
+
+        # ---- Train: `steps_per_call` steps in one dispatch -----------------------------------
+        indices = plan.batch_indices(step)  # (steps, batch)
+        state, metrics = train_steps(state, key, on_device, devices.split(indices))
+        step += plan.steps_per_call
+        pending.append((step, metrics))
+        bar.update(indices.size)
+
+      checkpoints.wait()
+      # ---- Final: every test image at every location -----------------------------------------
+      exact = evaluator.exact(state, stop=stop, progress=progress)
+      if exact is None:
+        raise Interrupted(f'stopped in the final evaluation; training is complete in {workdir}; '
+                          'the same command evaluates', code=stop.code)
+      writer.write(step, 'final', **exact)
+      summary = summarise_run(config, step, writer.lines, clock, devices)
+      summary['sizes'] = {
+        'train_images': len(train_set.images), 'test_images': len(test_set.images),
+        'canvas_size': train_set.images.shape[1] * task.grid, 'chance': 1 / task.num_classes,
+        'parameters': sum(x.size for x in jax.tree.leaves(state.params))}
+
+  workdirs.write_json(workdir / 'summary.json', summary)
+  return summary
+
+
+def describe(config, plan, devices) -> str:
+  """One line on what is about to run."""
+  m = config.model
+  return (f'{m.name} width {m.width}, head {m.head}, padding {m.padding}, {m.dtype}; '
+          f'{config.canvas.target} on a {config.canvas.grid}x{config.canvas.grid} canvas of '
+          f'{config.data.name}; {plan.total_steps} steps of batch {config.batch_size} on '
+          f'{describe_devices(devices.devices)}')
+
+
+def save_samples(path, *, config, task, train_set, count=8):
+  """A picture of the first training canvases, as the network sees them, in their true colours."""
+  indices = np.arange(min(count, len(train_set.images)))
+  keys = jax.random.split(steps.stream(config.seed, steps.TRAIN), len(indices))
+  examples = {'images': train_set.images[indices], 'labels': train_set.labels[indices]}
+  canvases, _ = jax.jit(task.train_batch)(keys, examples, indices)
+  locations = task.locations(keys)
+  labels = [f'{train_set.class_names[y]} at {where}'
+            for y, where in zip(examples['labels'], np.asarray(locations), strict=True)]
+  plots.canvas_samples(np.clip(np.asarray(canvases) * task.std + task.mean, 0, 1), labels=labels,
+                       path=path, grid=task.grid)
+
+
+def summarise(pending, schedule, clock, batch_size) -> dict:
+  """Fetches the metrics of [(step after the call, metrics)] and averages them.
+
+  Raises TrainingFailed, naming the step, at the first loss or gradient that is not finite.
+  """
+  pending = [(step, Devices.to_host(metrics)) for step, metrics in pending]
+  totals = {name: [] for name in ('loss', 'accuracy', 'grad_norm')}
+  for step, metrics in pending:
+    batch, norms = metrics['batch'], metrics['grad_norm']
+    losses = batch.loss.total / batch.loss.count  # (steps in the call,)
+    bad = ~(np.isfinite(losses) & np.isfinite(norms))
+    if bad.any():
+      first = step - len(losses) + int(bad.argmax()) + 1
+      raise TrainingFailed(
+        f'the loss or its gradient is not finite at step {first} (loss {losses[bad.argmax()]}, '
+        f'gradient norm {norms[bad.argmax()]}); the last good checkpoint is kept: try a lower '
+        'optimizer.lr, schedule.warmup_epochs or optimizer.clip_norm in a new workdir')
+    totals['loss'].append(losses)
+    totals['accuracy'].append(batch.accuracy.total / batch.accuracy.count)
+    totals['grad_norm'].append(norms)
+  line = {name: float(np.concatenate(values).mean()) for name, values in totals.items()}
+  rate = clock.lap(batch_size * sum(map(len, totals['loss'])))
+  return {**line, 'learning_rate': float(schedule(pending[-1][0] - 1)), 'images_per_second': rate}
+
+
+def summarise_run(config, step, lines, clock, devices) -> dict:
+  """The contents of summary.json, from the lines of metrics.jsonl."""
+  name = f'{config.canvas.target}_accuracy'
+  exact = next(line for line in reversed(lines) if line['split'] == 'final')
+  best = max((line for line in lines if line['split'] == 'eval'), key=lambda l: l['accuracy'])
+  return {
+    'config': workdirs.as_json(config), 'step': step,
+    'final': {name: exact['accuracy'], 'loss': exact['loss']},
+    'best': {f'{name}_best_random': best['accuracy'], 'step': best['step']},
+    'per_location': exact['per_location'], 'wall_seconds': clock.wall_seconds(),
+    'images_per_second': clock.images_per_second(), 'device': describe_devices(devices.devices),
+    'versions': versions()}

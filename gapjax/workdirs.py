@@ -1,0 +1,53 @@
+"""A run's folder: whose config it is, and its JSON files."""
+
+import json
+
+from etils import epath
+
+from gapjax import config as configs
+from gapjax.errors import UsageError
+
+
+def claim(workdir, config) -> None:
+  """Makes workdir the folder of this config, or checks that it is.
+
+  Raises UsageError naming the fields in which the config there differs.
+  """
+  path = epath.Path(workdir) / 'config.json'
+  ours = as_json(config)
+  if path.exists():
+    different = configs.difference(ours, read_json(path))
+    if different:
+      raise UsageError(f'{workdir} is the workdir of another config: {"; ".join(different)}; '
+                       'use another --workdir')
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  write_json(path, ours)
+
+
+def as_json(config) -> dict:
+  """A config as it reads back from JSON: tuples become lists."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def read_summary(workdir) -> dict | None:
+  """summary.json of a finished run, or None."""
+  path = epath.Path(workdir) / 'summary.json'
+  return read_json(path) if path.exists() else None
+
+
+def read_json(path):
+  """Raises UsageError naming the file when it is not JSON."""
+  try:
+    return json.loads(epath.Path(path).read_text())
+  except json.JSONDecodeError as error:
+    raise UsageError(f'{path} is not valid JSON (line {error.lineno}: {error.msg}); '
+                     'move it away and run the command again') from None
+
+
+def write_json(path, value) -> None:
+  """Writes through a temporary file: a reader, or a kill, never sees half of it."""
+  path = epath.Path(path)
+  temporary = path.parent / f'.{path.name}.tmp'
+  temporary.write_text(json.dumps(value, indent=2) + '\n')
+  temporary.replace(path)

@@ -1,0 +1,52 @@
+"""gapjax: position information after global average pooling, in JAX/Flax."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+  name='gapjax',
+  version=re.search(r"__version__ = '(.+)'", (HERE / 'gapjax/__init__.py').read_text()).group(1),
+  description='Global Pooling, More than Meets the Eye (ICCV 2021) in JAX/Flax for TPU and GPU',
+  long_description=(HERE / 'README.md').read_text(),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  license_files=['LICENSE'],
+  packages=find_packages(include=['gapjax', 'gapjax.*']),
+  python_requires='>=3.11,<3.14',
+  # The ranges that the tests were run with.
+  install_requires=[
+    'jax>=0.10,<0.13',
+    'flax>=0.12,<0.13',
+    'optax>=0.2.5,<0.3',
+    'orbax-checkpoint>=0.12,<0.13',
+    'tensorflow-datasets>=4.9.10,<5',
+    'array-record>=0.8',
+    'ml-collections>=1.1,<2',
+    'clu>=0.0.12,<0.1',
+    'etils[epath]>=1.9',
+    'numpy>=2.0',
+    'scikit-learn>=1.5',  # ships the digits that quickstart trains on
+    'pillow>=10.0',
+    'matplotlib>=3.9',
+    'tensorboardX>=2.6',
+    'tqdm>=4.66',
+  ],
+  extras_require={
+    'test': ['pytest>=8.0', 'ruff>=0.6'],
+    'cuda': ['jax[cuda13]>=0.10,<0.13'],
+    'tpu': ['jax[tpu]>=0.10,<0.13'],
+    'torch': ['torch>=2.4'],
+  },
+  entry_points={'console_scripts': ['gapjax = gapjax.cli:main']},
+  classifiers=[
+    'License :: OSI Approved :: Apache Software License',
+    'Programming Language :: Python :: 3.11',
+    'Programming Language :: Python :: 3.12',
+    'Programming Language :: Python :: 3.13',
+    'Topic :: Scientific/Engineering :: Artificial Intelligence',
+  ],
+)

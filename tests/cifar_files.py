@@ -1,0 +1,134 @@
+"""Writes CIFAR's publisher's formats, with few records, independently of gapjax' reader."""
+
+import dataclasses
+import io
+import pickle
+import struct
+import tarfile
+
+import numpy as np
+import pytest
+
+from gapjax.errors import UsageError
+
+RECORDS = {'cifar10': {'train': 6, 'test': 10}, 'cifar100': {'train': 30, 'test': 10}}
+FILES = {'cifar10': {'train': 5, 'test': 1}, 'cifar100': {'train': 1, 'test': 1}}
+BINARY = {'cifar10': 'cifar-10-batches-bin', 'cifar100': 'cifar-100-binary'}
+PYTHON = {'cifar10': 'cifar-10-batches-py', 'cifar100': 'cifar-100-python'}
+NAMES = {'label': {10: [f'kind{i}' for i in range(10)], 100: [f'fine{i}' for i in range(100)]},
+         'coarse_label': {20: [f'group{i}' for i in range(20)]}}
+
+
+@dataclasses.dataclass
+class Truth:
+  images: dict  # split -> (n, 32, 32, 3)
+  label: dict  # split -> (n,)
+  coarse: dict
+
+
+def make_truth(name):
+  rng = np.random.default_rng(0)
+  truth = Truth({}, {}, {})
+  for split in ('train', 'test'):
+    n = RECORDS[name][split] * FILES[name][split]
+    truth.images[split] = rng.integers(0, 256, (n, 32, 32, 3), np.uint8)
+    truth.label[split] = rng.integers(0, 10 if name == 'cifar10' else 100, n)
+    truth.coarse[split] = rng.integers(0, 20, n)
+  return truth
+
+
+def planes(image):
+  """All red bytes row by row, then green, then blue."""
+  return b''.join(bytes(int(image[y, x, c]) for y in range(32) for x in range(32))
+                  for c in range(3))
+
+
+def file_parts(name, split, truth):
+  n = RECORDS[name][split]
+  for i in range(FILES[name][split]):
+    part = slice(i * n, (i + 1) * n)
+    yield truth.images[split][part], truth.label[split][part], truth.coarse[split][part]
+
+
+def write_binary(root, name, truth):
+  folder = root / BINARY[name]
+  folder.mkdir(parents=True)
+  for split in ('train', 'test'):
+    for i, (images, label, coarse) in enumerate(file_parts(name, split, truth), start=1):
+      if name == 'cifar10':
+        file = f'data_batch_{i}.bin' if split == 'train' else 'test_batch.bin'
+        heads = [bytes([one]) for one in label]
+      else:
+        file = f'{split}.bin'
+        heads = [bytes([two, one]) for one, two in zip(label, coarse, strict=True)]
+      (folder / file).write_bytes(b''.join(
+          head + planes(image) for head, image in zip(heads, images, strict=True)))
+  if name == 'cifar10':  # the real file ends in an empty line too
+    (folder / 'batches.meta.txt').write_text('\n'.join(NAMES['label'][10]) + '\n\n')
+  else:
+    (folder / 'fine_label_names.txt').write_text('\n'.join(NAMES['label'][100]) + '\n')
+    (folder / 'coarse_label_names.txt').write_text('\n'.join(NAMES['coarse_label'][20]) + '\n')
+  return folder
+
+
+class Python2Pickler(pickle._Pickler):
+  """Writes what Python 2 and its numpy wrote: byte strings, numpy.core, dtype flags 0 and 1."""
+
+  dispatch = pickle._Pickler.dispatch.copy()
+
+  def save_string(self, obj):
+    raw = obj if isinstance(obj, bytes) else obj.encode()
+    self.write(b'T' + struct.pack('<i', len(raw)) + raw)
+    self.memoize(obj)
+
+  dispatch[bytes] = dispatch[str] = save_string
+
+  def reducer_override(self, obj):
+    if isinstance(obj, np.dtype):
+      return obj.__reduce__()[0], ('u1', 0, 1), obj.__reduce__()[2]
+    return NotImplemented
+
+
+def python2_pickle(content):
+  out = io.BytesIO()
+  Python2Pickler(out, protocol=2).dump(content)
+  return out.getvalue().replace(b'cnumpy._core.multiarray\n', b'cnumpy.core.multiarray\n')
+
+
+def write_python(root, name, truth, dump=python2_pickle):
+  folder = root / PYTHON[name]
+  folder.mkdir(parents=True)
+  for split in ('train', 'test'):
+    for i, (images, label, coarse) in enumerate(file_parts(name, split, truth), start=1):
+      rows = np.stack([np.frombuffer(planes(image), np.uint8) for image in images])
+      if name == 'cifar10':
+        file = f'data_batch_{i}' if split == 'train' else 'test_batch'
+        content = {'batch_label': file, 'labels': label.tolist(), 'data': rows}
+      else:
+        file = split
+        content = {'fine_labels': label.tolist(), 'coarse_labels': coarse.tolist(),
+                   'data': rows}
+      (folder / file).write_bytes(dump(content))
+  if name == 'cifar10':
+    meta = {'label_names': NAMES['label'][10], 'num_vis': 3072}
+  else:
+    meta = {'fine_label_names': NAMES['label'][100],
+            'coarse_label_names': NAMES['coarse_label'][20]}
+  (folder / ('batches.meta' if name == 'cifar10' else 'meta')).write_bytes(dump(meta))
+  return folder
+
+
+def tar(folder, path):
+  with tarfile.open(path, 'w:gz') as archive:
+    archive.add(folder, folder.name)
+  return path
+
+
+def fails(call, *parts):
+  """`call` raises a one-line UsageError with each of `parts`."""
+  with pytest.raises(UsageError) as caught:
+    call()
+  message = str(caught.value)
+  assert '\n' not in message
+  for part in parts:
+    assert part in message, message

@@ -1,0 +1,65 @@
+"""Eight CPU devices, and one cache of compiled programs for all tests and their child processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+
+
+@pytest.fixture(scope='session', autouse=True)
+def shared_compilations(tmp_path_factory):
+  """One compilation cache a test session, empty at its start."""
+  import jax
+  folder = str(tmp_path_factory.mktemp('compilations'))
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = folder
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
+  jax.config.update('jax_compilation_cache_dir', folder)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory):
+  """Where the tests' datasets are: digits prepare themselves there."""
+  return tmp_path_factory.mktemp('data')
+
+
+@pytest.fixture
+def gapjax():
+  """Runs the command line in a process of its own: gapjax('train', ...) -> CompletedProcess."""
+
+  def run(*argv, devices=1, env=(), timeout=240, start=False):
+    environment = {**os.environ, 'PYTHONWARNINGS': 'error::DeprecationWarning:gapjax',
+                   'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}', **dict(env)}
+    command = [sys.executable, '-m', 'gapjax', *map(str, argv)]
+    if start:
+      return subprocess.Popen(command, cwd=ROOT, env=environment, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.run(command, cwd=ROOT, env=environment, text=True, check=False,
+                          capture_output=True, timeout=timeout)
+
+  return run
+
+
+def tiny_config(**changes):
+  """Digits as they are (8x8) on a 2x2 canvas, the smallest ResNet; seconds to compile and train.
+
+  changes: {'model.head': 'permuted'} or, for convenience, model_head='permuted' with the first
+  underscore of a section's name as the dot.
+  """
+  from gapjax import config as configs
+  c = configs.default()
+  c.num_epochs = 1
+  c.batch_size = 32
+  c.log_every = 5
+  c.data.update(name='digits', train_images=160, flip=False)
+  c.canvas.grid = 2
+  c.model.update(name='resnet10', width=4, stem='cifar')
+  c.eval.update(images=30, batch_size=32)
+  c.update_from_flattened_dict(changes)
+  return c

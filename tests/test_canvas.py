@@ -1,0 +1,114 @@
+"""Placement by hand, what a training batch is made of, and the plan of which image goes when."""
+
+import collections
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from gapjax.metrics import EvalMetrics
+from gapjax.plan import Plan
+from gapjax.tasks.canvas import CanvasTask, place
+
+draw = np.random.default_rng(0)
+MEAN, STD = np.array([0.5, 0.4, 0.3], np.float32), np.array([0.2, 0.25, 0.5], np.float32)
+
+
+def make_task(**changes):
+  return CanvasTask(**{**dict(grid=3, target='location', fill='zero', mean=MEAN, std=STD,
+                              num_image_classes=10), **changes})
+
+
+@pytest.mark.parametrize('grid', [1, 2, 3, 7])
+def test_placement_by_hand(grid):
+  s, k = 4, grid
+  locations = np.arange(k * k)
+  patches = draw.normal(size=(k * k, s, s, 3)).astype(np.float32)
+  canvases = np.asarray(place(patches, locations, grid=k, fill=np.float32([7, 8, 9])))
+  assert canvases.shape == (k * k, k * s, k * s, 3)
+  for n, location in enumerate(locations):
+    expected = np.tile(np.float32([7, 8, 9]), (k * s, k * s, 1))
+    row, column = divmod(int(location), k)  # location = row * k + column
+    expected[row * s:(row + 1) * s, column * s:(column + 1) * s] = patches[n]
+    np.testing.assert_array_equal(canvases[n], expected)
+
+
+@pytest.mark.parametrize(('fill', 'around'), [('zero', np.zeros(3)), ('black', -MEAN / STD)])
+def test_fill_is_zero_after_normalising_or_black_before(fill, around):
+  images = draw.integers(0, 256, (2, 5, 5, 3)).astype(np.uint8)
+  canvases = np.asarray(make_task(fill=fill, grid=2).canvases(images, np.array([0, 3])))
+  np.testing.assert_allclose(canvases[0, :5, :5], (images[0] / 255 - MEAN) / STD, atol=1e-5)
+  np.testing.assert_allclose(canvases[1, 5:, 5:], (images[1] / 255 - MEAN) / STD, atol=1e-5)
+  np.testing.assert_allclose(canvases[0, 5:], np.broadcast_to(around, (5, 10, 3)), atol=1e-6)
+
+
+@pytest.mark.parametrize(('target', 'flip'), [('location', True), ('image', False)])
+def test_training_batch(target, flip):
+  """Uniform locations, flips half of the time when asked for, targets that fit the canvas."""
+  n, b, s = 10, 900, 4
+  images = draw.integers(1, 256, (n, s, s, 3)).astype(np.uint8)
+  data = {'images': images, 'labels': np.arange(n)[::-1].copy()}
+  task = make_task(target=target, flip=flip, mean=np.zeros(3), std=np.ones(3))
+  indices = draw.integers(0, n, b)
+  keys = jax.random.split(jax.random.key(1), b)
+  canvases, targets = jax.jit(task.train_batch)(keys, data, indices)
+  canvases, targets = np.asarray(canvases), np.asarray(targets)
+
+  flips, seen = 0, collections.Counter()
+  for canvas, index, label in zip(canvases, indices, targets, strict=True):
+    cells = canvas.reshape(3, s, 3, s, 3).transpose(0, 2, 1, 3, 4).reshape(9, s, s, 3)
+    [location] = np.flatnonzero(cells.any((1, 2, 3)))
+    patch, image = cells[location] * 255, images[index]
+    mirrored = np.allclose(patch, image[:, ::-1], atol=1e-3)
+    assert mirrored or np.allclose(patch, image, atol=1e-3)
+    flips += mirrored
+    seen[location] += 1
+    assert label == (location if target == 'location' else data['labels'][index])
+  assert sorted(seen) == list(range(9)) and min(seen.values()) > 60  # 100 expected
+  assert (380 < flips < 520) if flip else flips == 0
+
+
+def test_classes():
+  assert make_task(grid=7).num_classes == 49
+  assert make_task(grid=7, target='image').num_classes == 10
+
+
+def test_eval_metrics_count_by_location_and_leave_out_the_filling():
+  task = make_task(grid=2)
+  logits = np.float32([[9, 0, 0, 0], [0, 9, 0, 0], [0, 9, 0, 0], [0, 0, 0, 9]])
+  batch = {'location': np.array([0, 2, 1, 3]), 'mask': np.array([True, True, True, False])}
+  totals = EvalMetrics.zeros(4).merge(task.eval_metrics(logits, np.array([0, 2, 1, 3]), batch))
+  totals = totals.merge(task.eval_metrics(logits, np.array([0, 2, 1, 3]), batch))
+  result = totals.compute()
+  assert result['per_location'] == [[1.0, 1.0], [0.0, None]]
+  assert result['accuracy'] == 2 / 3
+  losses = np.log(np.exp(logits.astype(np.float64)).sum(1)) - logits[range(4), [0, 2, 1, 3]]
+  np.testing.assert_allclose(result['loss'], losses[:3].mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(('batch_size', 'per_call'), [(7, 1), (7, 3), (64, 1)])
+def test_plan_takes_every_image_once_a_pass(batch_size, per_call):
+  config = tiny_config(batch_size=batch_size, num_epochs=3, steps_per_call=per_call)
+  plan = Plan.of(config, num_images=50, platform='cpu')
+  calls = range(0, plan.total_steps, per_call)
+  order = np.concatenate([plan.batch_indices(step).ravel() for step in calls])
+  assert len(order) >= 150
+  passes = order[:150].reshape(3, 50)
+  for one in passes:
+    assert sorted(one) == list(range(50))
+  assert not np.array_equal(passes[0], passes[1])
+  other = Plan.of(tiny_config(batch_size=batch_size, seed=1), num_images=50, platform='cpu')
+  assert not np.array_equal(other.batch_indices(0).ravel()[:50], order[:other.batch_size][:50])
+
+
+def test_plan_falls_on_whole_calls():
+  config = tiny_config(**{'batch_size': 48, 'num_epochs': 4, 'log_every': 50,
+                          'eval.every_epochs': 2, 'checkpoint.every_epochs': 1.5})
+  cpu = Plan.of(config, num_images=1397, platform='cpu')
+  gpu = Plan.of(config, num_images=1397, platform='gpu')
+  assert (cpu.steps_per_call, gpu.steps_per_call) == (1, 32)
+  # An epoch is 29.1 steps: 2 epochs end in step 59, 4 in 117; 1.5 in 44, 3 in 88.
+  assert (cpu.total_steps, cpu.eval_steps, cpu.save_steps) == (117, {59, 117}, {44, 88, 117})
+  assert (gpu.total_steps, gpu.eval_steps, gpu.save_steps) == (128, {64, 128}, {64, 96, 128})
+  assert [s for s in range(128) if gpu.logs(s)] == [0, 32, 64]

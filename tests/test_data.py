@@ -1,0 +1,344 @@
+"""Prepared folders, the embedded digits, resizing, normalisation. Nothing needs the network."""
+
+import io
+import itertools
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow_datasets as tfds
+from cifar_files import fails
+from sklearn import datasets as sklearn_datasets
+
+from gapjax import data
+from gapjax.data import builders, prepared, sources
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+  return tmp_path / 'data'
+
+
+def tiny_cifar10(data_dir):
+  """A prepared CIFAR-10 of ten images a split."""
+  arrays = sources.Arrays(
+      images={split: np.zeros((10, 32, 32, 3), np.uint8) for split in ('train', 'test')},
+      labels={split: {'label': np.arange(10)} for split in ('train', 'test')},
+      class_names={'label': tuple('abcdefghij')})
+  return builders._build('cifar10', arrays, root=data_dir, quiet=True)
+
+
+def run(script, *, check=True):
+  return subprocess.run([sys.executable, '-W', 'error', '-c', textwrap.dedent(script)],
+                        check=check, cwd=pathlib.Path(__file__).parents[1],
+                        capture_output=True, text=True)
+
+
+def test_rename_onto_what_another_process_built(data_dir):
+  arrays = sources.read_digits()
+  first = builders._build('digits', arrays, root=data_dir, quiet=True)
+  assert builders._build('digits', arrays, root=data_dir, quiet=True) == first
+  shutil.rmtree(first)
+  first.write_text('in the way')
+  with pytest.raises(OSError):
+    builders._build('digits', arrays, root=data_dir, quiet=True)
+  assert [child.name for child in data_dir.iterdir()] == ['digits']
+
+
+def test_default_data_dir(monkeypatch, tmp_path):
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'env'))
+  assert data.prepare('digits') == tmp_path / 'env' / 'digits' / '1.0.0'
+  monkeypatch.delenv('TFDS_DATA_DIR')
+  assert prepared.data_root(None) == pathlib.Path('~/tensorflow_datasets').expanduser()
+
+
+# ---- Prepared folders. ----
+
+
+def test_not_prepared_names_the_command(data_dir):
+  fails(lambda: data.load('cifar10', split='train', data_dir=data_dir),
+        f'`gapjax prepare cifar10 --source=PATH --data_dir={data_dir}`')
+  spaced = data_dir / 'my data'
+  fails(lambda: data.load('cifar100', split='train', data_dir=spaced), f"--data_dir='{spaced}'`")
+
+
+def test_not_prepared_in_the_default_folder(monkeypatch, tmp_path):
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+  fails(lambda: data.load('cifar10', split='train'), '`gapjax prepare cifar10 --source=PATH`')
+
+
+def test_unknown_names(tmp_path, data_dir):
+  fails(lambda: data.load('cifar1000', split='train'), 'did you mean `cifar100`?', 'digits')
+  fails(lambda: data.prepare('cifra10'), 'did you mean `cifar10`?')
+  fails(lambda: data.load(str(tmp_path / 'none'), split='train'), 'there is no folder')
+  fails(lambda: data.load(str(tmp_path), split='train'), 'not a folder prepared by TFDS')
+  fails(lambda: data.load('digits', split='tset', data_dir=data_dir), 'did you mean `test`?')
+  fails(lambda: data.load('digits', split='test', data_dir=data_dir, limit=-1), 'limit is -1')
+  fails(lambda: data.prepare('digits', source=tmp_path, data_dir=tmp_path), 'without --source')
+
+
+def test_tfrecord_says_what_to_run(data_dir):
+  path = tiny_cifar10(data_dir)
+  info = path / 'dataset_info.json'
+  info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+  for call in (lambda: data.load('cifar10', split='train', data_dir=data_dir),
+               lambda: data.prepare('cifar10', data_dir=data_dir)):
+    fails(call, 'stored as tfrecord', 'gapjax prepare cifar10 --source=PATH --data_dir=OTHER',
+          f'tfds convert_format --dataset_version_dir={path} --out_file_format=array_record')
+  fails(lambda: data.load(path, split='train'), 'stored as tfrecord', 'tfds convert_format')
+  # What convert_format leaves: both formats in one folder.
+  content = json.loads(info.read_text())
+  info.write_text(json.dumps(content | {'alternativeFileFormats': ['array_record']}))
+  assert len(data.load('cifar10', split='test', data_dir=data_dir).labels) == 10
+
+
+@pytest.mark.parametrize('damage', ['no info', 'half info', 'no features', 'no shard'])
+def test_partial_folder_is_not_a_data_set(data_dir, damage):
+  path = tiny_cifar10(data_dir)
+  info = path / 'dataset_info.json'
+  if damage == 'half info':
+    info.write_text(info.read_text()[:100])
+  else:
+    shard = 'cifar10-train.array_record-00000-of-00001'
+    (path / {'no info': info.name, 'no features': 'features.json'}.get(damage, shard)).unlink()
+  for call in (lambda: data.load('cifar10', split='train', data_dir=data_dir),
+               lambda: data.prepare('cifar10', data_dir=data_dir)):
+    fails(call, f'{path} is incomplete', 'remove it, then run `gapjax prepare cifar10')
+
+
+def test_damaged_shard(data_dir):
+  path = data.prepare('digits', data_dir=data_dir)
+  shard = path / 'digits-train.array_record-00000-of-00001'
+  whole = shard.read_bytes()
+  middle = len(whole) // 3
+  for bad in (whole[:len(whole) // 2], whole[:middle] + bytes(50) + whole[middle + 50:]):
+    shard.write_bytes(bad)
+    fails(lambda: data.load('digits', split='train', data_dir=data_dir), str(path), 'is damaged')
+
+
+def test_newest_readable_version(data_dir):
+  path = tiny_cifar10(data_dir)
+  for version in ('3.0.10', '3.0.9', '3.1.0'):
+    shutil.copytree(path, path.parent / version)
+    info = path.parent / version / 'dataset_info.json'
+    info.write_text(info.read_text().replace('"3.0.2"', f'"{version}"'))
+  (path.parent / '3.1.0' / 'features.json').unlink()
+  assert pathlib.Path(prepared.open_named('cifar10', data_dir).data_dir).name == '3.0.10'
+  assert data.prepare('cifar10', data_dir=data_dir).name == '3.0.10'
+  assert data.load(data_dir / 'cifar10', split='test').name == 'cifar10'
+
+
+class AnyData(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Somebody else's data set, to be found by its folder."""
+
+  VERSION = tfds.core.Version('1.2.3')
+  name = 'any_data'
+  code_path = None  # see builders.py
+
+  def __init__(self, *, images, labels, label_feature, supervised, **kwargs):
+    self._given = images, labels, label_feature, supervised
+    super().__init__(**kwargs)
+
+  def _info(self):
+    images, _, label_feature, supervised = self._given
+    return tfds.core.DatasetInfo(
+        builder=self, disable_shuffling=True,
+        supervised_keys=('picture', 'kind') if supervised else None,
+        features=tfds.features.FeaturesDict({
+            'picture': tfds.features.Image(shape=(None, None, images[0].shape[-1])),
+            'kind': label_feature}))
+
+  def _split_generators(self, dl_manager):
+    return {'validation': self._generate_examples()}
+
+  def _generate_examples(self):
+    for i, (image, label) in enumerate(zip(*self._given[:2], strict=True)):
+      png = io.BytesIO()
+      PIL.Image.fromarray(image.squeeze()).save(png, 'PNG')
+      yield i, {'picture': io.BytesIO(png.getvalue()), 'kind': label}
+
+
+def any_data(root, images, labels, label_feature=None, supervised=True):
+  label_feature = label_feature or tfds.features.ClassLabel(names=['a', 'b'])
+  builder = AnyData(images=images, labels=labels, label_feature=label_feature,
+                    supervised=supervised, data_dir=root)
+  builder.download_and_prepare(file_format='array_record')
+  return builder.data_dir
+
+
+def test_any_prepared_folder(tmp_path):
+  rng = np.random.default_rng(1)
+  images = [rng.integers(0, 256, (6, 4, 1), np.uint8) for _ in range(3)]
+  folder = any_data(tmp_path, images, [1, 0, 1])
+  for path in (folder, pathlib.Path(folder).parent):
+    loaded = data.load(path, split='validation')
+    np.testing.assert_array_equal(loaded.images, np.repeat(np.stack(images), 3, axis=-1))
+    np.testing.assert_array_equal(loaded.labels, [1, 0, 1])
+    assert (loaded.name, loaded.class_names) == ('any_data', ('a', 'b'))
+  fails(lambda: data.load(folder, split='train'), 'unknown split', 'validation')
+
+
+def test_folders_that_do_not_fit(tmp_path):
+  small, large = np.zeros((4, 4, 3), np.uint8), np.ones((6, 4, 3), np.uint8)
+  mixed = any_data(tmp_path / 'mixed', [small, large], [0, 1])
+  fails(lambda: data.load(mixed, split='validation'), 'differ in size')
+  assert data.load(mixed, split='validation', image_size=5).images.shape == (2, 5, 5, 3)
+  assert data.load(mixed, split='validation', limit=1).images.shape == (1, 4, 4, 3)
+  unlabelled = any_data(tmp_path / 'unlabelled', [small], [-1])
+  fails(lambda: data.load(unlabelled, split='validation'), 'without a label')
+  text = any_data(tmp_path / 'text', [small], ['words'], tfds.features.Text())
+  fails(lambda: data.load(text, split='validation'), 'one label each', 'kind, picture')
+  keyless = any_data(tmp_path / 'keyless', [small], [0], supervised=False)
+  fails(lambda: data.load(keyless, split='validation'), 'one label each')
+
+
+# ---- Digits, resizing, limits, normalisation. ----
+
+
+@pytest.fixture(scope='module')
+def digits_dir(tmp_path_factory):
+  return tmp_path_factory.mktemp('digits')
+
+
+def test_digits_are_scikit_learns(digits_dir, capfd):
+  truth = sklearn_datasets.load_digits()
+  parts = [data.load('digits', split=split, data_dir=digits_dir) for split in ('train', 'test')]
+  assert capfd.readouterr() == ('', '')  # prepared silently
+  assert [len(part.labels) for part in parts] == [1397, 400]
+  images = np.concatenate([part.images for part in parts])
+  assert images.shape == (1797, 8, 8, 3) and images.max() == 255
+  for channel in range(3):
+    np.testing.assert_array_equal(np.rint(images[..., channel] * (16 / 255)), truth.images)
+  np.testing.assert_array_equal(np.concatenate([part.labels for part in parts]), truth.target)
+  assert parts[0].class_names == tuple('0123456789')
+
+
+def test_limit(digits_dir):
+  whole = data.load('digits', split='test', data_dir=digits_dir)
+  some = data.load('digits', split='test', data_dir=digits_dir, limit=7)
+  np.testing.assert_array_equal(some.images, whole.images[:7])
+  np.testing.assert_array_equal(some.labels, whole.labels[:7])
+  for limit in (None, 0, 9999):
+    assert len(data.load('digits', split='test', data_dir=digits_dir, limit=limit).labels) == 400
+
+
+def test_resize(digits_dir):
+  def load(size):
+    return data.load('digits', split='test', data_dir=digits_dir, limit=5, image_size=size).images
+
+  whole = load(None)
+  np.testing.assert_array_equal(load(8), whole)
+  blocks = whole.reshape(5, 4, 2, 4, 2, 3).mean(axis=(2, 4))
+  assert np.abs(load(4) - blocks).max() <= 1  # block means; Pillow rounds twice
+  large = load(32)
+  assert large.shape == (5, 32, 32, 3)
+  bilinear = PIL.Image.fromarray(whole[0]).resize((32, 32), PIL.Image.Resampling.BILINEAR)
+  np.testing.assert_array_equal(large[0], np.asarray(bilinear))
+  assert load(5).shape == (5, 5, 5, 3)
+
+
+def test_normalisation():
+  mean, std = data.normalisation('cifar10')
+  np.testing.assert_allclose(mean, [.4914, .4822, .4465])
+  np.testing.assert_allclose(std, [.2023, .1994, .2010])
+  mean, std = data.normalisation('cifar100', np.zeros((1, 2, 2, 3), np.uint8))
+  np.testing.assert_allclose(mean, [.5071, .4865, .4409])
+  np.testing.assert_allclose(std, [.2673, .2564, .2762])
+  images = np.random.default_rng(0).integers(0, 200, (50, 9, 7, 3), np.uint8)
+  mean, std = data.normalisation('digits', images)
+  assert mean.dtype == std.dtype == np.float32
+  scaled = images.astype(np.float64) / 255
+  np.testing.assert_allclose(mean, scaled.mean(axis=(0, 1, 2)), rtol=1e-6)
+  np.testing.assert_allclose(std, scaled.std(axis=(0, 1, 2)), rtol=1e-6)
+  with pytest.raises(ValueError, match='training images'):
+    data.normalisation('digits')
+
+
+# ---- Other processes. ----
+
+
+def test_killed_prepare_is_not_taken_for_a_data_set(data_dir):
+  script = f'''
+      import os, signal
+      from gapjax.data import builders
+      whole = builders.Digits._generate_examples
+      def killed(self, split):
+        for i, example in enumerate(whole(self, split)):
+          if split == 'test' and i == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+          yield example
+      builders.Digits._generate_examples = killed
+      builders.prepare('digits', data_dir={str(data_dir)!r})'''
+  assert run(script, check=False).returncode == -9
+  assert [child.name.partition('.')[0] for child in data_dir.iterdir()] == ['incomplete']
+  assert len(data.load('digits', split='test', data_dir=data_dir).labels) == 400
+
+
+def test_two_processes_prepare_the_digits_at_once(data_dir, tmp_path):
+  start = tmp_path / 'start'
+  script = textwrap.dedent(f'''
+      import os, random, time
+      from gapjax import data
+      from gapjax.data import builders
+      random.seed(0)  # TFDS names its temporary folder with `random`
+      print('ready', flush=True)
+      while not os.path.exists({str(start)!r}):
+        time.sleep(.001)
+      digits = data.load('digits', split='train', data_dir={str(data_dir)!r})
+      print(digits.images.sum(dtype=int), digits.labels.sum())''')
+  workers = [subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE, text=True,
+                              cwd=pathlib.Path(__file__).parents[1]) for _ in range(2)]
+  for worker in workers:
+    assert worker.stdout.readline() == 'ready\n'
+  start.touch()
+  outputs = [worker.communicate(timeout=60)[0] for worker in workers]
+  assert [worker.returncode for worker in workers] == [0, 0]
+  assert outputs[0] == outputs[1] != ''
+  assert [child.name for child in data_dir.iterdir()] == ['digits']
+  assert [child.name for child in (data_dir / 'digits').iterdir()] == ['1.0.0']
+
+
+def test_without_tensorflow(tmp_path):
+  """Not even where it is installed; and importing gapjax.data loads no TFDS."""
+  (tmp_path / 'tensorflow').mkdir()
+  (tmp_path / 'tensorflow' / '__init__.py').write_text('raise AssertionError("imported")')
+  run(f'''
+      import sys
+      sys.path.insert(0, {str(tmp_path)!r})
+      from gapjax import data
+      lazy = {{'tensorflow_datasets', 'sklearn', 'PIL', 'jax'}} & set(sys.modules)
+      assert not lazy, lazy
+      data.prepare('digits', data_dir={str(tmp_path)!r})
+      assert data.load('digits', split='test', data_dir={str(tmp_path)!r}).images.any()
+      assert 'tensorflow' not in sys.modules''')
+
+
+@pytest.mark.parametrize('order', list(itertools.permutations(
+    ['import gapjax.data.builders as ours',
+     'import tensorflow_datasets.image_classification.cifar as theirs'])))
+def test_names_do_not_clash_with_tfds(order):
+  """TFDS' own cifar10 and ours in one process; name, version, features and keys agree."""
+  run('\n'.join(order) + textwrap.dedent('''\
+
+      import tempfile
+      import numpy as np
+      for name, labels in (('Cifar10', {'label': 10}),
+                           ('Cifar100', {'label': 100, 'coarse_label': 20})):
+        mine, other = getattr(ours, name), getattr(theirs, name)
+        assert mine.name == other.name
+        assert str(mine.VERSION) == str(other.VERSION)
+        arrays = ours.sources.Arrays(
+            images={'train': np.zeros((1, 32, 32, 3), np.uint8)}, labels={},
+            class_names={k: [str(i) for i in range(n)] for k, n in labels.items()})
+        with tempfile.TemporaryDirectory() as folder:
+          mine = mine(arrays=arrays, data_dir=folder)
+          other = other(data_dir=folder)
+          assert mine.info.features.to_json() == other.info.features.to_json()
+          assert mine.info.supervised_keys == other.info.supervised_keys
+          assert mine.info.disable_shuffling == other.info.disable_shuffling'''))

@@ -1,0 +1,141 @@
+"""Paddings, convolution and BatchNorm against NumPy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+from gapjax.errors import UsageError
+from gapjax.models import layers
+from gapjax.parallel import AXIS, Devices
+
+draw = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize('padding', layers.PADDINGS)
+@pytest.mark.parametrize(('kernel_size', 'stride', 'shape'),
+                         [(3, 1, (5, 6)), (3, 2, (6, 7)), (7, 2, (8, 9)), (1, 2, (5, 5))])
+def test_conv_equals_its_definition(padding, kernel_size, stride, shape):
+  x = draw.normal(size=(2, *shape, 3))
+  conv = layers.Conv(4, kernel_size, stride, padding, use_bias=True)
+  variables = conv.init(jax.random.key(1), x)
+  ours = conv.apply(variables, x)
+  kernel, bias = variables['params']['kernel'], variables['params']['bias']
+  expected = reference.conv(x, kernel, stride=stride, padding=padding, bias=np.asarray(bias))
+  assert ours.shape == expected.shape
+  np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_paddings_differ_at_the_border_only():
+  x = draw.normal(size=(1, 6, 6, 2))
+  kernel = draw.normal(size=(3, 3, 2, 1))
+  outs = {p: reference.conv(x, kernel, padding=p) for p in layers.PADDINGS if p != 'none'}
+  for name, out in outs.items():
+    np.testing.assert_allclose(out[:, 1:-1, 1:-1], outs['zero'][:, 1:-1, 1:-1])
+    assert name == 'zero' or np.abs(out - outs['zero']).max() > 0.1
+
+
+def test_padding_needs_enough_pixels():
+  x = jnp.zeros((1, 3, 3, 1))
+  for size, mode, fits in [(2, 'reflect', True), (3, 'reflect', False), (3, 'circular', True),
+                           (4, 'circular', False), (9, 'zero', True), (9, 'replicate', True)]:
+    if fits:
+      assert layers.pad(x, size, mode=mode).shape == (1, 3 + 2 * size, 3 + 2 * size, 1)
+    else:
+      with pytest.raises(UsageError, match='larger'):
+        layers.pad(x, size, mode=mode)
+  with pytest.raises(UsageError, match='larger canvas'):
+    layers.Conv(1, padding='none').init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))
+
+
+@pytest.mark.parametrize('module', [layers.Conv(4000, use_bias=True), layers.Dense(4000)])
+def test_initialisation_is_pytorchs(module):
+  x = jnp.zeros((1, 4, 4, 8)) if isinstance(module, layers.Conv) else jnp.zeros((1, 72))
+  params = module.init(jax.random.key(0), x)['params']
+  bound = 1 / np.sqrt(72)  # fan in: 3 * 3 * 8, or 72
+  for values in params.values():
+    values = np.asarray(values).ravel()
+    assert np.abs(values).max() <= bound
+    # Uniform: the quartiles lie at -bound/2, 0, bound/2.
+    np.testing.assert_allclose(np.quantile(values, [0.25, 0.5, 0.75]) / bound, [-0.5, 0, 0.5],
+                               atol=0.05)
+
+
+def test_batch_norm_by_its_definition():
+  x = draw.normal(3, 2, size=(4, 3, 5, 6))
+  norm = layers.BatchNorm()
+  variables = norm.init(jax.random.key(0), x, train=True)
+  stats = variables['batch_stats']
+  np.testing.assert_array_equal(stats['mean'], np.zeros(6))
+  np.testing.assert_array_equal(stats['var'], np.ones(6))
+  scale, bias = draw.normal(size=6), draw.normal(size=6)
+  params = {'scale': jnp.asarray(scale, jnp.float32), 'bias': jnp.asarray(bias, jnp.float32)}
+
+  y, updates = norm.apply({'params': params, 'batch_stats': stats}, x, train=True,
+                          mutable=['batch_stats'])
+  mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+  np.testing.assert_allclose(y, (x - mean) / np.sqrt(var + 1e-5) * scale + bias, rtol=1e-4,
+                             atol=1e-5)
+  new = updates['batch_stats']
+  np.testing.assert_allclose(new['mean'], 0.1 * mean, rtol=1e-5)
+  np.testing.assert_allclose(new['var'], 0.9 + 0.1 * x.var((0, 1, 2), ddof=1), rtol=1e-5)
+
+  y = norm.apply({'params': params, 'batch_stats': new}, x, train=False)
+  expected = (x - np.asarray(new['mean'])) / np.sqrt(np.asarray(new['var']) + 1e-5)
+  np.testing.assert_allclose(y, expected * scale + bias, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_does_not_cancel():
+  """E[x^2] - E[x]^2 in float32 would lose a variance of 1 under a mean of 3000."""
+  x = (3000 + draw.normal(size=(8, 4, 4, 1))).astype(np.float32)
+  norm = layers.BatchNorm()
+  stats = norm.init(jax.random.key(0), x, train=True)
+  _, updates = norm.apply(stats, x, train=True, mutable=['batch_stats'])
+  var = x.astype(np.float64).var(ddof=1)
+  np.testing.assert_allclose(updates['batch_stats']['var'], 0.9 + 0.1 * var, rtol=1e-5)
+
+
+def test_batch_norm_over_devices_is_batch_norm_of_the_whole_batch():
+  """Forward, running averages and the gradient, where the shares differ much in mean."""
+  with jax.enable_x64(True):
+    x = draw.normal(size=(8, 3, 3, 2)) + 10 * np.arange(8)[:, None, None, None]
+    weight = draw.normal(size=x.shape)
+    alone = layers.BatchNorm(dtype=jnp.float64)
+    over = layers.BatchNorm(dtype=jnp.float64, axis_name=AXIS)
+    variables = alone.init(jax.random.key(0), x, train=True)
+
+    def loss(norm, x, weight):
+      y, updates = norm.apply(variables, x, train=True, mutable=['batch_stats'])
+      return (jnp.sin(y) * weight).sum(), updates['batch_stats']
+
+    (value, stats), gradient = jax.value_and_grad(
+      lambda x: loss(alone, x, weight), has_aux=True)(x)
+    split = lambda a: a.reshape(4, 2, 3, 3, 2)  # noqa: E731
+    step = jax.pmap(jax.value_and_grad(lambda x, w: loss(over, x, w), has_aux=True),
+                    axis_name=AXIS, devices=Devices(jax.local_devices()[:4]).devices)
+    (values, all_stats), gradients = step(split(x), split(weight))
+    np.testing.assert_allclose(values.sum(), value, rtol=1e-12)
+    np.testing.assert_allclose(gradients.reshape(x.shape), gradient, rtol=1e-9, atol=1e-12)
+    for name in ('mean', 'var'):
+      np.testing.assert_allclose(all_stats[name], np.tile(stats[name], (4, 1)), rtol=1e-12)
+
+
+def test_bfloat16_keeps_statistics_in_float32():
+  x = jnp.asarray(draw.normal(size=(64, 8, 8, 2)) + 1, jnp.bfloat16)
+  norm = layers.BatchNorm(dtype=jnp.bfloat16)
+  variables = norm.init(jax.random.key(0), x, train=True)
+  y, updates = norm.apply(variables, x, train=True, mutable=['batch_stats'])
+  assert y.dtype == jnp.bfloat16
+  assert updates['batch_stats']['mean'].dtype == jnp.float32
+  exact = np.asarray(x, np.float64).mean((0, 1, 2))
+  np.testing.assert_allclose(updates['batch_stats']['mean'], 0.1 * exact, rtol=1e-5)
+  pooled = layers.global_average_pool(x)
+  assert pooled.dtype == jnp.float32
+  np.testing.assert_allclose(pooled, np.asarray(x, np.float64).mean((1, 2)), rtol=1e-5)
+
+
+def test_max_pool():
+  x = draw.normal(size=(2, 5, 4, 3)).astype(np.float32)
+  expected = x[:, :4].reshape(2, 2, 2, 2, 2, 3).max((2, 4))
+  np.testing.assert_array_equal(layers.max_pool(x), expected)

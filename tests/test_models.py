@@ -1,0 +1,193 @@
+"""Networks and heads: sizes against published counts, heads against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+from gapjax import config as configs
+from gapjax import models
+from gapjax.errors import UsageError
+from gapjax.models.heads import Permute
+
+draw = np.random.default_rng(0)
+
+# Parameters as torchvision counts them: whole networks with 1,000 classes for the ResNets (the
+# same but for the max-pool, which has none), `features` alone for VGG with BatchNorm.
+PUBLISHED = {'resnet18': 11_689_512, 'resnet34': 21_797_672, 'resnet50': 25_557_032,
+             'resnet101': 44_549_160, 'vgg11': 9_225_984, 'vgg16': 14_723_136}
+
+
+def create(num_classes=5, **changes):
+  c = configs.default()
+  c.model.update(**{'width': 4, 'name': 'resnet10', **changes})
+  configs.validate(c)
+  return models.create(c.model, num_classes=num_classes)
+
+
+def init(model, shape=(2, 32, 32, 3), dtype=jnp.float32):
+  x = jnp.asarray(draw.normal(size=shape), dtype)
+  return model.init(jax.random.key(0), x, train=True), x
+
+
+def count(tree):
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_parameters_as_published(name):
+  model = create(1000, name=name, width=64, head='linear')
+  variables = jax.eval_shape(lambda: init(model, (1, 64, 64, 3))[0])
+  total = count(variables['params'])
+  if name.startswith('vgg'):
+    total -= count(variables['params']['head'])
+  assert total == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(('name', 'stem', 'shapes'), [
+  ('resnet18', 'canvas', {'stem': (16, 8), 'stage1': (16, 8), 'stage2': (8, 16),
+                          'stage3': (4, 32), 'stage4': (2, 64)}),
+  ('resnet50', 'cifar', {'stem': (32, 8), 'stage1': (32, 32), 'stage2': (16, 64),
+                         'stage3': (8, 128), 'stage4': (4, 256)}),
+  ('vgg11', 'canvas', {'stage1': (16, 8), 'stage2': (8, 16), 'stage3': (4, 32),
+                       'stage4': (2, 64), 'stage5': (1, 64)}),
+])
+def test_features_by_name(name, stem, shapes):
+  model = create(name=name, stem=stem, width=8)
+
+  def forward():
+    variables, x = init(model)
+    return model.apply(variables, x, train=False)
+
+  logits, features = jax.eval_shape(forward)
+  assert logits.shape == (2, 5)
+  last = list(shapes.values())[-1]
+  assert {k: v.shape for k, v in features.items()} == {
+    **{k: (2, s, s, c) for k, (s, c) in shapes.items()}, 'pooled': (2, last[1])}
+
+
+def test_gap_head_is_the_mean_of_a_convolution():
+  """GAPNet: K channels of a 3x3 convolution with bias, averaged over the map."""
+  model = create(head='gap')
+  variables, x = init(model)
+  logits, features = model.apply(variables, x, train=False)
+  head = variables['params']['head']['pre_classifier']
+  maps = reference.conv(features['stage4'], head['kernel'], bias=np.asarray(head['bias']))
+  np.testing.assert_allclose(logits, maps.mean((1, 2)), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(features['pooled'], np.asarray(features['stage4']).mean((1, 2)),
+                             rtol=1e-5, atol=1e-6)
+
+
+def affine(head, z):
+  return z @ np.asarray(head['kernel'], np.float64) + np.asarray(head['bias'], np.float64)
+
+
+def test_linear_head():
+  model = create(head='linear')
+  variables, x = init(model)
+  logits, features = model.apply(variables, x, train=False)
+  expected = affine(variables['params']['head']['classifier'], np.asarray(features['pooled']))
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('train', [True, False])
+def test_permuted_head_permutes_the_pooled_channels(train):
+  """Anew for every pass, one permutation for the batch, in training and in testing."""
+  model = create(head='permuted')
+  variables, x = init(model)
+  # With the kernel a single 1 at channel i, the first logit is the channel that landed there.
+  head = variables['params']['head']['classifier']
+  c = head['kernel'].shape[0]
+  head['kernel'] = jnp.eye(c, 5)
+
+  def landed(seed):
+    (logits, features), _ = model.apply(
+      variables, x, train=train, rngs={'permutation': jax.random.key(seed)},
+      mutable=['batch_stats'])
+    z = np.asarray(features['pooled'], np.float64)
+    logits = np.asarray(logits) - np.asarray(head['bias'])
+    sources = [int(np.abs(z[0] - logits[0, k]).argmin()) for k in range(5)]
+    # The same permutation for every example of the batch.
+    np.testing.assert_allclose(logits, z[:, sources], rtol=1e-5, atol=1e-6)
+    assert len(set(sources)) == 5
+    return sources
+
+  assert landed(1) == landed(1)
+  assert len({tuple(landed(seed)) for seed in range(6)}) == 6
+
+
+def test_permutation_modes():
+  x = jnp.arange(64.0).reshape(1, 64)
+  fixed = Permute('fixed', seed=3)
+  once = np.asarray(fixed.apply({}, x))[0]
+  np.testing.assert_array_equal(np.sort(once), np.arange(64))
+  assert not np.array_equal(once, np.arange(64))
+  np.testing.assert_array_equal(fixed.apply({}, x)[0], once)
+  assert not np.array_equal(Permute('fixed', seed=4).apply({}, x)[0], once)
+  batch = Permute('batch')
+  draws = [np.asarray(batch.apply({}, x, rngs={'permutation': jax.random.key(s)}))[0]
+           for s in range(3)]
+  for values in draws:
+    np.testing.assert_array_equal(np.sort(values), np.arange(64))
+  assert not np.array_equal(draws[0], draws[1])
+
+
+@pytest.mark.parametrize('name', ['resnet10', 'vgg11'])
+def test_permutation_before_a_stage_changes_what_follows_only(name):
+  variables = None
+  outs = {}
+  for place in ('pooled', 'stage2', configs.stages(name)[-1]):
+    model = create(name=name, head='permuted', permutation='fixed', permute_at=place)
+    if variables is None:
+      variables, x = init(model)
+    outs[place] = model.apply(variables, x, train=False)[1]
+  last = configs.stages(name)[-1]
+  same = lambda a, b, k: np.allclose(outs[a][k], outs[b][k], atol=1e-6)  # noqa: E731
+  assert same('pooled', 'stage2', 'stage1')
+  assert not same('pooled', 'stage2', 'stage2')
+  assert same('pooled', last, 'stage3')
+  assert not same('pooled', last, last)
+
+
+@pytest.mark.parametrize('padding', ['reflect', 'circular', 'partial', 'none'])
+def test_padding_reaches_every_layer(padding):
+  """A network with another padding gives other features from the stem on."""
+  size = 80  # 'none' needs a large canvas
+  ours, zero = (create(name='resnet10', stem='cifar', padding=p) for p in (padding, 'zero'))
+  variables, x = init(zero, (1, size, size, 3))
+  a, b = (m.apply(variables, x, train=False)[1] for m in (ours, zero))
+  for stage in ('stem', 'stage1', 'stage4'):
+    if padding == 'none':
+      assert a[stage].shape[1] < b[stage].shape[1]
+    else:
+      assert a[stage].shape == b[stage].shape
+      assert np.abs(a[stage] - b[stage]).max() > 1e-4
+
+
+@pytest.mark.parametrize(('name', 'padding'), [('resnet18', 'none'), ('vgg11', 'none'),
+                                               ('vgg11', 'reflect')])
+def test_canvas_too_small_for_the_padding(name, padding):
+  with pytest.raises(UsageError, match='larger canvas'):
+    jax.eval_shape(lambda: init(create(name=name, padding=padding), (1, 32, 32, 3))[0])
+
+
+def test_circular_padding_is_shift_equivariant():
+  """Of a circular shift by the network's whole stride the features shift along."""
+  model = create(padding='circular', stem='cifar')
+  variables, x = init(model, (1, 32, 32, 3))
+  _, a = model.apply(variables, x, train=False)
+  _, b = model.apply(variables, jnp.roll(x, (8, 16), (1, 2)), train=False)
+  np.testing.assert_allclose(jnp.roll(a['stage4'], (1, 2), (1, 2)), b['stage4'], atol=1e-5)
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float64'])
+def test_dtypes(dtype):
+  with jax.enable_x64(dtype == 'float64'):
+    model = create(dtype=dtype)
+    variables, x = init(model, dtype=jnp.float32)
+    logits, features = model.apply(variables, x, train=False)
+    accumulate = 'float64' if dtype == 'float64' else 'float32'
+    assert features['stage4'].dtype == dtype
+    assert logits.dtype == accumulate and features['pooled'].dtype == accumulate
+    assert {str(p.dtype) for p in jax.tree.leaves(variables)} == {accumulate}

@@ -1,0 +1,66 @@
+"""Schedules against their formulas; Adam and SGD against PyTorch's documented update rules."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+
+from gapjax import config as configs
+from gapjax import optimizer
+
+
+def make(total=100, per_epoch=10.0, **changes):
+  c = configs.default()
+  c.update_from_flattened_dict({'optimizer.lr': 0.5, **changes})
+  configs.validate(c)
+  return c, optimizer.create_schedule(c, steps_per_epoch=per_epoch, total_steps=total)
+
+
+@pytest.mark.parametrize(('name', 'formula'), [
+  ('constant', lambda t, total: 1.0),
+  ('cosine', lambda t, total: (1 + math.cos(math.pi * t / total)) / 2),
+  ('poly', lambda t, total: (1 - t / total) ** 0.9),
+  ('step', lambda t, total: 0.1 ** ((t >= 30) + (t >= 60))),
+])
+@pytest.mark.parametrize('warmup', [0, 20])
+def test_schedules(name, formula, warmup):
+  _, schedule = make(**{'schedule.name': name, 'schedule.warmup_epochs': warmup / 10,
+                        'schedule.step_epochs': ((30 + warmup) / 10, (60 + warmup) / 10)})
+  for step in (0, 1, 19, 20, 21, 29, 30, 31, 50, 59, 60, 79, 80, 99):
+    t = step - warmup
+    expected = 0.5 * (step / warmup if t < 0 else formula(t, 100 - warmup))
+    np.testing.assert_allclose(schedule(step), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize('name', ['adam', 'sgd'])
+@pytest.mark.parametrize('decay', [0.0, 0.1])
+def test_rules_are_pytorchs(name, decay):
+  with jax.enable_x64(True):
+    config, schedule = make(**{'optimizer.name': name, 'optimizer.weight_decay': decay,
+                               'optimizer.lr': 0.01, 'schedule.name': 'poly'})
+    rule = optimizer.create(config, schedule)
+    gradients = np.random.default_rng(0).normal(size=20)
+    params, path = jnp.float64(1.5), []
+    state = rule.init(params)
+    for g in gradients:
+      updates, state = rule.update(jnp.float64(g), state, params)
+      params = optax.apply_updates(params, updates)
+      path.append(float(params))
+  lr = lambda t: 0.01 * (1 - t / 100) ** 0.9  # noqa: E731
+  if name == 'adam':
+    expected = reference.adam(gradients, lr=lr, b1=0.5, b2=0.999, decay=decay, start=1.5)
+  else:
+    expected = reference.sgd(gradients, lr=lr, momentum=0.9, decay=decay, start=1.5)
+  np.testing.assert_allclose(path, expected, rtol=1e-7)
+
+
+def test_clipping_is_of_the_global_norm():
+  config, _ = make(**{'optimizer.name': 'sgd', 'optimizer.clip_norm': 1.0})
+  rule = optimizer.create(config, lambda step: 1.0)
+  gradients = {'a': jnp.array([3.0]), 'b': jnp.array([4.0])}  # norm 5
+  updates, _ = rule.update(gradients, rule.init(gradients), gradients)
+  np.testing.assert_allclose([updates['a'][0], updates['b'][0]], [-0.6, -0.8], rtol=1e-6)

@@ -1,0 +1,396 @@
+"""Reports: numbers against the JSON, bytes against a rebuild, pixels against what was drawn."""
+
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gapjax import plots, render, report
+from gapjax.errors import UsageError
+
+PAPER = {'gapnet/location/3x3': 1.0, 'permutenet/location/3x3': .788, 'gapnet/image/3x3': .826}
+
+
+def _detail(k, accuracy, chance, steps=80):
+  falling = 2.2 * np.exp(-np.arange(steps) / 9) + .01
+  return {
+    'per_location': np.full((k, k), accuracy).tolist(), 'chance': chance,
+    'curves': {'train_loss': [[i * 5, float(v)] for i, v in enumerate(falling)],
+               'eval_accuracy': [[29, accuracy / 2], [400, accuracy]]},
+    'wall_seconds': [14.0, 15.0], 'images_per_second': 2400.4, 'train_images': 1397,
+    'test_images': 400, 'epochs': 24, 'steps': 700, 'batch_size': 48, 'canvas_size': 48,
+    'model': 'resnet10 width 16', 'parameters': 310000}
+
+
+def _records(torch=None, grids=(3,)):
+  """A suite's records in a wrong order: the report has one of its own."""
+  rng, records = np.random.default_rng(0), []
+  for target in ('image', 'location'):
+    for k in reversed(grids):
+      for network in ('permutenet_fixed', 'permutenet', 'gapnet'):
+        name = f'{network}/{target}/{k}x{k}'
+        for suffix in ('', '_best_random'):
+          values = rng.uniform(.3, .99, 2).round(4)
+          records.append({
+            'suite': 'quickstart', 'scale': 'digits', 'cell': name,
+            'metric': f'{target}_accuracy{suffix}', 'torch': torch if suffix else None,
+            'paper': PAPER.get(name) if suffix else None, 'values': values.tolist(),
+            'seeds': [0, 1], 'mean': float(values.mean()), 'std': float(values.std(ddof=1)),
+            'n': 2, 'config_hash': 'ab12'})
+          if not suffix:
+            chance = k ** -2 if target == 'location' else .1
+            records[-1]['detail'] = _detail(k, float(values.mean()), chance)
+  return records
+
+
+def _write(path, value):
+  path.write_text(json.dumps(value), encoding='utf-8')
+
+
+def _canvases(n=4, grid=3, side=8):
+  canvases = np.full((n, grid * side, grid * side, 3), .4, np.float32)
+  canvases[:, :side, :side] = [.9, .1, .1]
+  return canvases
+
+
+@pytest.fixture(scope='module')
+def suite(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('suite')
+  _write(workdir / 'results.json', _records())
+  _write(workdir / 'run.json', {
+    'command': 'gapjax quickstart', 'device': 'cpu x 1 (<i>fast</i> & | loud)',
+    'versions': {'gapjax': '0.1.0', 'jax': '0.10.2'}, 'wall_seconds': 180.3,
+    'notes': ['2 < 3 <script>alert(1)</script>']})
+  (workdir / 'samples').mkdir()
+  plots.canvas_samples(_canvases(), labels=list('abcd'), path=workdir / 'samples/3x3.png', grid=3)
+  report.build(workdir)
+  return workdir
+
+
+def _html(workdir):
+  return (workdir / 'report/report.html').read_text(encoding='utf-8')
+
+
+def _markdown(workdir):
+  return (workdir / 'report/report.md').read_text(encoding='utf-8')
+
+
+def _rows(markdown):
+  """The cells of a Markdown table: head, then rows."""
+  lines = [line for line in markdown.splitlines() if line.startswith('|')]
+  rows = [[cell.strip() for cell in re.split(r'(?<!\\)\|', line)[1:-1]] for line in lines]
+  return [rows[0], *rows[2:]]
+
+
+def _pixels(path):
+  with Image.open(path) as image:
+    return np.asarray(image.convert('RGB'), int)
+
+
+def test_rebuilding_changes_no_byte(suite):
+  folder = suite / 'report'
+  before = {path.name: path.read_bytes() for path in folder.iterdir()}
+  assert set(before) == {'report.md', 'report.html', 'canvas_3x3.png', 'locations.png',
+                         'locations-dark.png', 'curves.png', 'curves-dark.png'}
+  assert report.build(str(suite)) == folder / 'report.html'
+  assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+  assert not any(b'Software' in data for data in before.values())
+
+
+def test_html_loads_nothing_from_elsewhere(suite):
+  page = _html(suite)
+  loads = re.findall(r'(?:src|srcset|href|data|action)\s*=\s*["\']?([^"\'\s>]{0,20})', page)
+  assert len(loads) == 5 and all(load.startswith('data:image/png;base64'[:20]) for load in loads)
+  assert not re.search(r'https?://|url\(|@import|<script|<link|<iframe', page)
+  assert 'prefers-color-scheme:dark' in page and 'name="viewport"' in page
+
+
+def test_embedded_pictures_are_the_pngs_of_the_folder(suite):
+  found = re.findall(r'data:image/png;base64,([A-Za-z0-9+/=]+)', _html(suite))
+  data = {base64.b64decode(text, validate=True) for text in found}
+  assert data == {path.read_bytes() for path in (suite / 'report').glob('*.png')}
+  for png in data:
+    with Image.open(io.BytesIO(png)) as image:
+      image.load()
+      assert 400 < image.width < 3000 and 200 < image.height < 6000
+  links = re.findall(r'!\[[^\]]+\]\(([^)]+)\)', _markdown(suite))
+  assert links == ['canvas_3x3.png', 'locations.png', 'curves.png']
+
+
+def test_text_is_escaped(suite):
+  page, markdown = _html(suite), _markdown(suite)
+  assert '<li>2 &lt; 3 &lt;script&gt;alert(1)&lt;/script&gt;</li>' in page
+  assert '- 2 &lt; 3 &lt;script&gt;' in markdown and '<script' not in markdown
+  assert r'cpu x 1 (&lt;i&gt;fast&lt;/i&gt; &amp; \| loud)' in markdown
+
+
+def test_every_heading_and_number_is_in_both_renderings(suite):
+  page, markdown = _html(suite), _markdown(suite)
+  headings = re.findall(r'<h2>(.*?)</h2>', page)
+  assert headings == re.findall(r'^## (.*)$', markdown, re.M) == [
+    'Results', 'What the network sees', 'Where it succeeds', 'How it learned', 'How it was made']
+  in_html = re.findall(r'<td[^>]*>(.*?)</td>', page)
+  in_markdown = [cell.replace(r'\|', '|') for row in _rows(markdown) for cell in row
+                 if row[0] not in ('network', '') and not row[0].startswith('---')]
+  assert len(in_html) > 60 and in_html == in_markdown
+  assert '<tr><td class="w k">duration</td><td class="w">3 min 0 s</td></tr>' in page
+  assert '<td class="w">310,000</td>' in page and '<td class="w">14.5 s</td>' in page
+  assert page.count('<tr class="break">') == 1
+  exact = next(r for r in _records() if r['metric'] == 'location_accuracy'
+               and r['cell'].startswith('gapnet'))
+  assert f'<dt>{100 * exact["mean"]:.1f}%</dt><dd>location accuracy of GAPNet' in page
+
+
+def test_markdown_is_protected_from_its_own_marks():
+  table = render.Table(['a_b', '*c*'], [['permutenet_fixed', '`x` [y] _z_']])
+  assert render.markdown_table(table).splitlines()[-1].endswith(r'\`x\` \[y\] \_z\_ |')
+  assert 'permutenet_fixed' in render.markdown_table(table)
+
+
+# --- the table -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('torch', [None, .771])
+def test_table_parses_back_to_the_json(torch):
+  records = _records(torch, grids=(3, 7))
+  head, *rows = _rows(report.table(records))
+  assert ('PyTorch' in head) == (torch is not None)
+  names = {name: key for key, name in plots.NETWORKS.items()}
+  order = [(row[1], row[2], names[row[0]]) for row in rows]
+  assert order == [(target, f'{k}\N{MULTIPLICATION SIGN}{k}', network)
+                   for target in ('location', 'image') for k in (3, 7)
+                   for network in ('gapnet', 'permutenet', 'permutenet_fixed')]
+  by_name = {(r['cell'], r['metric']): r for r in records}
+  for (target, grid, network), row in zip(order, rows, strict=True):
+    cell = f'{network}/{target}/{grid[0]}x{grid[0]}'
+    said = dict(zip(head, row, strict=True))
+    paper = PAPER.get(cell)
+    assert said['paper'] == ('\N{EN DASH}' if paper is None else f'{100 * paper:.1f}')
+    assert torch is None or said['PyTorch'] == '77.1'
+    assert float(said['chance']) == pytest.approx(
+      10 if target == 'image' else 100 / int(grid[0]) ** 2, abs=.05)
+    for column, metric in (('gapjax: best epoch, random placement', '_best_random'),
+                           ('gapjax: every location, final weights', '')):
+      mean, std, n = re.fullmatch(r'([\d.]+) . ([\d.]+) \((\d+)\)', said[column]).groups()
+      record = by_name[cell, f'{target}_accuracy{metric}']
+      assert float(mean) == pytest.approx(100 * record['mean'], abs=.051)
+      assert float(std) == pytest.approx(100 * record['std'], abs=.051)
+      assert int(n) == 2
+
+
+def test_table_of_one_seed_and_an_unfinished_cell():
+  record = {'cell': 'gapnet/location/3x3', 'metric': 'location_accuracy', 'mean': .5, 'n': 1}
+  (row,) = _rows(report.table([record]))[1:]
+  assert row[3:] == ['\N{EN DASH}', '\N{EN DASH}', '50.0 (1)', '11.1']
+
+
+def test_other_suites_get_a_plain_table(tmp_path):
+  records = [{'suite': 'table2', 'scale': 'full', 'cell': 'augshift/cifar10', 'metric': metric,
+              'paper': .948, 'mean': mean, 'std': .0123, 'n': 3}
+             for metric, mean in (('consistency', .951), ('loss', 1.23456))]
+  head, first, second = _rows(report.table(records))
+  assert head == ['cell', 'metric', 'paper', 'gapjax']
+  assert first == ['augshift/cifar10', 'consistency', '94.8', '95.1 \N{PLUS-MINUS SIGN} 1.2 (3)']
+  assert second[-1].startswith('1.235')
+  _write(tmp_path / 'results.json', records)
+  assert 'augshift/cifar10' in report.build(tmp_path).read_text(encoding='utf-8')
+  assert 'How it was made' not in _html(tmp_path)  # nothing is known
+  mixed = report.table([*records, {**records[0], 'suite': 'other', 'torch': .9}, *_records()])
+  assert mixed.count('| best epoch') + mixed.count('gapjax: best epoch') == 1
+  assert 'other, full' in mixed and '90.0' in mixed
+
+
+@pytest.fixture
+def run(tmp_path):
+  _write(tmp_path / 'summary.json', {
+    'config': {'canvas': {'grid': 3, 'target': 'location'}, 'optimizer': {'lr': .001},
+               'model': {'name': 'resnet10', 'head': 'permuted', 'permutation': 'fixed'}},
+    'step': 1700, 'final': {'location_accuracy': .4321, 'loss': 1.23456},
+    'best': {'location_accuracy_best_random': .5555, 'step': 29},
+    'per_location': [[.1, .5, None]] * 3, 'wall_seconds': 3725.0, 'images_per_second': 1234.5,
+    'device': 'cpu x 1', 'versions': {'jax': '0.10.2'}})
+  points = [{'step': s, 'split': 'train', 'loss': 2 - s / 100, 'accuracy': .2} for s in (9, 19)]
+  points += [{'step': 19, 'split': 'eval', 'accuracy': a, 'loss': 1.} for a in (.1, .4)]
+  points += [{'step': 19, 'split': 'final', 'accuracy': .4}]
+  (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(p) + '\n' for p in points))
+  plots.canvas_samples(_canvases(), labels=list('abcd'), path=tmp_path / 'canvas.png', grid=3)
+  return tmp_path
+
+
+def test_single_run(run):
+  page = report.build(run).read_text(encoding='utf-8')
+  for text in ('<h1>PermuteNet, fixed order: location, 3', '>43.2<', '>1.235<', '>55.5<',
+               '>1 h 2 min<', '>1,234<', '>optimizer.lr<', '>0.001<', '>1,700<', 'canvas.'):
+    assert text in page
+  assert page.count('<img') == 3 and 'mean over seeds' not in page
+
+
+def test_a_resumed_run_counts_the_last_value_of_a_step(run):
+  source = report._load(run)
+  assert source.cells[0].eval_accuracy == [(19, .4)]
+  assert source.cells[0].train_loss == [(9, 1.91), (19, 1.81)]
+
+
+# --- mistakes --------------------------------------------------------------------------------
+
+
+def _refused(workdir, *words):
+  with pytest.raises(UsageError) as error:
+    report.build(workdir)
+  assert '\n' not in str(error.value)
+  for word in words:
+    assert word in str(error.value)
+  assert not (workdir / 'report/report.html').exists()
+
+
+def test_nothing_there(tmp_path):
+  _refused(tmp_path, 'results.json', 'summary.json')
+  _refused(tmp_path / 'nowhere', 'results.json')
+
+
+@pytest.mark.parametrize(('text', 'words'), [
+  (b'[\n{"cell": "a",\n]', ['results.json line 3']), (b'{}', ['results.json', 'list']),
+  (b'[]', ['results.json', 'empty']), (b'[{"cell": "a", "mean": 1}]', ['entry 0', '`metric`']),
+  (b'[3]', ['entry 0']), (b'\xff\xfe[', ['results.json', 'UTF-8'])])
+def test_broken_results(tmp_path, text, words):
+  (tmp_path / 'results.json').write_bytes(text)
+  _refused(tmp_path, *words)
+
+
+def test_broken_metrics_and_pictures(run):
+  with (run / 'metrics.jsonl').open('a') as file:
+    file.write('{"step": 29, "spl')
+  _refused(run, 'metrics.jsonl line 6')
+  (run / 'metrics.jsonl').unlink()
+  (run / 'canvas.png').write_bytes(b'GIF89a')
+  _refused(run, 'canvas.png')
+
+
+# --- pictures --------------------------------------------------------------------------------
+
+
+def test_canvas_samples_show_the_canvases(tmp_path):
+  canvases = _canvases(n=3)
+  canvases[1, :8, :8] = [.1, .9, .1]
+  path = tmp_path / 'x.png'
+  plots.canvas_samples(canvases, labels=['a', 'b', 'c'], path=path, grid=3, columns=2)
+  pixels = _pixels(path)
+  height, width = pixels.shape[:2]
+  red = (abs(pixels - [230, 26, 26]) < 6).all(-1)
+  green = (abs(pixels - [26, 230, 26]) < 6).all(-1)
+  # Two rows of two: red top left, green top right, red bottom left, nothing bottom right.
+  half_y, half_x = height // 2, width // 2
+  assert red[:half_y, :half_x].any() and green[:half_y, half_x:].any()
+  assert red[half_y:, :half_x].any() and not (red | green)[half_y:, half_x:].any()
+
+
+@pytest.mark.parametrize(('grid', 'inside'), [(3, [1, 2]), (2, [1])])
+def test_canvas_samples_draw_a_line_between_locations(tmp_path, grid, inside):
+  plots.canvas_samples(np.full((1, 6, 6, 3), .4), labels=['a'], path=tmp_path / 'x.png', grid=grid)
+  pixels = _pixels(tmp_path / 'x.png')[..., 0]
+  (top, left), (bottom, right) = (f(np.argwhere(pixels == 102), 0) for f in (np.min, np.max))
+  canvas = pixels[top:bottom, left:right]
+  for axis, size in ((1, bottom - top), (0, right - left)):
+    lines = np.flatnonzero(np.median(canvas, axis) > 110)
+    assert sorted({round(at / size * 12) for at in lines}) == [12 * i // grid for i in inside]
+
+
+@pytest.mark.parametrize(('shape', 'labels'),
+                         [((2, 9, 9), 2), ((2, 9, 9, 3), 1), ((0, 9, 9, 3), 0)])
+def test_canvas_samples_refuse_wrong_shapes(tmp_path, shape, labels):
+  with pytest.raises(ValueError, match='canvases'):
+    plots.canvas_samples(np.zeros(shape), labels=['a'] * labels, path=tmp_path / 'x.png', grid=3)
+
+
+def _expected(value):
+  return plots.ACCURACY_MAP(value, bytes=True)[:3]
+
+
+def test_heatmap_colours_stand_at_their_locations(tmp_path):
+  values = np.zeros((2, 2))
+  values[0, 1] = 1  # top right
+  cell = plots.Cell('gapnet', 'location', 2, .25, values.tolist())
+  plots.location_heatmaps([cell], tmp_path / 'x.png')
+  pixels = _pixels(tmp_path / 'x.png')
+  pixels = pixels[:int(.93 * len(pixels))]  # without the colour bar
+  full = np.argwhere((abs(pixels - _expected(1.)) < 2).all(-1))
+  empty = np.argwhere((abs(pixels - _expected(0.)) < 2).all(-1))
+  assert len(full) > 5000
+  assert 2.6 < len(empty) / len(full) < 3.4  # three squares against one
+  middle = (empty.min(0) + empty.max(0)) / 2
+  assert full[:, 0].max() < middle[0] < empty[:, 0].max()
+  assert full[:, 1].min() > middle[1]
+
+
+def test_heatmap_scale_is_shared_and_missing_counts_stay_blank(tmp_path):
+  """0.5 as a map's largest value is still drawn as 0.5: the scale does not stretch to the data."""
+  for name, values in (('a', [[.5, .5], [.25, None]]), ('b', [[None, None], [None, None]])):
+    plots.location_heatmaps([plots.Cell('gapnet', 'image', 2, .1, values)], tmp_path / name)
+  def half(name):
+    pixels = _pixels(tmp_path / name)
+    return (abs(pixels[:int(.93 * len(pixels))] - _expected(.5)) < 2).all(-1).sum()
+  assert half('a') > 10000 and half('b') == 0
+
+
+def test_accuracy_map_lightness_falls_monotonically():
+  lightness = plots.ACCURACY_MAP(np.linspace(0, 1, 64))[:, :3] @ [.2126, .7152, .0722]
+  assert (np.diff(lightness) < 0).all()
+
+
+def test_seven_by_seven_and_dark_pages(tmp_path):
+  cells = [plots.Cell(name, 'location', 7, 1 / 49, np.full((7, 7), .5).tolist(), [(0, 1.), (9, .5)])
+           for name in ('gapnet', 'permutenet', 'something else')]
+  for draw in (plots.location_heatmaps, plots.curves):
+    draw(cells, tmp_path / 'light.png')
+    draw(cells, tmp_path / 'dark.png', dark=True)
+    assert _pixels(tmp_path / 'light.png')[0, 0].tolist() == [255, 255, 255]
+    assert _pixels(tmp_path / 'dark.png')[0, 0].tolist() == [0x12, 0x16, 0x1b]
+
+
+def _line(pixels, color):
+  return np.argwhere((abs(pixels - list(bytes.fromhex(color[1:]))) < 12).all(-1))
+
+
+def test_curves_draw_the_better_network_higher(tmp_path):
+  cells = [plots.Cell(name, 'location', 3, 1 / 9, None, [], [(0, .11), (50, at), (100, at)])
+           for name, at in (('gapnet', .9), ('permutenet', .3))]
+  plots.curves(cells, tmp_path / 'x.png')
+  pixels = _pixels(tmp_path / 'x.png')
+  right = pixels[:, int(.8 * pixels.shape[1]):]
+  better, worse = (_line(right, color)[:, 0] for color in plots.LINES[False][:2])
+  assert len(better) and len(worse)
+  assert better.max() < worse.min()  # rows count downwards
+
+
+def test_curves_survive_a_diverged_loss(tmp_path):
+  points = [(s, 2. * .9 ** s) for s in range(90)] + [(90, float('inf')), (91, None), (92, 0.)]
+  plots.curves([plots.Cell('gapnet', 'image', 3, None, None, points, [(5, float('nan'))]),
+                plots.Cell('permutenet', 'image', 3, None, None, [(0, float('nan'))])],
+               tmp_path / 'x.png')
+  assert len(_line(_pixels(tmp_path / 'x.png'), plots.LINES[False][0])) > 200
+
+
+@pytest.mark.parametrize('draw', [plots.location_heatmaps, plots.curves])
+def test_pictures_of_nothing_are_refused(tmp_path, draw):
+  with pytest.raises(ValueError, match='no cell'):
+    draw([plots.Cell('gapnet', 'location', 3)], tmp_path / 'x.png')
+
+
+def test_drawing_leaves_no_global_state(tmp_path):
+  # Reading `backend` is what would load pyplot.
+  code = (
+    'import sys, matplotlib\n'
+    'def state():\n'
+    '  return {k: matplotlib.rcParams[k] for k in matplotlib.rcParams if k != "backend"}\n'
+    'before = state()\n'
+    'from gapjax import plots\n'
+    'plots.curves([plots.Cell("gapnet", "image", 3, None, None, [(0, 1.)])], sys.argv[1])\n'
+    'assert "matplotlib.pyplot" not in sys.modules\n'
+    'assert state() == before')
+  subprocess.run([sys.executable, '-c', code, str(tmp_path / 'x.png')], check=True)

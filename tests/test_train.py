@@ -1,0 +1,280 @@
+"""The real loop on a tiny network: what it leaves behind, devices, resuming, faults."""
+
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from gapjax import build, steps
+from gapjax.checkpoint import Checkpoints, digest
+from gapjax.errors import TrainingFailed, UsageError
+from gapjax.evaluate import Evaluator, evaluate
+from gapjax.metrics import read_lines
+from gapjax.parallel import AXIS, Devices
+from gapjax.plan import Plan
+from gapjax.train import train
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory, data_dir):
+  """One finished run: its config, workdir and summary."""
+  workdir = tmp_path_factory.mktemp('run')
+  config = tiny_config(num_epochs=4, **{'checkpoint.every_epochs': 1.0})
+  return config, workdir, train(config, workdir=workdir, data_dir=data_dir,
+                                devices=jax.local_devices()[:1], progress=False)
+
+
+def newest(workdir, like=None):
+  """(step, state) of the newest checkpoint."""
+  with Checkpoints(workdir, keep=2) as checkpoints:
+    step, state, _ = checkpoints.restore(like)
+  return step, state
+
+
+def same(a, b):
+  """Whether two trees of arrays are equal to the bit, leaf by leaf."""
+  return jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x, y), a, b))
+
+
+def test_what_a_run_leaves(run):
+  config, workdir, summary = run
+  assert json.loads((workdir / 'config.json').read_text())['model']['width'] == 4
+  assert json.loads((workdir / 'summary.json').read_text()) == summary
+  assert summary['step'] == 20 and summary['config']['num_epochs'] == 4
+  assert {'location_accuracy', 'loss'} == set(summary['final'])
+  lines = read_lines(workdir / 'metrics.jsonl')
+  evals = [line for line in lines if line['split'] == 'eval']
+  assert [line['step'] for line in evals] == [5, 10, 15, 20]
+  best = max(evals, key=lambda line: line['accuracy'])
+  assert summary['best'] == {'location_accuracy_best_random': best['accuracy'],
+                             'step': best['step']}
+  losses = [line['loss'] for line in lines if line['split'] == 'train']
+  assert losses[-1] < losses[0]
+  assert sorted(p.name for p in (workdir / 'checkpoints').iterdir()) == ['15', '20']
+  assert list(workdir.glob('events.out.tfevents.*'))
+  assert (workdir / 'canvas.png').read_bytes().startswith(b'\x89PNG')
+  assert summary['sizes'] == {'train_images': 160, 'test_images': 30, 'canvas_size': 16,
+                              'chance': 0.25, 'parameters': summary['sizes']['parameters']}
+
+
+def test_event_files_hold_the_same_numbers(run):
+  from tensorboardX.proto.event_pb2 import Event
+  from tensorboardX.record_writer import masked_crc32c  # noqa: F401 (the format's own module)
+  _, workdir, _ = run
+  [path] = workdir.glob('events.out.tfevents.*')
+  found, raw = {}, path.read_bytes()
+  while raw:  # length (8), its checksum (4), the event, its checksum (4)
+    size = int.from_bytes(raw[:8], 'little')
+    event = Event.FromString(raw[12:12 + size])
+    raw = raw[16 + size:]
+    for value in event.summary.value:
+      found[value.tag, event.step] = value.simple_value
+  for line in read_lines(workdir / 'metrics.jsonl'):
+    np.testing.assert_allclose(found[f'{line["split"]}/loss', line['step']], line['loss'],
+                               rtol=1e-6)
+
+
+def test_exact_evaluation_is_every_image_at_every_location(run, data_dir):
+  """Counted here one canvas at a time, with batches that do not fit the number of images."""
+  config, workdir, summary = run
+  train_set, test_set, task = build.load(config, data_dir=data_dir)
+  plan = Plan.of(config, num_images=160, platform='cpu')
+  model, state, *_ = build.create(config, task, train_set, plan)
+  _, state = newest(workdir, Devices.to_host(state))
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  forward = jax.jit(lambda x: model.apply(variables, x, train=False)[0])
+  grid = np.zeros((2, 2))
+  for location in range(4):
+    canvases = task.canvases(test_set.images, np.full(30, location))
+    predicted = np.concatenate([forward(canvases[i:i + 1]) for i in range(30)]).argmax(1)
+    grid[divmod(location, 2)] = (predicted == location).mean()
+  np.testing.assert_allclose(summary['per_location'], grid, atol=1e-12)
+  np.testing.assert_allclose(summary['final']['location_accuracy'], grid.mean(), atol=1e-12)
+
+  for devices, batch_size in [(1, 7), (4, 50)]:
+    config.eval.batch_size = batch_size
+    here = Devices(jax.local_devices()[:devices])
+    evaluator = Evaluator(config, model, task, test_set, here)
+    exact = evaluator.exact(here.replicate(state))
+    np.testing.assert_allclose(exact['per_location'], grid, atol=1e-12)
+    passes = evaluator.random(here.replicate(state), passes=3)
+    assert 0 <= passes['accuracy'] <= 1
+
+
+def test_evaluate_a_workdir(run, data_dir, tmp_path):
+  _, workdir, summary = run
+  result = evaluate(workdir, data_dir=data_dir, devices=jax.local_devices()[:1])
+  assert result['location_accuracy'] == summary['final']['location_accuracy']
+  assert result['per_location'] == summary['per_location']
+  assert 0 <= result['location_accuracy_random'] <= 1
+  assert json.loads((workdir / 'evaluation.json').read_text()) == result
+  with pytest.raises(UsageError, match='holds no run'):
+    evaluate(tmp_path, data_dir=data_dir)
+
+
+def test_a_finished_run_is_not_trained_again(run, data_dir):
+  config, workdir, summary = run
+  before = (workdir / 'metrics.jsonl').read_bytes()
+  assert train(config, workdir=workdir, data_dir=data_dir, progress=False) == summary
+  assert (workdir / 'metrics.jsonl').read_bytes() == before
+
+
+def test_a_workdir_belongs_to_its_config(run, data_dir):
+  _, workdir, _ = run
+  with pytest.raises(UsageError, match=r'model\.width 8 \(there: 4\)'):
+    train(tiny_config(num_epochs=4, **{'model.width': 8}), workdir=workdir, data_dir=data_dir)
+
+
+# ---- Devices ------------------------------------------------------------------------------------
+
+
+def take_steps(config, data_dir, *, devices, count):
+  """(state, metrics) after `count` calls, as they are on the devices."""
+  train_set, _, task = build.load(config, data_dir=data_dir)
+  here = Devices(jax.local_devices()[:devices])
+  plan = Plan.of(config, num_images=len(train_set.images), platform=here.platform)
+  model, state, rule, _ = build.create(config, task, train_set, plan)
+  step = here.pmap(steps.many(steps.make_train_step(model, task, rule, axis_name=AXIS)),
+                   split=(False, False, False, True), donate=0)
+  data = here.replicate({'images': train_set.images, 'labels': train_set.labels})
+  key = here.replicate(steps.stream(config.seed, steps.TRAIN))
+  state = here.replicate(state)
+  for number in range(0, count * plan.steps_per_call, plan.steps_per_call):
+    state, metrics = step(state, key, data, here.split(plan.batch_indices(number)))
+  return state, metrics
+
+
+def assert_close(a, b, *, relative):
+  """Largest difference over the largest value, leaf by leaf."""
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    assert np.abs(x - y).max() <= relative * max(np.abs(x).max(), 1e-3)
+
+
+@pytest.mark.parametrize('head', ['gap', 'permuted'])
+def test_one_and_four_devices_agree_in_float64(data_dir, head):
+  """Six Adam steps, with augmentation and permutation: the same to 1e-9 (design: float64)."""
+  with jax.enable_x64(True):
+    config = tiny_config(**{'model.dtype': 'float64', 'model.head': head, 'data.flip': True})
+    one, metrics_one = take_steps(config, data_dir, devices=1, count=6)
+    four, metrics_four = take_steps(config, data_dir, devices=4, count=6)
+    host = Devices.to_host
+    assert_close(host(one.params), host(four.params), relative=1e-9)
+    assert_close(host(one.batch_stats), host(four.batch_stats), relative=1e-9)
+    assert_close(host(metrics_one), host(metrics_four), relative=1e-9)
+    moved = jax.tree.map(lambda x: float(np.abs(x).max()), host(one.opt_state))
+    assert max(jax.tree.leaves(moved)) > 0
+
+
+def test_one_and_four_devices_agree_in_float32_on_one_step(data_dir):
+  """Loss and gradient of the first step to 1e-5; SGD at rate 1 shows the gradient as the change."""
+  config = tiny_config(**{'optimizer.name': 'sgd', 'optimizer.lr': 1.0})
+  one, metrics_one = take_steps(config, data_dir, devices=1, count=1)
+  four, metrics_four = take_steps(config, data_dir, devices=4, count=1)
+  assert_close(Devices.to_host(metrics_one), Devices.to_host(metrics_four), relative=1e-5)
+  assert_close(Devices.to_host(one.opt_state), Devices.to_host(four.opt_state), relative=1e-5)
+
+
+@pytest.mark.parametrize('sync', [True, False])
+def test_what_is_returned_as_replicated_is_replicated(data_dir, sync):
+  """pmap's out_axes=None accepts values that differ between devices in silence: they must not."""
+  config = tiny_config(sync_batch_norm=sync)
+  state, metrics = take_steps(config, data_dir, devices=4, count=2)
+  for leaf in jax.tree.leaves((state, metrics)):
+    shards = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+    assert len(shards) == 4
+    for shard in shards[1:]:
+      np.testing.assert_array_equal(shard, shards[0])
+
+
+def test_unsynchronised_batch_norm_is_another_computation(data_dir):
+  a, _ = take_steps(tiny_config(sync_batch_norm=True), data_dir, devices=4, count=1)
+  b, _ = take_steps(tiny_config(sync_batch_norm=False), data_dir, devices=4, count=1)
+  stem = lambda s: np.asarray(s.batch_stats['bn1']['var'])  # noqa: E731
+  assert np.abs(stem(a) - stem(b)).max() > 1e-6
+
+
+def test_scanned_steps_are_the_same_steps(data_dir):
+  """What accelerators run in one dispatch equals one dispatch a step (float64)."""
+  with jax.enable_x64(True):
+    config = tiny_config(**{'model.dtype': 'float64', 'steps_per_call': 3})
+    scanned, metrics = take_steps(config, data_dir, devices=2, count=1)
+    config.steps_per_call = 1
+    single, _ = take_steps(config, data_dir, devices=2, count=3)
+    assert metrics['grad_norm'].shape == (3,)
+    assert_close(Devices.to_host(scanned), Devices.to_host(single), relative=1e-9)
+
+
+def test_batch_that_the_devices_cannot_share():
+  with pytest.raises(UsageError, match='30 cannot be shared by 4 devices; use 28 or 32'):
+    train(tiny_config(batch_size=30), workdir='unused', devices=jax.local_devices()[:4])
+
+
+# ---- Checkpoints and faults ---------------------------------------------------------------------
+
+
+def test_resume_on_another_number_of_devices(run, data_dir, tmp_path, caplog):
+  """Saved on one device, continued on two: the same training up to rounding."""
+  config, workdir, _ = run
+  step, complete = newest(workdir)
+  (tmp_path / 'checkpoints').mkdir()
+  (workdir / 'checkpoints' / '15').rename(tmp_path / 'checkpoints' / '15')
+  caplog.set_level(logging.INFO)
+  train(config, workdir=tmp_path, data_dir=data_dir, devices=jax.local_devices()[:2],
+        progress=False)
+  (tmp_path / 'checkpoints' / '15').rename(workdir / 'checkpoints' / '15')
+  assert 'resumed from step 15 of 20' in caplog.text
+  again, resumed = newest(tmp_path)
+  assert step == again == 20
+  assert_close(complete['params'], resumed['params'], relative=0.02)
+
+
+@pytest.mark.parametrize('damage', ['truncate', 'flip', 'delete'])
+def test_a_broken_newest_checkpoint_is_reported_and_the_one_before_used(
+    run, data_dir, tmp_path, caplog, damage):
+  import shutil
+  config, workdir, _ = run
+  shutil.copytree(workdir / 'checkpoints', tmp_path / 'checkpoints')
+  files = [p for p in (tmp_path / 'checkpoints' / '20').rglob('*') if p.is_file()]
+  largest = max(files, key=lambda p: p.stat().st_size)
+  raw = largest.read_bytes()
+  if damage == 'truncate':
+    largest.write_bytes(raw[:len(raw) // 2])
+  elif damage == 'flip':
+    middle = len(raw) // 2
+    largest.write_bytes(raw[:middle] + bytes([raw[middle] ^ 255]) + raw[middle + 1:])
+  else:
+    for path in files:
+      path.unlink()
+  train(config, workdir=tmp_path, data_dir=data_dir, devices=jax.local_devices()[:1],
+        progress=False)
+  assert 'checkpoint 20 is broken' in caplog.text
+  assert (tmp_path / 'checkpoints_broken' / '20').exists()
+  step, state = newest(tmp_path)
+  assert step == 20 and same(state, newest(workdir)[1])  # bit-equal, from step 15 on
+
+
+def test_digest_sees_every_change():
+  tree = {'a': np.float32([1, 2]), 'b': {'c': np.int32(3)}}
+  seen = {digest(tree), digest({'a': np.float32([1, 3]), 'b': {'c': np.int32(3)}}),
+          digest({'a': np.float32([1, 2]), 'b': {'d': np.int32(3)}}),
+          digest({'a': np.float64([1, 2]), 'b': {'c': np.int32(3)}}),
+          digest({'a': np.float32([[1, 2]]), 'b': {'c': np.int32(3)}})}
+  assert len(seen) == 5
+  assert digest(tree) == digest({'b': {'c': np.int32(3)}, 'a': np.float32([1, 2])})
+
+
+def test_not_a_number_stops_the_run_and_keeps_the_last_good_checkpoint(data_dir, tmp_path):
+  """The rate explodes after epoch 1: by then one checkpoint is there, and it stays the newest."""
+  config = tiny_config(num_epochs=4, log_every=100, **{
+    'optimizer.name': 'sgd', 'optimizer.lr': 1e-3, 'optimizer.momentum': 0.0,
+    'schedule.name': 'step', 'schedule.step_epochs': (1.2,), 'schedule.step_factor': 1e38})
+  with pytest.raises(TrainingFailed, match=r'not finite at step ([6-9]|1\d)\b'):
+    train(config, workdir=tmp_path, data_dir=data_dir, devices=jax.local_devices()[:1],
+          progress=False)
+  step, state = newest(tmp_path)
+  assert step == 5
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
