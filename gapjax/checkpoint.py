@@ -9,6 +9,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from gapjax.errors import UsageError
+
 log = logging.getLogger(__name__)
 
 
@@ -44,31 +46,43 @@ class Checkpoints:
     self.manager.wait_until_finished()
 
   def restore(self, like):
-    """The newest checkpoint that is whole, as (step, state, meta), or None.
+    """The newest checkpoint that is whole, as (step, state, meta), or None if there is none at all.
 
     like: a state of numpy arrays with the shapes and types to expect. A broken checkpoint is
-    reported, moved to `workdir/checkpoints_broken/` (nothing is lost) and the one before is used.
+    reported, the one before used, and then the broken one moved to `workdir/checkpoints_broken/`.
+
+    Raises UsageError when there are checkpoints but none can be read: starting again from nothing
+    would lose them.
     """
+    broken = {}
     for step in sorted(self.manager.all_steps(), reverse=True):
       try:
         found = self.manager.restore(step, args=ocp.args.Composite(
           state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()))
         if digest(found.state) != found.meta['digest']:
           raise ValueError('its contents do not match its digest')
-        return step, jax.tree.map(np.asarray, found.state), found.meta
       except Exception as error:  # a broken file shows as almost any exception
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        log.warning('checkpoint %d is broken (%s); trying the one before', step, reason[:200])
-        self._set_aside(step)
+        broken[step] = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        log.warning('checkpoint %d is broken (%s); trying the one before', step, broken[step])
+        continue
+      self._set_aside(broken)
+      return step, jax.tree.map(np.asarray, found.state), found.meta
+    if broken:
+      raise UsageError(f'no checkpoint in {self.directory} can be read (the newest: '
+                       f'{broken[max(broken)]}); use another --workdir, or remove that folder to '
+                       'train from the start')
     return None
 
-  def _set_aside(self, step):
-    target = self.directory.parent / 'checkpoints_broken' / str(step)
-    target.parent.mkdir(exist_ok=True)
-    if target.exists():
-      target.rmtree()
-    shutil.move(self.directory / str(step), target)
-    self.manager.reload()
+  def _set_aside(self, steps):
+    """Out of the way of new checkpoints of the same steps, but not lost."""
+    for step in steps:
+      target = self.directory.parent / 'checkpoints_broken' / str(step)
+      target.parent.mkdir(exist_ok=True)
+      if target.exists():
+        target.rmtree()
+      shutil.move(self.directory / str(step), target)
+    if steps:
+      self.manager.reload()
 
 
 def digest(tree) -> str:

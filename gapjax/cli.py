@@ -108,7 +108,7 @@ def run_suite(suite, arguments, *, seeds, argv):
   logging.getLogger('gapjax.train').setLevel(logging.WARNING)
   page = suites.run(suite, scale=arguments.scale, seeds=seeds, workdir=arguments.workdir,
                     data_dir=arguments.data_dir, command=shlex.join(['gapjax', *argv]))
-  print(report.table(workdirs.read_json(page.parent / 'results.json')))
+  print(report.table(workdirs.read_json(f'{arguments.workdir}/results.json')))
   print(f'\nreport: {page}')
 
 

@@ -125,6 +125,10 @@ def from_flags(argv: list[str]) -> ConfigDict:
   except OSError:
     raise UsageError(f'no config file `{files[-1].partition("=")[2].partition(":")[0]}`; '
                      'the configs that come with gapjax lie in configs/') from None
+  except UsageError:
+    raise
+  except Exception as error:  # whatever the person's own file raises
+    raise UsageError(f'{files[-1].lstrip("-")} fails: {type(error).__name__}: {error}') from error
   if left:
     raise UsageError(f'unexpected argument `{left[0]}`')
   validate(config)

@@ -60,5 +60,8 @@ class Devices:
 
   @staticmethod
   def to_host(tree):
-    """Replicated device arrays -> numpy arrays (also what orbax can save from any process)."""
-    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), tree)
+    """Replicated device arrays -> numpy arrays (also what orbax can save from any process).
+
+    Copies: on CPU a view would be overwritten once the state is donated to the next step.
+    """
+    return jax.tree.map(lambda x: np.array(x.addressable_data(0)), tree)

@@ -48,8 +48,8 @@ class Cell:
 
 
 def canvas_cell(network: str, target: str, grid: int, base: ConfigDict, *,
-                published: bool) -> Cell:
-  """The cell of a network (a key of NETWORKS), target and grid, over a base config."""
+                published: bool = False) -> Cell:
+  """A network (a key of NETWORKS), target and grid over a base config; published: on CIFAR-10."""
   config = ConfigDict(base.to_dict())
   config.model.update(NETWORKS[network])
   config.canvas.update(grid=grid, target=target)
@@ -79,7 +79,7 @@ def quickstart_cells(scale: str) -> list[Cell]:
     base.eval.update(images=100, every_epochs=1)
   cells = [('gapnet', 'location'), ('permutenet', 'location'), ('permutenet_fixed', 'location'),
            ('gapnet', 'image'), ('permutenet', 'image')]
-  return [canvas_cell(network, target, 3, base, published=False) for network, target in cells]
+  return [canvas_cell(network, target, 3, base) for network, target in cells]
 
 
 def table1_cells(scale: str) -> list[Cell]:

@@ -1,5 +1,6 @@
 """The training loop, read top to bottom."""
 
+import contextlib
 import logging
 import sys
 
@@ -41,103 +42,104 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     TrainingFailed: the loss or a gradient is not finite.
     Interrupted: SIGTERM or Ctrl-C, after saving.
   """
-  workdir = epath.Path(workdir)
   configs.validate(config)
   devices = Devices(devices)
   devices.check_batch(config.batch_size)
+  workdir = epath.Path(workdir)
 
-  # ---- Data -----------------------------------------------------------------------------------
-  train_set, test_set, task = build.load(config, data_dir=data_dir)
+  with contextlib.ExitStack() as stack:
+    stop = stack.enter_context(StopSignals())
 
-  # ---- Workdir: new, or of the same config ----------------------------------------------------
-  workdirs.claim(workdir, config)
-  finished = workdirs.read_summary(workdir)
-  if finished:
-    log.info('%s is finished; nothing to do', workdir)
-    return finished
+    # ---- Data ---------------------------------------------------------------------------------
+    train_set, test_set, task = build.load(config, data_dir=data_dir)
+    plan = Plan.of(config, num_images=len(train_set.images), platform=devices.platform)
 
-  # ---- Network, optimiser, state --------------------------------------------------------------
-  plan = Plan.of(config, num_images=len(train_set.images), platform=devices.platform)
-  model, state, rule, schedule = build.create(config, task, train_set, plan)
-  log.info('%s\n%s', describe(config, plan, devices),
-           parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    # ---- Workdir: new, or of the same config; nobody else's meanwhile --------------------------
+    stack.enter_context(workdirs.lock(workdir))
+    workdirs.claim(workdir, config)
+    finished = workdirs.read_summary(workdir)
+    if finished:
+      log.info('%s is finished; nothing to do', workdir)
+      return finished
 
-  train_steps = devices.pmap(
-    steps.many(steps.make_train_step(model, task, rule, axis_name=AXIS)),
-    split=(False, False, False, True), donate=0)
-  evaluator = Evaluator(config, model, task, test_set, devices)
+    # ---- Network, optimiser, compiled steps ----------------------------------------------------
+    model, state, rule, schedule = build.create(config, task, train_set, plan)
+    log.info('%s\n%s', describe(config, plan, devices),
+             parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    train_steps = devices.pmap(
+      steps.many(steps.make_train_step(model, task, rule, axis_name=AXIS)),
+      split=(False, False, False, True), donate=0)
+    evaluator = Evaluator(config, model, task, test_set, devices)
 
-  with (Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints,
-        StopSignals() as stop, logging_redirect_tqdm()):
     # ---- Resume -------------------------------------------------------------------------------
+    checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
     found = checkpoints.restore(devices.to_host(state))
     step, state, meta = found or (0, state, {'wall_seconds': 0.0})
     if found:
       log.info('resumed from step %d of %d', step, plan.total_steps)
     clock = Clock(meta['wall_seconds'])
-    on_device = devices.replicate({'images': train_set.images, 'labels': train_set.labels})
-    key = devices.replicate(steps.stream(config.seed, steps.TRAIN))
-    state = devices.replicate(state)
+    writer = stack.enter_context(Writer(workdir, step=step))
     save_samples(workdir / 'canvas.png', config=config, task=task, train_set=train_set)
 
-    with (Writer(workdir, step=step) as writer,
-          tqdm(total=plan.total_steps * config.batch_size, initial=step * config.batch_size,
-               unit='img', unit_scale=True, disable=not progress, file=sys.stderr,
-               dynamic_ncols=True) as bar):
+    # ---- On the device: the training set, the state, the key -----------------------------------
+    images = devices.replicate({'images': train_set.images, 'labels': train_set.labels})
+    state = devices.replicate(state)
+    key = devices.replicate(steps.stream(config.seed, steps.TRAIN))
 
-      def save(step):
+    stack.enter_context(logging_redirect_tqdm())
+    bar = stack.enter_context(tqdm(
+      total=plan.total_steps * config.batch_size, initial=step * config.batch_size, unit='img',
+      unit_scale=True, disable=not progress, file=sys.stderr, dynamic_ncols=True))
+    pending = []  # (step, metrics still on the device)
+
+    while True:
+      # ---- Log: brings the metrics home, and stops at a loss that is not finite ----------------
+      marked = plan.logs(step) or plan.evaluates(step) or plan.saves(step)
+      if pending and (marked or stop.requested):
+        line = summarise(pending, schedule, clock, config.batch_size)
+        writer.write(step, 'train', **line)
+        bar.set_postfix(loss=f'{line["loss"]:.3f}', accuracy=f'{line["accuracy"]:.3f}')
+        pending = []
+
+      # ---- Evaluate with random placement, as the authors do each epoch ------------------------
+      if plan.evaluates(step) and not writer.evaluated(step) and not stop.requested:
+        with clock.paused():
+          result = evaluator.random(state, passes=1, stop=stop)
+        if result:
+          writer.write(step, 'eval', **result)
+          bar.set_postfix(test_accuracy=f'{result["accuracy"]:.3f}')
+
+      # ---- Checkpoint --------------------------------------------------------------------------
+      if plan.saves(step) or stop.requested:
         checkpoints.save(step, devices.to_host(state), {'wall_seconds': clock.wall_seconds()})
+      if stop.requested:
+        checkpoints.wait()
+        raise Interrupted(f'stopped at step {step} of {plan.total_steps}, saved in {workdir}; '
+                          'the same command goes on from there', code=stop.code)
+      if step >= plan.total_steps:
+        break
 
-      pending = []  # (step, metrics still on the device)
-      while True:
-        # ---- Log: brings the metrics home, and stops at a loss that is not finite --------------
-        if pending and (stop.requested or plan.logs(step) or plan.evaluates(step)
-                        or plan.saves(step)):
-          line = summarise(pending, schedule, clock, config.batch_size)
-          writer.write(step, 'train', **line)
-          bar.set_postfix(loss=f'{line["loss"]:.3f}', acc=f'{line["accuracy"]:.3f}')
-          pending = []
+      # ---- Train: `steps_per_call` steps in one dispatch ---------------------------------------
+      indices = plan.batch_indices(step)  # (steps, batch)
+      state, metrics = train_steps(state, key, images, devices.split(indices))
+      step += plan.steps_per_call
+      pending.append((step, metrics))
+      bar.update(indices.size)
 
-        # ---- Evaluate with random placement, as the authors do each epoch ----------------------
-        if plan.evaluates(step) and not writer.evaluated(step) and not stop.requested:
-          with clock.paused():
-            result = evaluator.random(state, passes=1, stop=stop)
-          if result:
-            writer.write(step, 'eval', **result)
-            bar.set_postfix(test=f'{result["accuracy"]:.3f}')
-
-        # ---- Checkpoint ----------------------------------------------------------------------
-        if stop.requested or plan.saves(step):
-          save(step)
-        if stop.requested:
-          checkpoints.wait()
-          raise Interrupted(f'stopped at step {step} of {plan.total_steps}, saved in {workdir}; '
-                            'the same command goes on from there', code=stop.code)
-        if step >= plan.total_steps:
-          break
-
-        # ---- Train: `steps_per_call` steps in one dispatch -----------------------------------
-        indices = plan.batch_indices(step)  # (steps, batch)
-        state, metrics = train_steps(state, key, on_device, devices.split(indices))
-        step += plan.steps_per_call
-        pending.append((step, metrics))
-        bar.update(indices.size)
-
-      checkpoints.wait()
-      # ---- Final: every test image at every location -----------------------------------------
-      exact = evaluator.exact(state, stop=stop, progress=progress)
-      if exact is None:
-        raise Interrupted(f'stopped in the final evaluation; training is complete in {workdir}; '
-                          'the same command evaluates', code=stop.code)
-      writer.write(step, 'final', **exact)
-      summary = summarise_run(config, step, writer.lines, clock, devices)
-      summary['sizes'] = {
-        'train_images': len(train_set.images), 'test_images': len(test_set.images),
-        'canvas_size': train_set.images.shape[1] * task.grid, 'chance': 1 / task.num_classes,
-        'parameters': sum(x.size for x in jax.tree.leaves(state.params))}
-
-  workdirs.write_json(workdir / 'summary.json', summary)
-  return summary
+    # ---- Final: every test image at every location ---------------------------------------------
+    checkpoints.wait()
+    exact = evaluator.exact(state, stop=stop, progress=progress)
+    if exact is None:
+      raise Interrupted(f'stopped in the final evaluation; training is complete in {workdir}; '
+                        'the same command evaluates', code=stop.code)
+    writer.write(step, 'final', **exact)
+    summary = summarise_run(config, step, writer.lines, clock, devices)
+    summary['sizes'] = {
+      'train_images': len(train_set.images), 'test_images': len(test_set.images),
+      'canvas_size': train_set.images.shape[1] * task.grid, 'chance': 1 / task.num_classes,
+      'parameters': sum(x.size for x in jax.tree.leaves(state.params))}
+    workdirs.write_json(workdir / 'summary.json', summary)
+    return summary
 
 
 def describe(config, plan, devices) -> str:

@@ -1,6 +1,9 @@
-"""A run's folder: whose config it is, and its JSON files."""
+"""A run's folder: whose config it is, who is using it, and its JSON files."""
 
+import contextlib
+import fcntl
 import json
+import os
 
 from etils import epath
 
@@ -21,8 +24,27 @@ def claim(workdir, config) -> None:
       raise UsageError(f'{workdir} is the workdir of another config: {"; ".join(different)}; '
                        'use another --workdir')
     return
-  path.parent.mkdir(parents=True, exist_ok=True)
   write_json(path, ours)
+
+
+@contextlib.contextmanager
+def lock(workdir):
+  """Makes workdir, and holds it for this process; the system lets go when the process ends.
+
+  Raises UsageError when another process holds it. A remote workdir (gs://) cannot be held.
+  """
+  workdir = epath.Path(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  if '://' in str(workdir):
+    yield
+    return
+  with open(os.fspath(workdir / '.lock'), 'w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UsageError(f'{workdir} is in use by another process; wait for it, or use another '
+                       '--workdir') from None
+    yield
 
 
 def as_json(config) -> dict:

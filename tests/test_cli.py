@@ -1,0 +1,128 @@
+"""Every mistake a person can make: one clear line, exit code 2, no traceback."""
+
+import json
+
+import pytest
+from conftest import ROOT
+
+from gapjax import cli, config
+from gapjax.errors import UsageError
+
+GAPNET = f'--config={ROOT}/configs/gapnet_cifar10.py'
+
+
+def complaint(capsys, *argv, code=2):
+  """The one line that a command prints when it refuses."""
+  assert cli.main([str(a) for a in argv]) == code
+  [line] = capsys.readouterr().err.splitlines()
+  assert line.startswith('gapjax: ')
+  return line
+
+
+@pytest.mark.parametrize(('argv', 'expected'), [
+  (['trian'], 'unknown verb `trian` (did you mean `train`?)'),
+  (['train', '--workdir=w'], 'give --config=FILE'),
+  (['train', GAPNET], '--workdir'),
+  (['train', '--config=nowhere.py', '--workdir=w'], 'no config file `nowhere.py`'),
+  (['train', GAPNET, '--workdir=w', '--config.model.widht=8'],
+   'unknown config field `model.widht` (did you mean `model.width`?)'),
+  (['train', GAPNET, '--workdir=w', '--config.modle.width=8'],
+   '(did you mean `model.width`?)'),
+  (['train', GAPNET, '--workdir=w', '--config.model=8'], 'model'),
+  (['train', GAPNET, '--workdir=w', '--config.batch_size=many'], 'many'),
+  (['train', GAPNET, '--workdir=w', '--cofnig=x'], 'cofnig'),
+  (['train', GAPNET, '--workdir=w', 'fast'], 'unexpected argument `fast`'),
+  (['train', f'{GAPNET}:gird=3', '--workdir=w'], 'unknown variant `gird=3` (did you mean `grid`?)'),
+  (['train', f'{GAPNET}:grid=three', '--workdir=w'], 'grid must be a number'),
+  (['train', f'{GAPNET}:grid=0', '--workdir=w'], 'canvas.grid must be above 0, not 0'),
+  (['train', GAPNET, '--workdir=w', '--config.canvas.grid=-1'], 'canvas.grid must be above 0'),
+  (['train', GAPNET, '--workdir=w', '--config.canvas.target=locaton'],
+   'unknown canvas.target `locaton` (did you mean `location`?)'),
+  (['train', GAPNET, '--workdir=w', '--config.model.name=resnet19'], '(did you mean `resnet1'),
+  (['train', GAPNET, '--workdir=w', '--config.model.padding=zeros'],
+   'unknown padding `zeros` (did you mean `zero`?)'),
+  (['train', GAPNET, '--workdir=w', '--config.model.head=permute'],
+   'unknown head `permute` (did you mean `permuted`?)'),
+  (['train', GAPNET, '--workdir=w', '--config.model.permute_at=stage2'], 'model.head=permuted'),
+  (['train', GAPNET, '--workdir=w', '--config.optimizer.lr=nan'], 'optimizer.lr must be above 0'),
+  (['train', GAPNET, '--workdir=w', '--config.batch_size=30'], '30 cannot be shared by 8 devices'),
+  (['train', GAPNET, '--workdir=w', '--config.data.name=cifar11'],
+   '(did you mean `cifar10`?)'),
+  (['evaluate'], '--workdir'),
+  (['evaluate', '--workdir=nowhere'], 'holds no run'),
+  (['report', '--workdir=nowhere'], 'nowhere'),
+  (['prepare', 'cifra10'], '(did you mean `cifar10`?)'),
+  (['prepare', 'cifar10', '--source=nowhere'], 'nowhere'),
+  (['reproduce', 'table9', '--workdir=w'], 'unknown suite `table9` (did you mean `table1`?)'),
+  (['reproduce', 'table1', '--workdir=w', '--scale=huge'], 'huge'),
+  (['reproduce', 'table1', '--workdir=w', '--seeds=0'], '--seeds must be at least 1'),
+  (['quickstart', '--sclae=tiny'], 'sclae'),
+])
+def test_mistakes(capsys, monkeypatch, tmp_path, argv, expected):
+  monkeypatch.chdir(tmp_path)
+  assert expected in complaint(capsys, *argv, *_data(argv, tmp_path))
+  assert not (tmp_path / 'w').exists() or not list((tmp_path / 'w').iterdir())
+
+
+def _data(argv, tmp_path):
+  return [f'--data_dir={tmp_path}'] if argv[0] in ('train', 'prepare', 'reproduce') else []
+
+
+def test_data_that_is_not_prepared(capsys, tmp_path):
+  line = complaint(capsys, 'train', GAPNET, f'--workdir={tmp_path}/w', f'--data_dir={tmp_path}',
+                   '--config.batch_size=48')
+  assert 'gapjax prepare cifar10 --source=' in line and f'--data_dir={tmp_path}' in line
+
+
+def test_a_config_file_that_fails(capsys, tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text('def get_config(arg=None):\n  raise KeyError("width")\n')
+  assert 'KeyError' in complaint(capsys, 'train', f'--config={path}', f'--workdir={tmp_path}/w')
+
+
+def test_a_config_file_with_a_field_of_its_own(capsys, tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text('from gapjax import config\n\n\ndef get_config(arg=None):\n'
+                  '  c = config.default()\n  c.model.depth = 3\n  return c\n')
+  line = complaint(capsys, 'train', f'--config={path}', f'--workdir={tmp_path}/w')
+  assert 'unknown config field `model.depth`' in line
+
+
+def test_overrides_and_variants_reach_the_config():
+  c = config.from_flags([f'{GAPNET}:grid=7,target=image', '--config.optimizer.lr=3e-4',
+                         '--config.schedule.step_epochs=(1,2)', '--config.data.flip=false'])
+  assert (c.canvas.grid, c.canvas.target) == (7, 'image')
+  assert (c.optimizer.lr, tuple(c.schedule.step_epochs), c.data.flip) == (3e-4, (1, 2), False)
+
+
+def test_help(capsys):
+  assert cli.main(['--help']) == 0
+  text = capsys.readouterr().out
+  assert all(verb in text for verb in cli.VERBS)
+  assert cli.main([]) == 2
+  for verb in cli.VERBS:
+    with pytest.raises(SystemExit) as done:
+      cli.main([verb, '--help'])
+    assert done.value.code == 0
+
+
+def test_quickstart_at_its_smallest(capsys, caplog, tmp_path, data_dir, monkeypatch):
+  """All networks, the table, the report, and a second start that has nothing left to do."""
+  monkeypatch.chdir(tmp_path)
+  command = ['quickstart', '--scale=tiny', f'--data_dir={data_dir}']
+  assert cli.main(command) == 0
+  out = capsys.readouterr().out
+  page = tmp_path / 'quickstart' / 'report' / 'report.html'
+  assert out.splitlines()[-1].endswith(str(page.relative_to(tmp_path)))
+  results = json.loads((tmp_path / 'quickstart' / 'results.json').read_text())
+  assert len(results) == 10 and {r['n'] for r in results} == {1}
+  before = page.read_bytes()
+  assert cli.main(command) == 0
+  again = capsys.readouterr()
+  assert 'known already' in caplog.text and again.out == out
+  assert page.read_bytes() == before
+
+
+def test_usage_errors_name_the_nearest():
+  with pytest.raises(UsageError, match='did you mean `vgg16`'):
+    config.check_choice('vgg61', ('vgg11', 'vgg16'), what='model')

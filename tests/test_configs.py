@@ -1,0 +1,61 @@
+"""Every config in configs/ builds and takes a step, on small stand-ins for its size alone."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from gapjax import build, config, steps
+from gapjax.data import ImageDataset
+from gapjax.parallel import AXIS, Devices
+from gapjax.plan import Plan
+
+draw = np.random.default_rng(0)
+CLASSES = {'cifar10': 10, 'cifar100': 100, 'digits': 10}
+
+
+def images(name, n=64, size=8):
+  return ImageDataset(name, draw.integers(0, 256, (n, size, size, 3)).astype(np.uint8),
+                      np.arange(n, dtype=np.int32) % CLASSES[name],
+                      tuple(map(str, range(CLASSES[name]))))
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda p: p.stem)
+def test_config_takes_a_step(path):
+  c = config.from_flags([f'--config={path}', '--config.model.width=4', '--config.batch_size=8'])
+  train_set = images(c.data.name)
+  devices = Devices(jax.local_devices()[:1])
+  plan = Plan.of(c, num_images=64, platform='cpu')
+  task = build.create_task(c, train_set)
+  model, state, rule, _ = build.create(c, task, train_set, plan)
+  before = Devices.to_host(state.params)
+  step = devices.pmap(steps.many(steps.make_train_step(model, task, rule, axis_name=AXIS)),
+                      split=(False, False, False, True), donate=0)
+  data = devices.replicate({'images': train_set.images, 'labels': train_set.labels})
+  key, state = devices.replicate((steps.stream(0, steps.TRAIN), state))
+  for number in range(2):  # a warm-up's first step has rate 0
+    state, metrics = step(state, key, data, devices.split(plan.batch_indices(number)))
+  loss = metrics['batch'].loss
+  assert np.isfinite(loss.total).all() and int(loss.count[0]) == 8
+  after = Devices.to_host(state.params)
+  assert not jax.tree.all(jax.tree.map(np.array_equal, before, after))
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda p: p.stem)
+def test_config_says_how_to_run_it(path):
+  text = path.read_text()
+  assert f'--config=configs/{path.name}' in text.split('"""')[1]
+
+
+def test_float64_needs_x64():
+  c = config.default()
+  c.model.dtype = 'float64'
+  with pytest.raises(config.UsageError, match='JAX_ENABLE_X64=1'):
+    build.create_task(c, images('cifar10'))
+
+
+def test_dataclass_is_frozen():
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    images('digits').name = 'other'

@@ -1,0 +1,156 @@
+"""Real processes, really killed: a run that was killed and started again ends as if it had not."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from gapjax.metrics import read_lines
+
+CONFIG = """
+from gapjax import config as configs
+
+def get_config(arg=None):
+  c = configs.default()
+  c.num_epochs = 8
+  c.batch_size = 32
+  c.data.update(name='digits', train_images=320)
+  c.canvas.grid = 2
+  c.model.update(name='resnet10', width=4, stem='cifar', head='permuted')
+  c.eval.update(images=30, every_epochs=2)
+  c.checkpoint.every_epochs = 0.5
+  return c
+"""
+
+
+@pytest.fixture(scope='module')
+def config_file(tmp_path_factory):
+  path = tmp_path_factory.mktemp('configs') / 'tiny.py'
+  path.write_text(CONFIG)
+  return path
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory, config_file, data_dir):
+  """The workdir of a run that nobody disturbed."""
+  return tmp_path_factory.mktemp('undisturbed'), config_file, data_dir
+
+
+def final_state(workdir):
+  with ocp.CheckpointManager((workdir / 'checkpoints').absolute()) as manager:
+    step = manager.latest_step()
+    found = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
+  return step, jax.tree.map(np.asarray, found.state)
+
+
+def wait_for(path, process, seconds=120):
+  """Until the file is there, or the process has ended."""
+  end = time.time() + seconds
+  while not path.exists() and process.poll() is None and time.time() < end:
+    time.sleep(0.02)
+
+
+def test_killed_at_random_moments_and_started_again(undisturbed, gapjax, tmp_path):
+  whole, config_file, data_dir = undisturbed
+  arguments = ['train', f'--config={config_file}', f'--data_dir={data_dir}']
+  done = gapjax(*arguments, f'--workdir={whole}')
+  assert done.returncode == 0, done.stderr
+
+  moments = random.Random(0)
+  kills = 0
+  for attempt in range(12):
+    process = gapjax(*arguments, f'--workdir={tmp_path}', start=True)
+    wait_for(tmp_path / 'metrics.jsonl', process)
+    if attempt < 6:
+      time.sleep(moments.uniform(0, 1.2))
+    else:
+      process.wait()
+    if process.poll() is None:
+      os.kill(process.pid, signal.SIGKILL)
+      kills += 1
+    process.communicate()
+    if (tmp_path / 'summary.json').exists():
+      break
+  assert kills >= 2
+  assert process.returncode == 0
+
+  (step, state), (killed_step, killed_state) = final_state(whole), final_state(tmp_path)
+  assert step == killed_step == 80
+  assert jax.tree.structure(state) == jax.tree.structure(killed_state)
+  for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(killed_state), strict=True):
+    np.testing.assert_array_equal(a, b)
+  # The log is that of one run, too: the same steps once each, the same evaluations.
+  for split in ('eval', 'final'):
+    ours, theirs = ([(line['step'], line['accuracy']) for line in read_lines(w / 'metrics.jsonl')
+                     if line['split'] == split] for w in (whole, tmp_path))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_stop_signals_save_and_say_how_to_go_on(undisturbed, gapjax, tmp_path, number, code):
+  _, config_file, data_dir = undisturbed
+  arguments = ['train', f'--config={config_file}', f'--data_dir={data_dir}',
+               f'--workdir={tmp_path}', '--config.num_epochs=2000']
+  process = gapjax(*arguments, start=True)
+  wait_for(tmp_path / 'metrics.jsonl', process)
+  time.sleep(1.0)
+  process.send_signal(number)
+  _, err = process.communicate(timeout=120)
+  assert process.returncode == code, err
+  assert 'stopped at step' in err.splitlines()[-1] and 'the same command' in err
+  step, _ = final_state(tmp_path)
+  assert f'stopped at step {step} of' in err
+
+
+def test_two_commands_in_one_shell_pipeline_do_not_share_a_workdir(undisturbed, gapjax, tmp_path):
+  """A second process in a workdir that is in use is told so, and the first is not disturbed."""
+  _, config_file, data_dir = undisturbed
+  arguments = ['train', f'--config={config_file}', f'--data_dir={data_dir}',
+               f'--workdir={tmp_path}']
+  first = gapjax(*arguments, start=True)
+  wait_for(tmp_path / 'metrics.jsonl', first)
+  second = gapjax(*arguments)
+  assert second.returncode == 2 and 'in use' in second.stderr
+  first.communicate(timeout=240)
+  assert first.returncode == 0 and (tmp_path / 'summary.json').exists()
+
+
+def test_full_disk(undisturbed, gapjax, tmp_path):
+  """A file system of 1 MB: one line that says so, exit code 2, no traceback."""
+  _, config_file, data_dir = undisturbed
+  mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=600k', 'tmpfs', tmp_path],
+                           capture_output=True, check=False)
+  if mounted.returncode:
+    pytest.skip(f'cannot mount a tmpfs here: {mounted.stderr.decode().strip()}')
+  try:
+    done = gapjax('train', f'--config={config_file}', f'--data_dir={data_dir}',
+                  f'--workdir={tmp_path}/run')
+    assert done.returncode == 2, done.stderr
+    assert 'No space left on device' in done.stderr.splitlines()[-1]
+    assert 'Traceback' not in done.stderr
+  finally:
+    subprocess.run(['umount', tmp_path], check=True)
+
+
+def test_no_permission_to_write(undisturbed, gapjax, tmp_path):
+  _, config_file, data_dir = undisturbed
+  mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'ro', 'tmpfs', tmp_path],
+                           capture_output=True, check=False)
+  if mounted.returncode:
+    tmp_path.chmod(0o500)
+  try:
+    done = gapjax('train', f'--config={config_file}', f'--data_dir={data_dir}',
+                  f'--workdir={tmp_path}/run')
+    assert done.returncode == 2, done.stderr
+    [line] = done.stderr.splitlines()
+    assert 'Read-only file system' in line or 'Permission denied' in line
+    assert str(tmp_path) in line
+  finally:
+    if not mounted.returncode:
+      subprocess.run(['umount', tmp_path], check=True)
