@@ -1,7 +1,10 @@
 """Checkpoints with orbax: saved on any number of devices, restored on any, checked when read."""
 
+import contextlib
+import errno
 import hashlib
 import logging
+import os
 import shutil
 
 import jax
@@ -31,19 +34,41 @@ class Checkpoints:
     return self
 
   def __exit__(self, *_):
-    self.manager.close()
+    with self._disk():
+      self.manager.close()
 
   def save(self, step: int, state, meta: dict) -> None:
     """Saves numpy arrays in the background; a step that is there already is left alone."""
     if step in self.manager.all_steps():
       return
-    self.manager.save(step, args=ocp.args.Composite(
-      state=ocp.args.StandardSave(state),
-      meta=ocp.args.JsonSave({**meta, 'digest': digest(state)})))
+    self._check_space(state)
+    with self._disk():
+      self.manager.save(step, args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        meta=ocp.args.JsonSave({**meta, 'digest': digest(state)})))
 
   def wait(self) -> None:
     """Returns when the last save is on disk; raises what went wrong with it."""
-    self.manager.wait_until_finished()
+    with self._disk():
+      self.manager.wait_until_finished()
+
+  def _check_space(self, state):
+    """Raises OSError on a disk too full for the state, before anything is half written."""
+    if '://' in str(self.directory):
+      return
+    needed = 1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2 ** 20
+    if shutil.disk_usage(self.directory).free < needed:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory))
+
+  @contextlib.contextmanager
+  def _disk(self):
+    """Turns tensorstore's report of a full disk, a ValueError, into the OSError that it is."""
+    try:
+      yield
+    except ValueError as error:
+      if os.strerror(errno.ENOSPC) not in str(error):
+        raise
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory)) from error
 
   def restore(self, like):
     """The newest checkpoint that is whole, as (step, state, meta), or None if there is none at all.

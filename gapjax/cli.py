@@ -123,6 +123,8 @@ def main(argv=None) -> int:
     return 0 if argv else 2
   logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)
   logging.getLogger('gapjax').setLevel(logging.INFO)
+  # orbax's threads log the traceback of what they also raise, such as a full disk.
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
   try:
     check_choice(argv[0], VERBS, what='verb')
     VERBS[argv[0]](argv[1:])

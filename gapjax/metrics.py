@@ -1,6 +1,8 @@
 """Metrics as (sum, count), reduced on the device, and where they are written."""
 
 import json
+import os
+import time
 import warnings
 
 import jax
@@ -52,21 +54,20 @@ class Writer:
   """
 
   def __init__(self, workdir, *, step: int):
-    with warnings.catch_warnings():  # its protobuf stubs warn, depending on protobuf's version
-      warnings.simplefilter('ignore')
-      from tensorboardX import SummaryWriter
     path = epath.Path(workdir) / 'metrics.jsonl'
     self.lines = [line for line in read_lines(path) if line['step'] <= step]
     path.write_text(''.join(json.dumps(line) + '\n' for line in self.lines))
     self._file = path.open('a')
-    self._events = SummaryWriter(str(workdir), purge_step=step + 1, write_to_disk=True)
+    self._events = EventFile(workdir, step=step)
 
   def __enter__(self):
     return self
 
   def __exit__(self, *_):
-    self._file.close()
-    self._events.close()
+    try:
+      self._file.close()
+    finally:
+      self._events.close()
 
   def write(self, step: int, split: str, **values) -> None:
     """One line; numbers go to the event files too, as `split/name`."""
@@ -74,13 +75,41 @@ class Writer:
     self.lines.append(line)
     self._file.write(json.dumps(line) + '\n')
     self._file.flush()
-    for name, value in values.items():
-      if isinstance(value, (int, float)):
-        self._events.add_scalar(f'{split}/{name}', value, step)
+    self._events.write(step, {f'{split}/{name}': value for name, value in values.items()
+                              if isinstance(value, (int, float))})
 
   def evaluated(self, step: int) -> bool:
     """Whether the evaluation of this step is written already."""
     return any(line['step'] == step and line['split'] == 'eval' for line in self.lines)
+
+
+class EventFile:
+  """A TensorBoard event file, by tensorboardX's own writer of events.
+
+  Its SummaryWriter would do the same from a thread, which cannot be told of a full disk.
+  """
+
+  def __init__(self, workdir, *, step: int):
+    with warnings.catch_warnings():  # its protobuf stubs warn, depending on protobuf's version
+      warnings.simplefilter('ignore')
+      from tensorboardX import event_file_writer, summary
+      from tensorboardX.proto import event_pb2
+    self._scalar, self._event = summary.scalar, event_pb2.Event
+    self._file = event_file_writer.EventsWriter(os.fspath(epath.Path(workdir) / 'events'),
+                                                f'.{step}')
+    # TensorBoard forgets what an earlier, killed process wrote of these steps.
+    self._file.write_event(self._event(
+      step=step + 1, wall_time=time.time(),
+      session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START)))
+
+  def write(self, step: int, scalars: dict[str, float]) -> None:
+    for tag, value in scalars.items():
+      self._file.write_event(self._event(step=step, wall_time=time.time(),
+                                         summary=self._scalar(tag, value)))
+    self._file.flush()
+
+  def close(self) -> None:
+    self._file.close()
 
 
 def read_lines(path) -> list[dict]:

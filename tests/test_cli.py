@@ -106,20 +106,18 @@ def test_help(capsys):
     assert done.value.code == 0
 
 
-def test_quickstart_at_its_smallest(capsys, caplog, tmp_path, data_dir, monkeypatch):
+def test_quickstart_at_its_smallest(gapjax, tmp_path, data_dir):
   """All networks, the table, the report, and a second start that has nothing left to do."""
-  monkeypatch.chdir(tmp_path)
-  command = ['quickstart', '--scale=tiny', f'--data_dir={data_dir}']
-  assert cli.main(command) == 0
-  out = capsys.readouterr().out
-  page = tmp_path / 'quickstart' / 'report' / 'report.html'
-  assert out.splitlines()[-1].endswith(str(page.relative_to(tmp_path)))
-  results = json.loads((tmp_path / 'quickstart' / 'results.json').read_text())
+  command = ['quickstart', '--scale=tiny', f'--workdir={tmp_path}', f'--data_dir={data_dir}']
+  first = gapjax(*command)
+  assert first.returncode == 0, first.stderr
+  page = tmp_path / 'report' / 'report.html'
+  assert first.stdout.splitlines()[-1] == f'report: {page}'
+  results = json.loads((tmp_path / 'results.json').read_text())
   assert len(results) == 10 and {r['n'] for r in results} == {1}
   before = page.read_bytes()
-  assert cli.main(command) == 0
-  again = capsys.readouterr()
-  assert 'known already' in caplog.text and again.out == out
+  again = gapjax(*command)
+  assert 'known already' in again.stderr and again.stdout == first.stdout
   assert page.read_bytes() == before
 
 

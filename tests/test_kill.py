@@ -122,9 +122,9 @@ def test_two_commands_in_one_shell_pipeline_do_not_share_a_workdir(undisturbed, 
 
 
 def test_full_disk(undisturbed, gapjax, tmp_path):
-  """A file system of 1 MB: one line that says so, exit code 2, no traceback."""
+  """One line that says so, exit code 2, no traceback; with more space the run goes on."""
   _, config_file, data_dir = undisturbed
-  mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=600k', 'tmpfs', tmp_path],
+  mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1800k', 'tmpfs', tmp_path],
                            capture_output=True, check=False)
   if mounted.returncode:
     pytest.skip(f'cannot mount a tmpfs here: {mounted.stderr.decode().strip()}')
@@ -134,6 +134,11 @@ def test_full_disk(undisturbed, gapjax, tmp_path):
     assert done.returncode == 2, done.stderr
     assert 'No space left on device' in done.stderr.splitlines()[-1]
     assert 'Traceback' not in done.stderr
+    assert 0 < final_state(tmp_path / 'run')[0] < 80
+    subprocess.run(['mount', '-o', 'remount,size=20m', tmp_path], check=True)
+    done = gapjax('train', f'--config={config_file}', f'--data_dir={data_dir}',
+                  f'--workdir={tmp_path}/run')
+    assert done.returncode == 0 and 'resumed from step' in done.stderr
   finally:
     subprocess.run(['umount', tmp_path], check=True)
 
