@@ -73,5 +73,9 @@ class Plan:
 @functools.lru_cache(maxsize=4)
 def shuffled(seed: int, epoch: int, num_images: int) -> np.ndarray:
   """The order of the images in one pass: a permutation of range(num_images)."""
-  key = jax.random.fold_in(steps.stream(seed, steps.ORDER), epoch)
-  return np.asarray(jax.random.permutation(key, num_images))
+  return np.asarray(_permutation(steps.stream(seed, steps.ORDER), epoch, num_images))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _permutation(key, epoch, n):
+  return jax.random.permutation(jax.random.fold_in(key, epoch), n)

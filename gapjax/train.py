@@ -154,10 +154,14 @@ def describe(config, plan, devices) -> str:
 def save_samples(path, *, config, task, train_set, count=8):
   """A picture of the first training canvases, as the network sees them, in their true colours."""
   indices = np.arange(min(count, len(train_set.images)))
-  keys = jax.random.split(steps.stream(config.seed, steps.TRAIN), len(indices))
   examples = {'images': train_set.images[indices], 'labels': train_set.labels[indices]}
-  canvases, _ = jax.jit(task.train_batch)(keys, examples, indices)
-  locations = task.locations(keys)
+
+  @jax.jit
+  def draw(key):
+    keys = jax.random.split(key, len(indices))
+    return task.train_batch(keys, examples, indices)[0], task.locations(keys)
+
+  canvases, locations = draw(steps.stream(config.seed, steps.TRAIN))
   labels = [f'{train_set.class_names[y]} at {where}'
             for y, where in zip(examples['labels'], np.asarray(locations), strict=True)]
   plots.canvas_samples(np.clip(np.asarray(canvases) * task.std + task.mean, 0, 1), labels=labels,
