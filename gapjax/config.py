@@ -1,5 +1,6 @@
 """Every field with its default, reading a config from file and flags, and its validation."""
 
+import json
 import re
 
 import numpy as np
@@ -153,10 +154,19 @@ def _flatten(tree, prefix=''):
   return flat
 
 
-def difference(ours: dict, theirs: dict) -> list[str]:
-  """'model.width 16 (there: 64)' for every field in which two configs, as dicts, differ."""
-  ours, theirs = _flatten(ours), _flatten(theirs)
-  return [f'{name} {ours.get(name, "missing")} (there: {theirs.get(name, "missing")})'
+def as_json(c: ConfigDict) -> dict:
+  """A config as it reads back from JSON: tuples become lists."""
+  return json.loads(json.dumps(c.to_dict()))
+
+
+def difference(ours: ConfigDict, theirs: dict) -> list[str]:
+  """'model.width 16 (there: 64)' for every field in which a config differs from one on disk.
+
+  A field that is not on disk was added to gapjax since, and counts as its default.
+  """
+  ours, known = _flatten(as_json(ours)), _flatten(as_json(default()))
+  theirs = {**known, **_flatten(theirs)}
+  return [f'{name} {ours.get(name)} (there: {theirs.get(name)})'
           for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
 
 

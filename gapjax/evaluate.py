@@ -55,7 +55,8 @@ class Evaluator:
       inside = np.minimum(here, len(index) - 1)
       batch = {'index': index[inside].astype(np.int32),
                'location': location[inside].astype(np.int32), 'mask': here < len(index)}
-      totals = self.step(totals, state, self.key, self.data, np.int32(number), self.devices.split(batch))
+      totals = self.step(totals, state, self.key, self.data, np.int32(number),
+                         self.devices.split(batch))
     return self.devices.to_host(totals).compute()
 
 

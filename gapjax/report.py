@@ -109,7 +109,8 @@ def _run_cell(workdir, summary):
   head = HEADS.get(model.get('head'), str(model.get('name', 'network')))
   if head == 'permutenet' and model.get('permutation') == 'fixed':
     head = 'permutenet_fixed'
-  return plots.Cell(head, target, grid, _chance(target, grid, summary.get('sizes', {})), per_location,
+  chance = _chance(target, grid, summary.get('sizes', {}))
+  return plots.Cell(head, target, grid, chance, per_location,
                     sorted(curve['train'].items()), sorted(curve['eval'].items()))
 
 

@@ -49,8 +49,9 @@ def create_state(model: nn.Module, optimizer: optax.GradientTransformation, *, s
 def make_train_step(model, task, optimizer, *, axis_name: str):
   """A function (state, key, data, indices) -> (state, metrics) for one device's share of a batch.
 
-  key is the run's TRAIN stream (an argument, so that runs of all seeds are one program); data holds the training set; indices (b,) are this device's examples. Gradients, metrics and, when
-  the model does not synchronise them itself, BatchNorm's running statistics are averaged over
+  key is the run's TRAIN stream (an argument, so that runs of all seeds are one program); data
+  holds the training set; indices (b,) are this device's examples. Gradients, metrics and, when the
+  model does not synchronise them itself, BatchNorm's running statistics are averaged over
   `axis_name`. metrics: {'batch': task's metrics, 'grad_norm': ()}.
   """
 
@@ -97,8 +98,8 @@ def many(train_step):
 def make_eval_step(model, task, *, axis_name: str):
   """A function (totals, state, key, data, number, batch) -> totals for one device's share.
 
-  key is the run's EVAL stream; batch holds 'index', 'location' and 'mask', (b,) each; number () is the batch's, which with the
-  state's step decides the permutation of PermuteNet.
+  key is the run's EVAL stream; batch holds 'index', 'location' and 'mask', (b,) each; number () is
+  the batch's, which with the state's step decides the permutation of PermuteNet.
   """
 
   def eval_step(totals, state, key, data, number, batch):

@@ -1,6 +1,7 @@
 """The machine and the process: clock, stop signals, device and version names."""
 
 import contextlib
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -60,6 +61,19 @@ class StopSignals:
   def _handle(self, number, _):
     self.requested, self.code = True, 0 if number == signal.SIGTERM else 130
     signal.signal(number, self._old[number])
+
+
+def keep_freed_memory() -> bool:
+  """Tells glibc to keep what is freed. Returns whether there was a glibc to tell.
+
+  XLA on CPU frees and allocates its temporary buffers every step; glibc would hand them back to
+  the system and fault the pages in again, which costs a third of the training rate.
+  """
+  mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+  if mallopt is None:
+    return False
+  trim_threshold, mmap_max = -1, -4  # malloc.h
+  return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2 ** 31 - 1))
 
 
 def versions() -> dict[str, str]:

@@ -19,7 +19,7 @@ from gapjax.evaluate import Evaluator
 from gapjax.metrics import Writer
 from gapjax.parallel import AXIS, Devices
 from gapjax.plan import Plan
-from gapjax.system import Clock, StopSignals, describe_devices, versions
+from gapjax.system import Clock, StopSignals, describe_devices, keep_freed_memory, versions
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
   devices = Devices(devices)
   devices.check_batch(config.batch_size)
   workdir = epath.Path(workdir)
+  if devices.platform == 'cpu':
+    keep_freed_memory()
 
   with contextlib.ExitStack() as stack:
     stop = stack.enter_context(StopSignals())
@@ -199,7 +201,7 @@ def summarise_run(config, step, lines, clock, devices) -> dict:
   exact = next(line for line in reversed(lines) if line['split'] == 'final')
   best = max((line for line in lines if line['split'] == 'eval'), key=lambda l: l['accuracy'])
   return {
-    'config': workdirs.as_json(config), 'step': step,
+    'config': configs.as_json(config), 'step': step,
     'final': {name: exact['accuracy'], 'loss': exact['loss']},
     'best': {f'{name}_best_random': best['accuracy'], 'step': best['step']},
     'per_location': exact['per_location'], 'wall_seconds': clock.wall_seconds(),

@@ -17,14 +17,13 @@ def claim(workdir, config) -> None:
   Raises UsageError naming the fields in which the config there differs.
   """
   path = epath.Path(workdir) / 'config.json'
-  ours = as_json(config)
   if path.exists():
-    different = configs.difference(ours, read_json(path))
+    different = configs.difference(config, read_json(path))
     if different:
       raise UsageError(f'{workdir} is the workdir of another config: {"; ".join(different)}; '
                        'use another --workdir')
     return
-  write_json(path, ours)
+  write_json(path, configs.as_json(config))
 
 
 @contextlib.contextmanager
@@ -45,11 +44,6 @@ def lock(workdir):
       raise UsageError(f'{workdir} is in use by another process; wait for it, or use another '
                        '--workdir') from None
     yield
-
-
-def as_json(config) -> dict:
-  """A config as it reads back from JSON: tuples become lists."""
-  return json.loads(json.dumps(config.to_dict()))
 
 
 def read_summary(workdir) -> dict | None:

@@ -38,11 +38,11 @@ def newest(workdir):
 
 def same(a, b):
   """Whether two trees of arrays are equal to the bit, leaf by leaf."""
-  return jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x, y), a, b))
+  return jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
 def test_what_a_run_leaves(run):
-  config, workdir, summary = run
+  _, workdir, summary = run
   assert json.loads((workdir / 'config.json').read_text())['model']['width'] == 4
   assert json.loads((workdir / 'summary.json').read_text()) == summary
   assert summary['step'] == 20 and summary['config']['num_epochs'] == 4
@@ -181,7 +181,7 @@ def test_one_and_four_devices_agree_in_float32_on_one_step(data_dir):
   gradients = [np.concatenate([np.float64(g).ravel() for g in jax.tree.leaves(state.opt_state)])
                for state in map(Devices.to_host, (one, four))]
   difference = np.linalg.norm(gradients[0] - gradients[1])
-  assert 0 < np.linalg.norm(gradients[0]) and difference <= 1e-5 * np.linalg.norm(gradients[0])
+  assert np.linalg.norm(gradients[0]) > 0 and difference <= 1e-5 * np.linalg.norm(gradients[0])
 
 
 @pytest.mark.parametrize('sync', [True, False])
