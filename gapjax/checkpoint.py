@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -31,11 +32,22 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True))
 
   def __enter__(self):
+    self._hook = sys.unraisablehook
+    sys.unraisablehook = self._unraisable
     return self
 
   def __exit__(self, *_):
-    with self._disk():
-      self.manager.close()
+    try:
+      with self._disk():
+        self.manager.close()
+    finally:
+      sys.unraisablehook = self._hook
+
+  def _unraisable(self, event):
+    """A read or write that failed once has raised already; tensorstore's other threads then find
+    its event loop closed, and would print a traceback each."""
+    if str(event.exc_value) != 'Event loop is closed':
+      self._hook(event)
 
   def save(self, step: int, state, meta: dict) -> None:
     """Saves numpy arrays in the background; a step that is there already is left alone."""

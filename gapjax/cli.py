@@ -42,7 +42,7 @@ def flags(verb, *, workdir=None, data=False):
 def quickstart(argv):
   """The whole paper on data that ships with scikit-learn."""
   parser = flags('quickstart', workdir='quickstart', data=True)
-  parser.add_argument('--scale', choices=['small', 'tiny'], default='small',
+  parser.add_argument('--scale', choices=['digits', 'tiny'], default='digits',
                       help='tiny: a few steps of each network, to see that it runs')
   arguments = parser.parse_args(argv)
   run_suite('quickstart', arguments, seeds=1, argv=['quickstart', *argv])
@@ -60,7 +60,7 @@ def prepare(argv):
 
 
 def train(argv):
-  """Trains and evaluates one network; prints its summary."""
+  """Trains and evaluates one network; prints its summary and the path of its report."""
   from gapjax import config
   parser = flags('train', workdir='', data=True)
   parser.add_argument('--config', metavar='FILE[:variant]', help='such as '
@@ -69,9 +69,11 @@ def train(argv):
   arguments, rest = parser.parse_known_args(argv)
   chosen = [f'--config={arguments.config}'] if arguments.config else []
   config = config.from_flags([*chosen, *rest])
+  from gapjax import report
   from gapjax.train import train
   summary = train(config, workdir=arguments.workdir, data_dir=arguments.data_dir)
   print(json.dumps({key: summary[key] for key in ('final', 'best', 'wall_seconds')}, indent=2))
+  print(f'report: {report.build(arguments.workdir)}')
 
 
 def evaluate(argv):

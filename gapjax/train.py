@@ -153,7 +153,7 @@ def describe(config, plan, devices) -> str:
           f'{describe_devices(devices.devices)}')
 
 
-def save_samples(path, *, config, task, train_set, count=8):
+def save_samples(path, *, config, task, train_set, count=12):
   """A picture of the first training canvases, as the network sees them, in their true colours."""
   indices = np.arange(min(count, len(train_set.images)))
   examples = {'images': train_set.images[indices], 'labels': train_set.labels[indices]}

@@ -1,4 +1,5 @@
-"""Eight CPU devices, and one cache of compiled programs for all tests and their child processes."""
+"""Eight CPU devices, quick compilation, and one cache of compiled programs for all tests and their
+child processes."""
 
 import os
 import subprocess
@@ -9,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+XLA_FLAGS = '--xla_force_host_platform_device_count={} --xla_backend_optimization_level=1'
+os.environ['XLA_FLAGS'] = XLA_FLAGS.format(8)
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -35,7 +37,7 @@ def gapjax():
 
   def run(*argv, devices=1, env=(), timeout=240, start=False):
     environment = {**os.environ, 'PYTHONWARNINGS': 'error::DeprecationWarning:gapjax',
-                   'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}', **dict(env)}
+                   'XLA_FLAGS': XLA_FLAGS.format(devices), **dict(env)}
     command = [sys.executable, '-m', 'gapjax', *map(str, argv)]
     if start:
       return subprocess.Popen(command, cwd=ROOT, env=environment, text=True,

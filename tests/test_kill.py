@@ -18,7 +18,7 @@ from gapjax import config as configs
 
 def get_config(arg=None):
   c = configs.default()
-  c.num_epochs = 8
+  c.num_epochs = 16
   c.batch_size = 32
   c.data.update(name='digits', train_images=320)
   c.canvas.grid = 2
@@ -49,11 +49,15 @@ def final_state(workdir):
   return step, jax.tree.map(np.asarray, found.state)
 
 
-def wait_for(path, process, seconds=120):
-  """Until the file is there, or the process has ended."""
+def written(path):
+  return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def wait_for(path, process, *, since=0, seconds=120):
+  """Until the file is there and written after `since`, or the process has ended."""
   end = time.time() + seconds
-  while not path.exists() and process.poll() is None and time.time() < end:
-    time.sleep(0.02)
+  while written(path) <= since and process.poll() is None and time.time() < end:
+    time.sleep(0.01)
 
 
 def test_killed_at_random_moments_and_started_again(undisturbed, gapjax, tmp_path):
@@ -63,14 +67,12 @@ def test_killed_at_random_moments_and_started_again(undisturbed, gapjax, tmp_pat
   assert done.returncode == 0, done.stderr
 
   moments = random.Random(0)
-  kills = 0
-  for attempt in range(12):
+  log, kills = tmp_path / 'metrics.jsonl', 0
+  for _ in range(6):  # each while it trains: the log is opened last before the first step
+    before = written(log)
     process = gapjax(*arguments, f'--workdir={tmp_path}', start=True)
-    wait_for(tmp_path / 'metrics.jsonl', process)
-    if attempt < 6:
-      time.sleep(moments.uniform(0, 1.2))
-    else:
-      process.wait()
+    wait_for(log, process, since=before)
+    time.sleep(moments.uniform(0, 1))
     if process.poll() is None:
       os.kill(process.pid, signal.SIGKILL)
       kills += 1
@@ -78,10 +80,11 @@ def test_killed_at_random_moments_and_started_again(undisturbed, gapjax, tmp_pat
     if (tmp_path / 'summary.json').exists():
       break
   assert kills >= 2
-  assert process.returncode == 0
+  last = gapjax(*arguments, f'--workdir={tmp_path}')
+  assert last.returncode == 0, last.stderr
 
   (step, state), (killed_step, killed_state) = final_state(whole), final_state(tmp_path)
-  assert step == killed_step == 80
+  assert step == killed_step == 160
   assert jax.tree.structure(state) == jax.tree.structure(killed_state)
   for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(killed_state), strict=True):
     np.testing.assert_array_equal(a, b)
@@ -134,7 +137,7 @@ def test_full_disk(undisturbed, gapjax, tmp_path):
     assert done.returncode == 2, done.stderr
     assert 'No space left on device' in done.stderr.splitlines()[-1]
     assert 'Traceback' not in done.stderr
-    assert 0 < final_state(tmp_path / 'run')[0] < 80
+    assert 0 < final_state(tmp_path / 'run')[0] < 160
     subprocess.run(['mount', '-o', 'remount,size=20m', tmp_path], check=True)
     done = gapjax('train', f'--config={config_file}', f'--data_dir={data_dir}',
                   f'--workdir={tmp_path}/run')

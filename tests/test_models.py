@@ -1,5 +1,7 @@
 """Networks and heads: sizes against published counts, heads against NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +30,12 @@ def create(num_classes=5, **changes):
 
 def init(model, shape=(2, 32, 32, 3), dtype=jnp.float32):
   x = jnp.asarray(draw.normal(size=shape), dtype)
-  return model.init(jax.random.key(0), x, train=True), x
+  return jax.jit(functools.partial(model.init, train=True))(jax.random.key(0), x), x
+
+
+def apply(model, variables, x):
+  """Logits and features in evaluation."""
+  return jax.jit(functools.partial(model.apply, train=False))(variables, x)
 
 
 def count(tree):
@@ -58,7 +65,7 @@ def test_features_by_name(name, stem, shapes):
 
   def forward():
     variables, x = init(model)
-    return model.apply(variables, x, train=False)
+    return apply(model, variables, x)
 
   logits, features = jax.eval_shape(forward)
   assert logits.shape == (2, 5)
@@ -71,7 +78,7 @@ def test_gap_head_is_the_mean_of_a_convolution():
   """GAPNet: K channels of a 3x3 convolution with bias, averaged over the map."""
   model = create(head='gap')
   variables, x = init(model)
-  logits, features = model.apply(variables, x, train=False)
+  logits, features = apply(model, variables, x)
   head = variables['params']['head']['pre_classifier']
   maps = reference.conv(features['stage4'], head['kernel'], bias=np.asarray(head['bias']))
   np.testing.assert_allclose(logits, maps.mean((1, 2)), rtol=1e-4, atol=1e-5)
@@ -86,7 +93,7 @@ def affine(head, z):
 def test_linear_head():
   model = create(head='linear')
   variables, x = init(model)
-  logits, features = model.apply(variables, x, train=False)
+  logits, features = apply(model, variables, x)
   expected = affine(variables['params']['head']['classifier'], np.asarray(features['pooled']))
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
@@ -141,7 +148,7 @@ def test_permutation_before_a_stage_changes_what_follows_only(name):
     model = create(name=name, head='permuted', permutation='fixed', permute_at=place)
     if variables is None:
       variables, x = init(model)
-    outs[place] = model.apply(variables, x, train=False)[1]
+    outs[place] = apply(model, variables, x)[1]
   last = configs.stages(name)[-1]
   same = lambda a, b, k: np.allclose(outs[a][k], outs[b][k], atol=1e-6)  # noqa: E731
   assert same('pooled', 'stage2', 'stage1')
@@ -156,7 +163,7 @@ def test_padding_reaches_every_layer(padding):
   size = 80  # 'none' needs a large canvas
   ours, zero = (create(name='resnet10', stem='cifar', padding=p) for p in (padding, 'zero'))
   variables, x = init(zero, (1, size, size, 3))
-  a, b = (m.apply(variables, x, train=False)[1] for m in (ours, zero))
+  a, b = (apply(m, variables, x)[1] for m in (ours, zero))
   for stage in ('stem', 'stage1', 'stage4'):
     if padding == 'none':
       assert a[stage].shape[1] < b[stage].shape[1]
@@ -176,8 +183,8 @@ def test_circular_padding_is_shift_equivariant():
   """Of a circular shift by the network's whole stride the features shift along."""
   model = create(padding='circular', stem='cifar')
   variables, x = init(model, (1, 32, 32, 3))
-  _, a = model.apply(variables, x, train=False)
-  _, b = model.apply(variables, jnp.roll(x, (8, 16), (1, 2)), train=False)
+  _, a = apply(model, variables, x)
+  _, b = apply(model, variables, jnp.roll(x, (8, 16), (1, 2)))
   np.testing.assert_allclose(jnp.roll(a['stage4'], (1, 2), (1, 2)), b['stage4'], atol=1e-5)
 
 
@@ -186,7 +193,7 @@ def test_dtypes(dtype):
   with jax.enable_x64(dtype == 'float64'):
     model = create(dtype=dtype)
     variables, x = init(model, dtype=jnp.float32)
-    logits, features = model.apply(variables, x, train=False)
+    logits, features = apply(model, variables, x)
     accumulate = 'float64' if dtype == 'float64' else 'float32'
     assert features['stage4'].dtype == dtype
     assert logits.dtype == accumulate and features['pooled'].dtype == accumulate
