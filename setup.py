@@ -37,7 +37,7 @@ setup(
   ],
   extras_require={
     'test': ['pytest>=8.0', 'ruff>=0.6'],
-    'cuda': ['jax[cuda13]>=0.10,<0.13'],
+    'cuda': ['jax[cuda]>=0.10,<0.13'],
     'tpu': ['jax[tpu]>=0.10,<0.13'],
     'torch': ['torch>=2.4'],
   },
