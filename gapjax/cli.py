@@ -4,7 +4,6 @@ import argparse
 import json
 import logging
 import os
-import shlex
 import sys
 
 from gapjax.errors import Interrupted, TrainingFailed, UsageError, check_choice
@@ -45,7 +44,8 @@ def quickstart(argv):
   parser.add_argument('--scale', choices=['digits', 'tiny'], default='digits',
                       help='tiny: a few steps of each network, to see that it runs')
   arguments = parser.parse_args(argv)
-  run_suite('quickstart', arguments, seeds=1, argv=['quickstart', *argv])
+  run_suite('quickstart', arguments, seeds=1,
+            command=f'gapjax quickstart --scale={arguments.scale}')
 
 
 def prepare(argv):
@@ -94,7 +94,9 @@ def reproduce(argv):
   if arguments.seeds < 1:
     raise UsageError(f'--seeds must be at least 1, not {arguments.seeds}')
   check_choice(arguments.suite, ('table1',), what='suite')
-  run_suite(arguments.suite, arguments, seeds=arguments.seeds, argv=['reproduce', *argv])
+  run_suite(arguments.suite, arguments, seeds=arguments.seeds,
+            command=f'gapjax reproduce {arguments.suite} --scale={arguments.scale} '
+            f'--seeds={arguments.seeds}')
 
 
 def report(argv):
@@ -104,12 +106,15 @@ def report(argv):
   print(report.build(arguments.workdir))
 
 
-def run_suite(suite, arguments, *, seeds, argv):
-  """Runs a suite, prints its table, and last the path of its report."""
+def run_suite(suite, arguments, *, seeds, command):
+  """Runs a suite, prints its table, and last the path of its report.
+
+  command: what makes the same again, without this machine's folders.
+  """
   from gapjax import report, suites, workdirs
   logging.getLogger('gapjax.train').setLevel(logging.WARNING)
   page = suites.run(suite, scale=arguments.scale, seeds=seeds, workdir=arguments.workdir,
-                    data_dir=arguments.data_dir, command=shlex.join(['gapjax', *argv]))
+                    data_dir=arguments.data_dir, command=command)
   print(report.table(workdirs.read_json(f'{arguments.workdir}/results.json')))
   print(f'\nreport: {page}')
 

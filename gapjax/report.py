@@ -365,8 +365,8 @@ def _page(source, sections):
       'place. GAPNet pools and answers. PermuteNet gets the pooled channels in a new random order '
       'at every forward pass, so that nothing but their order is lost. If the claim holds, GAPNet '
       'finds nearly every place and PermuteNet falls towards guessing. Naming the image falls too, '
-      'since shuffled channels leave the classifier little more than their mean; in the paper, with '
-      '512 channels and 20,000 steps, it falls by less.')
+      'since shuffled channels leave the classifier little more than their mean; in the paper, '
+      'with 512 channels and 20,000 steps, it falls by less.')
     if 'permutenet_fixed' in networks:
       lead += (' As a control, a third network shuffles in one order fixed for the whole run, '
                'which its linear layer can learn to undo.')

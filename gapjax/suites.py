@@ -45,13 +45,12 @@ class Cell:
   paper: float | None = None
 
 
-def canvas_cell(network: str, target: str, grid: int, base: ConfigDict, *,
-                published: bool = False) -> Cell:
-  """A network (a key of NETWORKS), target and grid over a base config; published: on CIFAR-10."""
+def canvas_cell(network: str, target: str, grid: int, base: ConfigDict) -> Cell:
+  """A network (a key of NETWORKS), target and grid over a base config."""
   config = ConfigDict(base.to_dict())
   config.model.update(NETWORKS[network])
   config.canvas.update(grid=grid, target=target)
-  paper = PAPER.get((network, target), {}).get(grid) if published else None
+  paper = PAPER.get((network, target), {}).get(grid)
   return Cell(f'{network}/{target}/{grid}x{grid}', config, paper)
 
 
@@ -94,7 +93,7 @@ def table1_cells(scale: str) -> list[Cell]:
     base.model.width = 16
     base.schedule.name = 'cosine'
     base.eval.images = 500
-  cells = [canvas_cell(network, target, grid, base, published=True)
+  cells = [canvas_cell(network, target, grid, base)
            for grid in GRIDS for target in TARGETS for network in ('gapnet', 'permutenet')]
   for cell in cells:
     if scale == 'small':

@@ -1,0 +1,38 @@
+"""What the README says is what the repository holds."""
+
+import json
+import re
+
+from conftest import ROOT
+
+from gapjax import config, report, suites
+
+README = (ROOT / 'README.md').read_text()
+
+
+def test_the_quickstarts_table_is_what_it_printed():
+  records = json.loads((ROOT / 'results' / 'quickstart' / 'results.json').read_text())
+  assert report.table(records).strip() in README
+  cells = {cell.name: cell for cell in suites.quickstart_cells('digits')}
+  for record in records:  # and the code still trains what was measured
+    assert suites.holds(record, cells[record['cell']])
+
+
+def test_files_and_links_exist():
+  targets = re.findall(r'\]\((?!http)([^)]+)\)', README) + re.findall(r'configs/\w+\.py', README)
+  assert len(targets) > 8
+  assert [t for t in targets if not (ROOT / t).exists()] == []
+
+
+def test_configs_and_variants_that_it_names_are_read():
+  variants = re.findall(r'configs/\w+\.py(?::[\w=,]+)?', README)
+  assert len(variants) > 4
+  for variant in variants:
+    config.from_flags([f'--config={ROOT}/{variant}'])
+
+
+def test_continuous_integration_runs_the_readmes_test_command():
+  block = README.split('<!-- tests -->\n')[1].split('```')[1]
+  [command] = block.splitlines()[1:]
+  assert command.startswith('python3 -m venv') and command.endswith('pytest -q')
+  assert "sed -n '/^<!-- tests -->$/,/^```$/p' README.md" in (ROOT / '.ci' / 'run').read_text()
