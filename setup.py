@@ -16,7 +16,7 @@ setup(
   license='Apache-2.0',
   license_files=['LICENSE'],
   packages=find_packages(include=['gapjax', 'gapjax.*']),
-  python_requires='>=3.11,<3.14',
+  python_requires='>=3.11.4,<3.14',  # 3.11.4 brought tarfile's filters
   # The ranges that the tests were run with.
   install_requires=[
     'jax>=0.10,<0.13',

@@ -22,6 +22,10 @@ def load(config, *, data_dir):
 
 def create_task(config, train_set) -> CanvasTask:
   """The canvas task of a config on a dataset."""
+  height, width = train_set.images.shape[1:3]
+  if height != width:
+    raise UsageError(f'the images of {train_set.name} are {height}x{width}, and a canvas is made '
+                     'of squares; set data.image_size')
   mean, std = data.normalisation(train_set.name, train_set.images)
   dtype = np.float64 if config.model.dtype == 'float64' else np.float32
   if dtype == np.float64 and not jax.config.jax_enable_x64:

@@ -5,15 +5,15 @@ import errno
 import hashlib
 import logging
 import os
+import pathlib
 import shutil
 import sys
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 
-from gapjax.errors import UsageError
+from gapjax.errors import TrainingFailed, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +25,11 @@ class Checkpoints:
   altered without the format noticing is found all the same.
   """
 
-  def __init__(self, workdir, *, keep: int):
-    self.directory = epath.Path(workdir).absolute() / 'checkpoints'
-    self.manager = ocp.CheckpointManager(
-      self.directory,
-      options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True))
+  def __init__(self, workdir, *, keep: int = 1, read_only: bool = False):
+    self.directory, self._read_only = pathlib.Path(workdir).absolute() / 'checkpoints', read_only
+    options = (ocp.CheckpointManagerOptions(read_only=True) if read_only else
+               ocp.CheckpointManagerOptions(max_to_keep=keep, create=True))
+    self.manager = ocp.CheckpointManager(self.directory, options=options)
 
   def __enter__(self):
     self._hook = sys.unraisablehook
@@ -50,9 +50,17 @@ class Checkpoints:
       self._hook(event)
 
   def save(self, step: int, state, meta: dict) -> None:
-    """Saves numpy arrays in the background; a step that is there already is left alone."""
+    """Saves numpy arrays in the background; a step that is there already is left alone.
+
+    Raises TrainingFailed, and saves nothing, when a value is not finite: the newest checkpoint is
+    always a good one. Raises OSError when the disk is full.
+    """
     if step in self.manager.all_steps():
       return
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
+      raise TrainingFailed(
+        f'a parameter is not finite after step {step}; the last good checkpoint is kept: try a '
+        'lower optimizer.lr, schedule.warmup_epochs or optimizer.clip_norm in a new workdir')
     self._check_space(state)
     with self._disk():
       self.manager.save(step, args=ocp.args.Composite(
@@ -66,8 +74,6 @@ class Checkpoints:
 
   def _check_space(self, state):
     """Raises OSError on a disk too full for the state, before anything is half written."""
-    if '://' in str(self.directory):
-      return
     needed = 1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2 ** 20
     if shutil.disk_usage(self.directory).free < needed:
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory))
@@ -86,10 +92,11 @@ class Checkpoints:
     """The newest checkpoint that is whole, as (step, state, meta), or None if there is none at all.
 
     like: a state of numpy arrays with the shapes and types to expect. A broken checkpoint is
-    reported, the one before used, and then the broken one moved to `workdir/checkpoints_broken/`.
+    reported, the one before used, and then the broken one moved to `workdir/checkpoints_broken/`
+    (unless read_only).
 
     Raises UsageError when there are checkpoints but none can be read: starting again from nothing
-    would lose them.
+    would lose them. Raises OSError when it is the disk or the permissions that fail.
     """
     broken = {}
     for step in sorted(self.manager.all_steps(), reverse=True):
@@ -99,10 +106,14 @@ class Checkpoints:
         if digest(found.state) != found.meta['digest']:
           raise ValueError('its contents do not match its digest')
       except Exception as error:  # a broken file shows as almost any exception
+        missing = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+        if isinstance(error, MemoryError) or getattr(error, 'errno', None) not in missing:
+          raise
         broken[step] = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         log.warning('checkpoint %d is broken (%s); trying the one before', step, broken[step])
         continue
-      self._set_aside(broken)
+      if not self._read_only:
+        self._set_aside(broken)
       return step, jax.tree.map(np.asarray, found.state), found.meta
     if broken:
       raise UsageError(f'no checkpoint in {self.directory} can be read (the newest: '

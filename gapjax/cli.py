@@ -31,11 +31,19 @@ def flags(verb, *, workdir=None, data=False):
   """A parser for a verb with the shared flags; workdir '' makes --workdir required."""
   parser = Parser(prog=f'gapjax {verb}', allow_abbrev=False)
   if workdir is not None:
-    parser.add_argument('--workdir', required=not workdir, default=workdir or None,
+    parser.add_argument('--workdir', required=not workdir, default=workdir or None, type=local,
                         help='folder of the run' + (f' (default {workdir})' if workdir else ''))
   if data:
     parser.add_argument('--data_dir', help="where datasets are (default: TFDS' own)")
   return parser
+
+
+def local(path):
+  """A folder on this machine, `~` expanded."""
+  if '://' in path:
+    raise UsageError(f'--workdir={path}: remote folders are not supported yet; give a local one, '
+                     'or mount it')
+  return os.path.expanduser(path)
 
 
 def quickstart(argv):
@@ -96,7 +104,7 @@ def reproduce(argv):
   check_choice(arguments.suite, ('table1',), what='suite')
   run_suite(arguments.suite, arguments, seeds=arguments.seeds,
             command=f'gapjax reproduce {arguments.suite} --scale={arguments.scale} '
-            f'--seeds={arguments.seeds}')
+            f'--seeds={arguments.seeds}', published=f'results/{arguments.suite}/results.json')
 
 
 def report(argv):
@@ -106,7 +114,7 @@ def report(argv):
   print(report.build(arguments.workdir))
 
 
-def run_suite(suite, arguments, *, seeds, command):
+def run_suite(suite, arguments, *, seeds, command, published=None):
   """Runs a suite, prints its table, and last the path of its report.
 
   command: what makes the same again, without this machine's folders.
@@ -114,8 +122,9 @@ def run_suite(suite, arguments, *, seeds, command):
   from gapjax import report, suites, workdirs
   logging.getLogger('gapjax.train').setLevel(logging.WARNING)
   page = suites.run(suite, scale=arguments.scale, seeds=seeds, workdir=arguments.workdir,
-                    data_dir=arguments.data_dir, command=command)
-  print(report.table(workdirs.read_json(f'{arguments.workdir}/results.json')))
+                    data_dir=arguments.data_dir, command=command, published=published)
+  records = workdirs.read_json(f'{arguments.workdir}/results.json', list)
+  print('\n'.join([report.table(records).rstrip(), *report.scale_notes(records)]))
   print(f'\nreport: {page}')
 
 

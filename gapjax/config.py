@@ -1,9 +1,9 @@
 """Every field with its default, reading a config from file and flags, and its validation."""
 
 import json
+import math
 import re
 
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -172,10 +172,18 @@ def difference(ours: ConfigDict, theirs: dict) -> list[str]:
 
 def validate(c: ConfigDict) -> None:
   """Raises UsageError with one line on the first field that cannot be."""
-  unknown = set(_flatten(c.to_dict())) - set(_flatten(default().to_dict()))
-  if unknown:
-    name = min(unknown)
-    raise UsageError(f'unknown config field `{name}`{nearest(name, _flatten(default().to_dict()))}')
+  fields, known = _flatten(c.to_dict()), _flatten(default().to_dict())
+  for name in sorted(set(fields) - set(known)):
+    raise UsageError(f'unknown config field `{name}`{nearest(name, known)}')
+  for name in sorted(set(known) - set(fields)):
+    raise UsageError(f'config field `{name}` is missing; start from gapjax.config.default()')
+  for name, value in known.items():
+    kind = (int, float) if isinstance(value, float) else type(value)
+    if isinstance(value, tuple):
+      kind = (tuple, list)
+    if not isinstance(fields[name], kind) or (
+        isinstance(fields[name], bool) and not isinstance(value, bool)):
+      raise UsageError(f'{name} must be like {value!r}, not {fields[name]!r}')
   for value, known, what in (
       (c.canvas.target, TARGETS, 'canvas.target'), (c.canvas.fill, FILLS, 'canvas.fill'),
       (c.model.name, MODELS, 'model'), (c.model.stem, STEMS, 'model.stem'),
@@ -185,22 +193,31 @@ def validate(c: ConfigDict) -> None:
       (c.optimizer.name, OPTIMIZERS, 'optimizer'), (c.schedule.name, SCHEDULES, 'schedule')):
     check_choice(value, known, what=what)
   for name in ('num_epochs', 'batch_size', 'log_every', 'canvas.grid', 'model.width',
-               'eval.batch_size', 'eval.every_epochs', 'checkpoint.every_epochs',
-               'checkpoint.keep', 'optimizer.lr'):
-    _check_range(c, name, above=0)
+               'eval.batch_size', 'eval.every_epochs', 'checkpoint.keep', 'optimizer.lr',
+               'schedule.power', 'schedule.step_factor'):
+    _check_range(name, fields[name], above=0)
   for name in ('seed', 'steps_per_call', 'data.image_size', 'data.train_images', 'eval.images',
-               'optimizer.weight_decay', 'optimizer.clip_norm', 'schedule.warmup_epochs'):
-    _check_range(c, name, least=0)
+               'model.permutation_seed', 'optimizer.weight_decay', 'optimizer.clip_norm',
+               'optimizer.b1', 'optimizer.b2', 'optimizer.momentum', 'schedule.warmup_epochs'):
+    _check_range(name, fields[name], least=0)
+  for name in ('optimizer.b1', 'optimizer.b2', 'optimizer.momentum'):
+    _check_range(name, fields[name], below=1)
+  for name in ('seed', 'model.permutation_seed'):
+    _check_range(name, fields[name], below=2 ** 32)  # what a threefry key holds
+  _check_range('checkpoint.every_epochs', fields['checkpoint.every_epochs'], least=0.001)
+  for epoch in fields['schedule.step_epochs']:
+    _check_range('schedule.step_epochs', epoch, least=0)
   if c.model.head != 'permuted' and c.model.permute_at != 'pooled':
     raise UsageError(f'model.permute_at={c.model.permute_at} needs model.head=permuted, '
                      f'not {c.model.head}')
 
 
-def _check_range(c, name, *, above=None, least=None):
-  value = _flatten(c.to_dict())[name]
-  if not np.isfinite(value) or (value <= above if above is not None else value < least):
-    bound = f'above {above}' if above is not None else f'at least {least}'
-    raise UsageError(f'{name} must be {bound}, not {value}')
+def _check_range(name, value, *, above=-math.inf, least=-math.inf, below=math.inf):
+  if not isinstance(value, int | float) or not (above < value < below and value >= least):
+    bounds = {'above': above, 'at least': least, 'below': below}
+    raise UsageError(f'{name} must be a number ' + ' and '.join(
+      f'{word} {bound}' for word, bound in bounds.items() if math.isfinite(bound))
+      + f', not {value}')
 
 
 def stages(model_name: str) -> tuple[str, ...]:

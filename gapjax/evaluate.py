@@ -1,8 +1,8 @@
 """Evaluation: exactly (every test image at every location), or with random placement."""
 
+import pathlib
+
 import numpy as np
-from etils import epath
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from gapjax import build, steps, workdirs
@@ -15,7 +15,11 @@ from gapjax.plan import Plan
 
 class Evaluator:
   """One compiled evaluation step for both protocols. No image is dropped or counted twice: the
-  last batch is filled up and the filling masked."""
+  last batch is filled up and the filling masked.
+
+  PermuteNet draws one permutation a batch here, as the authors' test loop does: its accuracy
+  depends, within that noise, on eval.batch_size (rounded up to a multiple of the devices).
+  """
 
   def __init__(self, config, model, task, test_set, devices):
     self.seed, self.task, self.devices = config.seed, task, devices
@@ -33,15 +37,13 @@ class Evaluator:
 
     None when `stop` was requested on the way.
     """
-    index, location = np.divmod(np.arange(self.num_images * self.task.num_locations),
-                                self.task.num_locations)
+    index, location = every_location(self.num_images, self.task.num_locations)
     return self._run(state, index, location, stop=stop, progress=progress)
 
   def random(self, state, *, passes: int, stop=None, progress=False) -> dict | None:
     """The authors' protocol: every test image once a pass, each time at a random location."""
-    draw = np.random.default_rng([self.seed, int(state.step)])
-    index = np.tile(np.arange(self.num_images), passes)
-    location = draw.integers(self.task.num_locations, size=len(index))
+    index, location = random_locations(self.num_images, self.task.num_locations, passes=passes,
+                                       seed=(self.seed, int(state.step)))
     return self._run(state, index, location, stop=stop, progress=progress)
 
   def _run(self, state, index, location, *, stop, progress):
@@ -60,23 +62,34 @@ class Evaluator:
     return self.devices.to_host(totals).compute()
 
 
+def every_location(num_images: int, num_locations: int) -> tuple[np.ndarray, np.ndarray]:
+  """Every (image, location) once: two arrays (num_images * num_locations,)."""
+  return np.divmod(np.arange(num_images * num_locations), num_locations)
+
+
+def random_locations(num_images: int, num_locations: int, *, passes: int,
+                     seed) -> tuple[np.ndarray, np.ndarray]:
+  """Every image `passes` times, each at a uniform location: two arrays (passes * num_images,)."""
+  index = np.tile(np.arange(num_images), passes)
+  return index, np.random.default_rng(seed).integers(num_locations, size=len(index))
+
+
 def evaluate(workdir, *, data_dir=None, devices=None) -> dict:
   """All metrics of the newest checkpoint in workdir; also written to `workdir/evaluation.json`.
 
   Returns {'step', '<target>_accuracy' (exact), '<target>_accuracy_random' (the authors' test
   script: k * k passes with random placement), 'loss', 'per_location'}.
   """
-  workdir = epath.Path(workdir)
-  if not (workdir / 'config.json').exists():
-    raise UsageError(f'{workdir} holds no run; train one: gapjax train --config=FILE '
-                     f'--workdir={workdir}')
-  config = ConfigDict(workdirs.read_json(workdir / 'config.json'))
+  workdir = pathlib.Path(workdir)
+  config = workdirs.read_config(workdir)
   devices = Devices(devices)
   train_set, test_set, task = build.load(config, data_dir=data_dir)
-  plan = Plan.of(config, num_images=len(train_set.images), platform=devices.platform)
+  plan = Plan.of(config, num_images=len(train_set.images))
   model, state, _, _ = build.create(config, task, train_set, plan)
-  with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
-    found = checkpoints.restore(devices.to_host(state))
+  found = None
+  if (workdir / 'checkpoints').exists():
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+      found = checkpoints.restore(devices.to_host(state))
   if not found:
     raise UsageError(f'{workdir} holds no checkpoint; train first: gapjax train --config=FILE '
                      f'--workdir={workdir}')

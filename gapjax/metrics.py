@@ -1,7 +1,7 @@
 """Metrics as (sum, count), reduced on the device, and where they are written."""
 
 import json
-import os
+import pathlib
 import time
 import warnings
 
@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import metrics as clu_metrics
-from etils import epath
 from flax import struct
+
+from gapjax import workdirs
 
 
 @struct.dataclass
@@ -36,14 +37,18 @@ class EvalMetrics(clu_metrics.Metric):
     return jax.tree.map(jnp.add, self, other)
 
   def compute(self):
-    """{'accuracy', 'loss', 'per_location' (k, k) lists}; the counts are of the whole test set."""
+    """{'accuracy', 'loss', 'canvases' (how many were counted), 'per_location' (k, k) lists}.
+
+    A location at which nothing was counted is None.
+    """
     correct, count = (np.asarray(x, np.int64) for x in (self.correct, self.count))
     grid = round(len(count) ** 0.5)
     per_location = [[c / n if n else None for c, n in zip(row, counts, strict=True)]
                     for row, counts in zip(correct.reshape(grid, grid).tolist(),
                                            count.reshape(grid, grid).tolist(), strict=True)]
     return {'accuracy': float(correct.sum() / count.sum()),
-            'loss': float(self.loss / count.sum()), 'per_location': per_location}
+            'loss': float(self.loss / count.sum()), 'canvases': int(count.sum()),
+            'per_location': per_location}
 
 
 class Writer:
@@ -54,9 +59,9 @@ class Writer:
   """
 
   def __init__(self, workdir, *, step: int):
-    path = epath.Path(workdir) / 'metrics.jsonl'
-    self.lines = [line for line in read_lines(path) if line['step'] <= step]
-    path.write_text(''.join(json.dumps(line) + '\n' for line in self.lines))
+    path = pathlib.Path(workdir) / 'metrics.jsonl'
+    self.lines = [line for line in workdirs.read_lines(path) if line['step'] <= step]
+    workdirs.write_bytes(path, ''.join(map(self._text, self.lines)).encode())
     self._file = path.open('a')
     self._events = EventFile(workdir, step=step)
 
@@ -73,10 +78,14 @@ class Writer:
     """One line; numbers go to the event files too, as `split/name`."""
     line = {'step': step, 'split': split, **values}
     self.lines.append(line)
-    self._file.write(json.dumps(line) + '\n')
+    self._file.write(self._text(line))
     self._file.flush()
     self._events.write(step, {f'{split}/{name}': value for name, value in values.items()
                               if isinstance(value, (int, float))})
+
+  @staticmethod
+  def _text(line):
+    return json.dumps(line, allow_nan=False) + '\n'
 
   def evaluated(self, step: int) -> bool:
     """Whether the evaluation of this step is written already."""
@@ -95,7 +104,7 @@ class EventFile:
       from tensorboardX import event_file_writer, summary
       from tensorboardX.proto import event_pb2
     self._scalar, self._event = summary.scalar, event_pb2.Event
-    self._file = event_file_writer.EventsWriter(os.fspath(epath.Path(workdir) / 'events'),
+    self._file = event_file_writer.EventsWriter(str(pathlib.Path(workdir) / 'events'),
                                                 f'.{step}')
     # TensorBoard forgets what an earlier, killed process wrote of these steps.
     self._file.write_event(self._event(
@@ -110,14 +119,3 @@ class EventFile:
 
   def close(self) -> None:
     self._file.close()
-
-
-def read_lines(path) -> list[dict]:
-  """The lines of a JSONL file; a last line that a killed process left unfinished is dropped."""
-  lines = []
-  for text in path.read_text().splitlines() if path.exists() else []:
-    try:
-      lines.append(json.loads(text))
-    except json.JSONDecodeError:
-      break
-  return lines

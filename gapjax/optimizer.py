@@ -18,7 +18,7 @@ def create_schedule(config: ConfigDict, *, steps_per_epoch: float, total_steps: 
   else:
     boundaries = [round(epoch * steps_per_epoch) - warmup for epoch in c.step_epochs]
     schedule = optax.piecewise_constant_schedule(
-      peak, dict.fromkeys(boundaries, c.step_factor))
+      peak, {step: c.step_factor ** boundaries.count(step) for step in boundaries})
   if not warmup:
     return schedule
   return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), schedule], [warmup])

@@ -27,9 +27,9 @@ class Plan:
   save_steps: frozenset[int]
 
   @classmethod
-  def of(cls, config, *, num_images: int, platform: str) -> 'Plan':
-    """The plan of a config on a training set of num_images; platform decides steps_per_call."""
-    per_call = config.steps_per_call or (1 if platform == 'cpu' else 32)
+  def of(cls, config, *, num_images: int) -> 'Plan':
+    """The plan of a settled config (workdirs.settle) on a training set of num_images."""
+    per_call = config.steps_per_call
 
     def step_of(epoch):  # the first whole call at or after the end of an epoch
       calls = math.ceil(epoch * num_images / config.batch_size / per_call - 1e-9)

@@ -41,7 +41,7 @@ def square(k):
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class Panel:
   """One trained cell as the pictures see it.
 
   `per_location` is a k x k nested list of accuracies in [0, 1], rows from the top of the canvas,
@@ -147,7 +147,7 @@ def location_heatmaps(cells, path, *, dark=False):
   for all; the value stands in every square, in percent, up to 7 x 7.
 
   Args:
-    cells: `Cell`s.
+    cells: `Panel`s.
     path: where the PNG goes.
     dark: draw for a dark page.
 
@@ -217,7 +217,7 @@ def curves(cells, path, *, dark=False):
   the row span more than a factor of 20.
 
   Args:
-    cells: `Cell`s; those without `train_loss` and `eval_accuracy` are left out.
+    cells: `Panel`s; those without `train_loss` and `eval_accuracy` are left out.
     path: where the PNG goes.
     dark: draw for a dark page.
 

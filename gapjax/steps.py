@@ -1,7 +1,7 @@
 """TrainState and the pure training and evaluation steps: no pmap, no input or output here.
 
-Randomness is a function of (seed, step, position in the global batch) alone, so that a resumed run
-repeats itself and the number of devices changes nothing but rounding.
+Training's randomness is a function of (seed, step, position in the global batch) alone, so that a
+resumed run repeats itself and the number of devices changes nothing but rounding.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from flax import struct
 from jax import lax
 
 # Streams folded into the run's key.
-INIT, ORDER, TRAIN, EVAL = range(4)
+INIT, ORDER, TRAIN, EVAL, SAMPLES = range(5)
 
 
 @struct.dataclass
@@ -27,7 +27,7 @@ class TrainState:
 
 
 def stream(seed: int, name: int) -> jax.Array:
-  """The key of one stream (INIT, ORDER, TRAIN, EVAL) of a run."""
+  """The key of one stream (INIT, ORDER, TRAIN, EVAL, SAMPLES) of a run."""
   return jax.random.fold_in(jax.random.key(seed), name)
 
 

@@ -2,17 +2,14 @@
 
 import dataclasses
 import logging
-import shutil
+import pathlib
 import statistics
 import time
 
-from etils import epath
 from ml_collections import ConfigDict
 
 from gapjax import config as configs
 from gapjax import report, workdirs
-from gapjax.errors import check_choice
-from gapjax.metrics import read_lines
 from gapjax.system import versions
 from gapjax.train import train
 
@@ -107,31 +104,40 @@ SUITES = {'quickstart': quickstart_cells, 'table1': table1_cells}
 
 
 def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: str,
-        progress: bool = True) -> epath.Path:
+        published=None, progress: bool = True) -> pathlib.Path:
   """Trains what no results.json holds yet, cell by cell, then builds the report.
 
-  Returns the path of report.html. Cells are trained in `workdir/cells/CELL/seedN`, and
-  `workdir/results.json` is written after each.
+  Args:
+    suite: a key of SUITES.
+    scale: which of its scales.
+    seeds: trains with seeds 0 to seeds - 1.
+    workdir: cells are trained in `workdir/cells/CELL/seedN`; `workdir/results.json` is written
+      after each.
+    data_dir: where datasets are; None is TFDS' default.
+    command: what the report says made it.
+    published: another results.json whose cells count as trained, if it exists.
+    progress: whether to show progress bars.
+
+  Returns:
+    The path of report.html.
   """
-  check_choice(suite, SUITES, what='suite')
-  workdir, start = epath.Path(workdir), time.perf_counter()
+  workdir, start = pathlib.Path(workdir), time.perf_counter()
   cells = SUITES[suite](scale)
-  records = known_records(workdir, suite, cells)
+  records = known_records([workdir / 'results.json', *([published] if published else [])], cells)
   workdir.mkdir(parents=True, exist_ok=True)
   previous = workdirs.read_json(workdir / 'run.json') if (workdir / 'run.json').exists() else {}
   # Seeds outside, so that every cell has a value before any has a second one.
   for seed in range(seeds):
     for number, cell in enumerate(cells, 1):
       if any(holds(record, cell) and seed in record['seeds'] for record in records):
-        log.warning('%s seed %d: known already', cell.name, seed)
         continue
       log.warning('%s seed %d (cell %d of %d)', cell.name, seed, number, len(cells))
       config = ConfigDict(cell.config.to_dict())
       config.seed = seed
       folder = workdir / 'cells' / cell.name / f'seed{seed}'
       summary = train(config, workdir=folder, data_dir=data_dir, progress=progress)
-      records = add(records, suite, scale, cell, seed, summary, read_lines(
-        folder / 'metrics.jsonl'))
+      records = add(records, suite, scale, cell, seed, summary,
+                    workdirs.read_lines(folder / 'metrics.jsonl'))
       keep_samples(folder / 'canvas.png', workdir / 'samples', cell.config.canvas.grid)
       workdirs.write_json(workdir / 'results.json', records)
       workdirs.write_json(workdir / 'run.json', {
@@ -141,14 +147,16 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
   return report.build(workdir)
 
 
-def known_records(workdir, suite: str, cells) -> list[dict]:
-  """Records of these cells in workdir/results.json, and those under results/ that it lacks."""
+def known_records(paths, cells) -> list[dict]:
+  """Records of these cells in several results.json files; an earlier file has precedence."""
   records = []
-  for path in [workdir / 'results.json', epath.Path('results') / suite / 'results.json']:
-    known = workdirs.read_json(path) if path.exists() else []
-    for record in (r for r in known if any(holds(r, cell) for cell in cells)):
-      if not any((r['cell'], r['metric']) == (record['cell'], record['metric']) for r in records):
-        records.append(record)
+  for path in map(pathlib.Path, paths):
+    known = workdirs.read_json(path, list) if path.exists() else []
+    new = [r for r in known if any(holds(r, cell) for cell in cells) and
+           not any((r['cell'], r['metric']) == (o['cell'], o['metric']) for o in records)]
+    for name in dict.fromkeys(record['cell'] for record in new):
+      log.warning('%s is known from %s', name, path)
+    records += new
   return records
 
 
@@ -211,4 +219,4 @@ def keep_samples(picture, folder, grid) -> None:
   target = folder / f'{grid}x{grid}.png'
   if not target.exists():
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(picture, target)
+    workdirs.write_bytes(target, picture.read_bytes())

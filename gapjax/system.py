@@ -8,6 +8,8 @@ import platform
 import signal
 import time
 
+from gapjax.errors import Interrupted
+
 REPORTED_PACKAGES = ('gapjax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint',
                      'tensorflow-datasets', 'numpy')
 
@@ -45,7 +47,10 @@ class Clock:
 
 
 class StopSignals:
-  """While entered, SIGTERM and Ctrl-C set `requested`; a second one acts as it always does."""
+  """While entered, SIGTERM and Ctrl-C set `requested`; a second one acts as it always does.
+
+  A request that nothing acted on inside raises Interrupted at the end: a suite must not go on.
+  """
 
   def __init__(self):
     self.requested, self.code = False, 0
@@ -54,9 +59,11 @@ class StopSignals:
     self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, kind, *_):
     for number, handler in self._old.items():
       signal.signal(number, handler)
+    if self.requested and kind is None:
+      raise Interrupted('stopped; what was finished is saved', code=self.code)
 
   def _handle(self, number, _):
     self.requested, self.code = True, 0 if number == signal.SIGTERM else 130
@@ -86,7 +93,8 @@ def describe_devices(devices) -> str:
   """'cpu x 1 (AMD EPYC, 2 cores)' or 'gpu x 1 (NVIDIA H200)'."""
   kind = devices[0].device_kind
   if devices[0].platform == 'cpu':
-    kind = f'{_processor()}, {len(os.sched_getaffinity(0))} cores'
+    usable = getattr(os, 'sched_getaffinity', None)  # Linux; macOS has no affinity
+    kind = f'{_processor()}, {len(usable(0)) if usable else os.cpu_count()} cores'
   return f'{devices[0].platform} x {len(devices)} ({kind})'
 
 

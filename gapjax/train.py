@@ -2,12 +2,12 @@
 
 import contextlib
 import logging
+import pathlib
 import sys
 
 import jax
 import numpy as np
 from clu import parameter_overview
-from etils import epath
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -29,7 +29,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
 
   Args:
     config: see gapjax/config.py.
-    workdir: where everything goes; local or gs://.
+    workdir: the folder where everything goes.
     data_dir: where datasets are; None is TFDS' default.
     devices: jax devices; None for all local ones.
     progress: whether to show a progress bar.
@@ -45,7 +45,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
   configs.validate(config)
   devices = Devices(devices)
   devices.check_batch(config.batch_size)
-  workdir = epath.Path(workdir)
+  workdir = pathlib.Path(workdir)
   if devices.platform == 'cpu':
     keep_freed_memory()
 
@@ -54,18 +54,19 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
 
     # ---- Data ---------------------------------------------------------------------------------
     train_set, test_set, task = build.load(config, data_dir=data_dir)
-    plan = Plan.of(config, num_images=len(train_set.images), platform=devices.platform)
 
     # ---- Workdir: new, or of the same config; nobody else's meanwhile --------------------------
     stack.enter_context(workdirs.lock(workdir))
-    workdirs.claim(workdir, config)
+    config = workdirs.settle(workdir, config, platform=devices.platform)
     finished = workdirs.read_summary(workdir)
     if finished:
       log.info('%s is finished; nothing to do', workdir)
       return finished
 
     # ---- Network, optimiser, compiled steps ----------------------------------------------------
+    plan = Plan.of(config, num_images=len(train_set.images))
     model, state, rule, schedule = build.create(config, task, train_set, plan)
+    workdirs.claim(workdir, config)
     log.info('%s\n%s', describe(config, plan, devices),
              parameter_overview.get_parameter_overview(state.params, include_stats=False))
     train_steps = devices.pmap(
@@ -95,26 +96,29 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     pending = []  # (step, metrics still on the device)
 
     while True:
+      stopping = stop.requested
+
       # ---- Log: brings the metrics home, and stops at a loss that is not finite ----------------
       marked = plan.logs(step) or plan.evaluates(step) or plan.saves(step)
-      if pending and (marked or stop.requested):
+      if pending and (marked or stopping):
         line = summarise(pending, schedule, clock, config.batch_size)
         writer.write(step, 'train', **line)
         bar.set_postfix(loss=f'{line["loss"]:.3f}', accuracy=f'{line["accuracy"]:.3f}')
         pending = []
 
       # ---- Evaluate with random placement, as the authors do each epoch ------------------------
-      if plan.evaluates(step) and not writer.evaluated(step) and not stop.requested:
+      if plan.evaluates(step) and not writer.evaluated(step) and not stopping:
         with clock.paused():
           result = evaluator.random(state, passes=1, stop=stop)
         if result:
+          check_finite(result['loss'], step)
           writer.write(step, 'eval', **result)
           bar.set_postfix(test_accuracy=f'{result["accuracy"]:.3f}')
 
       # ---- Checkpoint --------------------------------------------------------------------------
-      if plan.saves(step) or stop.requested:
+      if plan.saves(step) or stopping:
         checkpoints.save(step, devices.to_host(state), {'wall_seconds': clock.wall_seconds()})
-      if stop.requested:
+      if stopping:
         checkpoints.wait()
         raise Interrupted(f'stopped at step {step} of {plan.total_steps}, saved in {workdir}; '
                           'the same command goes on from there', code=stop.code)
@@ -134,6 +138,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     if exact is None:
       raise Interrupted(f'stopped in the final evaluation; training is complete in {workdir}; '
                         'the same command evaluates', code=stop.code)
+    check_finite(exact['loss'], step)
     writer.write(step, 'final', **exact)
     summary = summarise_run(config, step, writer.lines, clock, devices)
     summary['sizes'] = {
@@ -154,7 +159,7 @@ def describe(config, plan, devices) -> str:
 
 
 def save_samples(path, *, config, task, train_set, count=12):
-  """A picture of the first training canvases, as the network sees them, in their true colours."""
+  """A picture of the first training images at random places, as the network sees them."""
   indices = np.arange(min(count, len(train_set.images)))
   examples = {'images': train_set.images[indices], 'labels': train_set.labels[indices]}
 
@@ -163,11 +168,19 @@ def save_samples(path, *, config, task, train_set, count=12):
     keys = jax.random.split(key, len(indices))
     return task.train_batch(keys, examples, indices)[0], task.locations(keys)
 
-  canvases, locations = draw(steps.stream(config.seed, steps.TRAIN))
+  canvases, locations = draw(steps.stream(config.seed, steps.SAMPLES))
   labels = [f'{train_set.class_names[y]} at {where}'
             for y, where in zip(examples['labels'], np.asarray(locations), strict=True)]
   plots.canvas_samples(np.clip(np.asarray(canvases) * task.std + task.mean, 0, 1), labels=labels,
                        path=path, grid=task.grid)
+
+
+def check_finite(loss: float, step: int) -> None:
+  """Raises TrainingFailed when an evaluation's loss is not finite."""
+  if not np.isfinite(loss):
+    raise TrainingFailed(
+      f'the evaluation after step {step} has loss {loss}; the last good checkpoint is kept: try a '
+      'lower optimizer.lr, schedule.warmup_epochs or optimizer.clip_norm in a new workdir')
 
 
 def summarise(pending, schedule, clock, batch_size) -> dict:

@@ -3,41 +3,23 @@
 import contextlib
 import fcntl
 import json
-import os
+import pathlib
 
-from etils import epath
+from ml_collections import ConfigDict
 
 from gapjax import config as configs
 from gapjax.errors import UsageError
-
-
-def claim(workdir, config) -> None:
-  """Makes workdir the folder of this config, or checks that it is.
-
-  Raises UsageError naming the fields in which the config there differs.
-  """
-  path = epath.Path(workdir) / 'config.json'
-  if path.exists():
-    different = configs.difference(config, read_json(path))
-    if different:
-      raise UsageError(f'{workdir} is the workdir of another config: {"; ".join(different)}; '
-                       'use another --workdir')
-    return
-  write_json(path, configs.as_json(config))
 
 
 @contextlib.contextmanager
 def lock(workdir):
   """Makes workdir, and holds it for this process; the system lets go when the process ends.
 
-  Raises UsageError when another process holds it. A remote workdir (gs://) cannot be held.
+  Raises UsageError when another process holds it.
   """
-  workdir = epath.Path(workdir)
+  workdir = pathlib.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  if '://' in str(workdir):
-    yield
-    return
-  with open(os.fspath(workdir / '.lock'), 'w') as file:
+  with open(workdir / '.lock', 'w') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -46,24 +28,100 @@ def lock(workdir):
     yield
 
 
+def settle(workdir, config: ConfigDict, *, platform: str) -> ConfigDict:
+  """The config as workdir's run has it, with `steps_per_call` 0 (automatic) settled.
+
+  Automatic is what the run began with, wherever it goes on; a new one takes 1 on CPU (the gradients
+  of convolutions are many times slower inside a loop there) and 32 elsewhere.
+
+  Raises UsageError naming the fields in which the config there differs.
+  """
+  config = ConfigDict(config.to_dict())
+  path = pathlib.Path(workdir) / 'config.json'
+  there = read_json(path) if path.exists() else None
+  if not config.steps_per_call:
+    config.steps_per_call = (there or {}).get('steps_per_call') or (1 if platform == 'cpu' else 32)
+  if there is not None and (different := configs.difference(config, there)):
+    raise UsageError(f'{workdir} is the workdir of another config: {"; ".join(different)}; '
+                     'use another --workdir')
+  return config
+
+
+def claim(workdir, config: ConfigDict) -> None:
+  """Writes down that workdir is this config's, once the config is known to build."""
+  path = pathlib.Path(workdir) / 'config.json'
+  if not path.exists():
+    write_json(path, configs.as_json(config))
+
+
+def read_config(workdir) -> ConfigDict:
+  """The config of workdir's run. Raises UsageError when there is no run, or it is not valid."""
+  path = pathlib.Path(workdir) / 'config.json'
+  if not path.exists():
+    raise UsageError(f'{workdir} holds no run; train one: gapjax train --config=FILE '
+                     f'--workdir={workdir}')
+  config = configs.default()
+  try:
+    config.update(read_json(path))
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    raise UsageError(f'{path} is not a config of gapjax ({error}); use another --workdir') from None
+  configs.validate(config)
+  return config
+
+
 def read_summary(workdir) -> dict | None:
   """summary.json of a finished run, or None."""
-  path = epath.Path(workdir) / 'summary.json'
+  path = pathlib.Path(workdir) / 'summary.json'
   return read_json(path) if path.exists() else None
 
 
-def read_json(path):
-  """Raises UsageError naming the file when it is not JSON."""
+def read_json(path, kind=dict):
+  """The JSON value of a file, a dict or a list as `kind` says.
+
+  Raises UsageError naming the file, and the line where that is known.
+  """
+  return _parse(_text(path), path, kind)
+
+
+def read_lines(path) -> list[dict]:
+  """The lines of a JSONL file; [] without one.
+
+  A last line that a killed process left unfinished is dropped; any other that is not a JSON object
+  raises UsageError.
+  """
+  path = pathlib.Path(path)
+  texts = _text(path).splitlines(keepends=True) if path.exists() else []
+  if texts and not texts[-1].endswith('\n'):
+    texts.pop()
+  return [_parse(text, path, dict, line) for line, text in enumerate(texts, 1) if text.strip()]
+
+
+def _text(path):
   try:
-    return json.loads(epath.Path(path).read_text())
+    return pathlib.Path(path).read_text(encoding='utf-8')
+  except UnicodeDecodeError:
+    raise UsageError(f'{path} is not UTF-8 text; move it away and run again') from None
+
+
+def _parse(text, path, kind, line=1):
+  """The JSON value in `text`; `line` is where it starts."""
+  try:
+    value, wrong = json.loads(text), f'should hold a JSON {"list" if kind is list else "object"}'
   except json.JSONDecodeError as error:
-    raise UsageError(f'{path} is not valid JSON (line {error.lineno}: {error.msg}); '
-                     'move it away and run the command again') from None
+    value, line, wrong = None, line + error.lineno - 1, f'is not JSON ({error.msg})'
+  if not isinstance(value, kind):
+    raise UsageError(f'{path} line {line} {wrong}; move it away and run again')
+  return value
 
 
 def write_json(path, value) -> None:
-  """Writes through a temporary file: a reader, or a kill, never sees half of it."""
-  path = epath.Path(path)
-  temporary = path.parent / f'.{path.name}.tmp'
-  temporary.write_text(json.dumps(value, indent=2) + '\n')
+  """Writes valid JSON, never half of it. Raises ValueError on NaN, which JSON does not have."""
+  write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + '\n').encode())
+
+
+def write_bytes(path, data: bytes) -> None:
+  """Writes through a temporary file: a reader, a kill or a full disk never leaves half of it."""
+  path = pathlib.Path(path)
+  temporary = path.with_name(f'.{path.name}.tmp')
+  temporary.write_bytes(data)
   temporary.replace(path)

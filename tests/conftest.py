@@ -51,8 +51,7 @@ def gapjax():
 def tiny_config(**changes):
   """Digits as they are (8x8) on a 2x2 canvas, the smallest ResNet; seconds to compile and train.
 
-  changes: {'model.head': 'permuted'} or, for convenience, model_head='permuted' with the first
-  underscore of a section's name as the dot.
+  changes: fields by their full names, such as **{'model.head': 'permuted'}.
   """
   from gapjax import config as configs
   c = configs.default()

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
+from gapjax.evaluate import every_location, random_locations
 from gapjax.metrics import EvalMetrics
 from gapjax.plan import Plan
 from gapjax.tasks.canvas import CanvasTask, place
+from gapjax.workdirs import settle
 
 draw = np.random.default_rng(0)
 MEAN, STD = np.array([0.5, 0.4, 0.3], np.float32), np.array([0.2, 0.25, 0.5], np.float32)
@@ -82,7 +84,7 @@ def test_eval_metrics_count_by_location_and_leave_out_the_filling():
   totals = totals.merge(task.eval_metrics(logits, np.array([0, 2, 1, 3]), batch))
   result = totals.compute()
   assert result['per_location'] == [[1.0, 1.0], [0.0, None]]
-  assert result['accuracy'] == 2 / 3
+  assert result['accuracy'] == 2 / 3 and result['canvases'] == 6
   losses = np.log(np.exp(logits.astype(np.float64)).sum(1)) - logits[range(4), [0, 2, 1, 3]]
   np.testing.assert_allclose(result['loss'], losses[:3].mean(), rtol=1e-6)
 
@@ -90,7 +92,7 @@ def test_eval_metrics_count_by_location_and_leave_out_the_filling():
 @pytest.mark.parametrize(('batch_size', 'per_call'), [(7, 1), (7, 3), (64, 1)])
 def test_plan_takes_every_image_once_a_pass(batch_size, per_call):
   config = tiny_config(batch_size=batch_size, num_epochs=3, steps_per_call=per_call)
-  plan = Plan.of(config, num_images=50, platform='cpu')
+  plan = Plan.of(config, num_images=50)
   calls = range(0, plan.total_steps, per_call)
   order = np.concatenate([plan.batch_indices(step).ravel() for step in calls])
   assert len(order) >= 150
@@ -98,17 +100,32 @@ def test_plan_takes_every_image_once_a_pass(batch_size, per_call):
   for one in passes:
     assert sorted(one) == list(range(50))
   assert not np.array_equal(passes[0], passes[1])
-  other = Plan.of(tiny_config(batch_size=batch_size, seed=1), num_images=50, platform='cpu')
+  other = Plan.of(tiny_config(batch_size=batch_size, seed=1, steps_per_call=1), num_images=50)
   assert not np.array_equal(other.batch_indices(0).ravel()[:50], order[:other.batch_size][:50])
 
 
 def test_plan_falls_on_whole_calls():
   config = tiny_config(**{'batch_size': 48, 'num_epochs': 4, 'log_every': 50,
                           'eval.every_epochs': 2, 'checkpoint.every_epochs': 1.5})
-  cpu = Plan.of(config, num_images=1397, platform='cpu')
-  gpu = Plan.of(config, num_images=1397, platform='gpu')
+  cpu = Plan.of(settle('new', config, platform='cpu'), num_images=1397)
+  gpu = Plan.of(settle('new', config, platform='gpu'), num_images=1397)
   assert (cpu.steps_per_call, gpu.steps_per_call) == (1, 32)
   # An epoch is 29.1 steps: 2 epochs end in step 59, 4 in 117; 1.5 in 44, 3 in 88.
   assert (cpu.total_steps, cpu.eval_steps, cpu.save_steps) == (117, {59, 117}, {44, 88, 117})
   assert (gpu.total_steps, gpu.eval_steps, gpu.save_steps) == (128, {64, 128}, {64, 96, 128})
   assert [s for s in range(128) if gpu.logs(s)] == [0, 32, 64]
+
+
+def test_every_location_takes_each_image_to_each_location_once():
+  index, location = every_location(5, 9)
+  assert sorted(zip(index.tolist(), location.tolist(), strict=True)) == [
+    (i, l) for i in range(5) for l in range(9)]
+
+
+def test_random_locations_take_each_image_once_a_pass():
+  index, location = random_locations(300, 9, passes=3, seed=(0, 1))
+  np.testing.assert_array_equal(index.reshape(3, 300), np.tile(np.arange(300), (3, 1)))
+  counts = np.bincount(location, minlength=9)
+  assert len(counts) == 9 and counts.min() > 70  # 100 expected, standard deviation 9.4
+  again = random_locations(300, 9, passes=3, seed=(0, 2))[1]
+  assert (location != again).mean() > 0.8

@@ -34,8 +34,9 @@ def complaint(capsys, *argv, code=2):
   (['train', GAPNET, '--workdir=w', 'fast'], 'unexpected argument `fast`'),
   (['train', f'{GAPNET}:gird=3', '--workdir=w'], 'unknown variant `gird=3` (did you mean `grid`?)'),
   (['train', f'{GAPNET}:grid=three', '--workdir=w'], 'grid must be a number'),
-  (['train', f'{GAPNET}:grid=0', '--workdir=w'], 'canvas.grid must be above 0, not 0'),
-  (['train', GAPNET, '--workdir=w', '--config.canvas.grid=-1'], 'canvas.grid must be above 0'),
+  (['train', f'{GAPNET}:grid=0', '--workdir=w'], 'canvas.grid must be a number above 0, not 0'),
+  (['train', GAPNET, '--workdir=w', '--config.canvas.grid=-1'],
+   'canvas.grid must be a number above 0, not -1'),
   (['train', GAPNET, '--workdir=w', '--config.canvas.target=locaton'],
    'unknown canvas.target `locaton` (did you mean `location`?)'),
   (['train', GAPNET, '--workdir=w', '--config.model.name=resnet19'], '(did you mean `resnet1'),
@@ -44,7 +45,16 @@ def complaint(capsys, *argv, code=2):
   (['train', GAPNET, '--workdir=w', '--config.model.head=permute'],
    'unknown head `permute` (did you mean `permuted`?)'),
   (['train', GAPNET, '--workdir=w', '--config.model.permute_at=stage2'], 'model.head=permuted'),
-  (['train', GAPNET, '--workdir=w', '--config.optimizer.lr=nan'], 'optimizer.lr must be above 0'),
+  (['train', GAPNET, '--workdir=w', '--config.optimizer.lr=nan'],
+   'optimizer.lr must be a number above 0'),
+  (['train', GAPNET, '--workdir=w', '--config.seed=99999999999999999999'], 'seed must be'),
+  (['train', GAPNET, '--workdir=w', '--config.optimizer.b1=2'], 'optimizer.b1 must be'),
+  (['train', GAPNET, '--workdir=w', '--config.optimizer.momentum=nan'], 'momentum must be'),
+  (['train', GAPNET, '--workdir=w', '--config.schedule.step_factor=-1'], 'step_factor must be'),
+  (['train', GAPNET, '--workdir=w', "--config.schedule.step_epochs=('a',)"], 'step_epochs'),
+  (['train', GAPNET, '--workdir=w', '--config.checkpoint.every_epochs=1e-9'],
+   'checkpoint.every_epochs must be a number at least 0.001'),
+  (['train', GAPNET, '--workdir=gs://bucket/run'], 'remote folders are not supported yet'),
   (['train', GAPNET, '--workdir=w', '--config.batch_size=30'], '30 cannot be shared by 8 devices'),
   (['train', GAPNET, '--workdir=w', '--config.data.name=cifar11'],
    '(did you mean `cifar10`?)'),
@@ -88,6 +98,27 @@ def test_a_config_file_with_a_field_of_its_own(capsys, tmp_path):
   assert 'unknown config field `model.depth`' in line
 
 
+@pytest.mark.parametrize(('line', 'expected'), [
+  ('c.data.train_images = None', 'data.train_images must be like 0, not None'),
+  ('c.num_epochs = True', 'num_epochs must be like 20, not True'),
+  ('del c.canvas.fill', 'config field `canvas.fill` is missing'),
+])
+def test_a_config_file_with_impossible_fields(capsys, tmp_path, line, expected):
+  path = tmp_path / 'mine.py'
+  path.write_text('from gapjax import config\n\n\ndef get_config(arg=None):\n'
+                  f'  c = config.default()\n  {line}\n  return c\n')
+  assert expected in complaint(capsys, 'train', f'--config={path}', f'--workdir={tmp_path}/w')
+
+
+def test_quickstart_trains_even_where_its_results_are_published(gapjax, tmp_path):
+  """Beside results/quickstart, as in this repository, it must not show those as its own."""
+  process = gapjax('quickstart', f'--workdir={tmp_path}', f'--data_dir={tmp_path}', start=True)
+  line = process.stderr.readline()
+  process.kill()
+  process.communicate()
+  assert line == 'gapnet/location/3x3 seed 0 (cell 1 of 5)\n'
+
+
 def test_overrides_and_variants_reach_the_config():
   c = config.from_flags([f'{GAPNET}:grid=7,target=image', '--config.optimizer.lr=3e-4',
                          '--config.schedule.step_epochs=(1,2)', '--config.data.flip=false'])
@@ -117,7 +148,7 @@ def test_quickstart_at_its_smallest(gapjax, tmp_path, data_dir):
   assert len(results) == 10 and {r['n'] for r in results} == {1}
   before = page.read_bytes()
   again = gapjax(*command)
-  assert 'known already' in again.stderr and again.stdout == first.stdout
+  assert 'is known from' in again.stderr and again.stdout == first.stdout
   assert page.read_bytes() == before
 
 

@@ -1,13 +1,11 @@
 """Every config in configs/ builds and takes a step, on small stand-ins for its size alone."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
 from conftest import ROOT
 
-from gapjax import build, config, steps
+from gapjax import build, config, steps, workdirs
 from gapjax.data import ImageDataset
 from gapjax.parallel import AXIS, Devices
 from gapjax.plan import Plan
@@ -27,7 +25,7 @@ def test_config_takes_a_step(path):
   c = config.from_flags([f'--config={path}', '--config.model.width=4', '--config.batch_size=8'])
   train_set = images(c.data.name)
   devices = Devices(jax.local_devices()[:1])
-  plan = Plan.of(c, num_images=64, platform='cpu')
+  plan = Plan.of(workdirs.settle('new', c, platform='cpu'), num_images=64)
   task = build.create_task(c, train_set)
   model, state, rule, _ = build.create(c, task, train_set, plan)
   before = Devices.to_host(state.params)
@@ -49,13 +47,14 @@ def test_config_says_how_to_run_it(path):
   assert f'--config=configs/{path.name}' in text.split('"""')[1]
 
 
+def test_canvases_are_made_of_square_images():
+  wide = ImageDataset('digits', np.zeros((2, 4, 6, 3), np.uint8), np.zeros(2, np.int32), ('0',))
+  with pytest.raises(config.UsageError, match=r'4x6.*data\.image_size'):
+    build.create_task(config.default(), wide)
+
+
 def test_float64_needs_x64():
   c = config.default()
   c.model.dtype = 'float64'
   with pytest.raises(config.UsageError, match='JAX_ENABLE_X64=1'):
     build.create_task(c, images('cifar10'))
-
-
-def test_dataclass_is_frozen():
-  with pytest.raises(dataclasses.FrozenInstanceError):
-    images('digits').name = 'other'

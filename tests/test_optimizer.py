@@ -64,3 +64,9 @@ def test_clipping_is_of_the_global_norm():
   gradients = {'a': jnp.array([3.0]), 'b': jnp.array([4.0])}  # norm 5
   updates, _ = rule.update(gradients, rule.init(gradients), gradients)
   np.testing.assert_allclose([updates['a'][0], updates['b'][0]], [-0.6, -0.8], rtol=1e-6)
+
+
+def test_two_boundaries_on_one_step_count_twice():
+  _, schedule = make(**{'schedule.name': 'step', 'schedule.step_epochs': (3.0, 3.01)})
+  np.testing.assert_allclose([schedule(30), schedule(31)], [0.005, 0.005], rtol=1e-6)
+  assert float(schedule(29)) == 0.5

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -266,6 +267,9 @@ def test_broken_results(tmp_path, text, words):
 def test_broken_metrics_and_pictures(run):
   with (run / 'metrics.jsonl').open('a') as file:
     file.write('{"step": 29, "spl')
+  shutil.rmtree(report.build(run).parent)  # what a killed process leaves is no mistake
+  with (run / 'metrics.jsonl').open('a') as file:
+    file.write('\n')
   _refused(run, 'metrics.jsonl line 6')
   (run / 'metrics.jsonl').unlink()
   (run / 'canvas.png').write_bytes(b'GIF89a')
@@ -315,7 +319,7 @@ def _expected(value):
 def test_heatmap_colours_stand_at_their_locations(tmp_path):
   values = np.zeros((2, 2))
   values[0, 1] = 1  # top right
-  cell = plots.Cell('gapnet', 'location', 2, .25, values.tolist())
+  cell = plots.Panel('gapnet', 'location', 2, .25, values.tolist())
   plots.location_heatmaps([cell], tmp_path / 'x.png')
   pixels = _pixels(tmp_path / 'x.png')
   pixels = pixels[:int(.93 * len(pixels))]  # without the colour bar
@@ -331,7 +335,7 @@ def test_heatmap_colours_stand_at_their_locations(tmp_path):
 def test_heatmap_scale_is_shared_and_missing_counts_stay_blank(tmp_path):
   """0.5 as a map's largest value is still drawn as 0.5: the scale does not stretch to the data."""
   for name, values in (('a', [[.5, .5], [.25, None]]), ('b', [[None, None], [None, None]])):
-    plots.location_heatmaps([plots.Cell('gapnet', 'image', 2, .1, values)], tmp_path / name)
+    plots.location_heatmaps([plots.Panel('gapnet', 'image', 2, .1, values)], tmp_path / name)
   def half(name):
     pixels = _pixels(tmp_path / name)
     return (abs(pixels[:int(.93 * len(pixels))] - _expected(.5)) < 2).all(-1).sum()
@@ -344,7 +348,8 @@ def test_accuracy_map_lightness_falls_monotonically():
 
 
 def test_seven_by_seven_and_dark_pages(tmp_path):
-  cells = [plots.Cell(name, 'location', 7, 1 / 49, np.full((7, 7), .5).tolist(), [(0, 1.), (9, .5)])
+  cells = [plots.Panel(name, 'location', 7, 1 / 49, np.full((7, 7), .5).tolist(),
+                       [(0, 1.), (9, .5)])
            for name in ('gapnet', 'permutenet', 'something else')]
   for draw in (plots.location_heatmaps, plots.curves):
     draw(cells, tmp_path / 'light.png')
@@ -358,7 +363,7 @@ def _line(pixels, color):
 
 
 def test_curves_draw_the_better_network_higher(tmp_path):
-  cells = [plots.Cell(name, 'location', 3, 1 / 9, None, [], [(0, .11), (50, at), (100, at)])
+  cells = [plots.Panel(name, 'location', 3, 1 / 9, None, [], [(0, .11), (50, at), (100, at)])
            for name, at in (('gapnet', .9), ('permutenet', .3))]
   plots.curves(cells, tmp_path / 'x.png')
   pixels = _pixels(tmp_path / 'x.png')
@@ -370,8 +375,8 @@ def test_curves_draw_the_better_network_higher(tmp_path):
 
 def test_curves_survive_a_diverged_loss(tmp_path):
   points = [(s, 2. * .9 ** s) for s in range(90)] + [(90, float('inf')), (91, None), (92, 0.)]
-  plots.curves([plots.Cell('gapnet', 'image', 3, None, None, points, [(5, float('nan'))]),
-                plots.Cell('permutenet', 'image', 3, None, None, [(0, float('nan'))])],
+  plots.curves([plots.Panel('gapnet', 'image', 3, None, None, points, [(5, float('nan'))]),
+                plots.Panel('permutenet', 'image', 3, None, None, [(0, float('nan'))])],
                tmp_path / 'x.png')
   assert len(_line(_pixels(tmp_path / 'x.png'), plots.LINES[False][0])) > 200
 
@@ -379,7 +384,7 @@ def test_curves_survive_a_diverged_loss(tmp_path):
 @pytest.mark.parametrize('draw', [plots.location_heatmaps, plots.curves])
 def test_pictures_of_nothing_are_refused(tmp_path, draw):
   with pytest.raises(ValueError, match='no cell'):
-    draw([plots.Cell('gapnet', 'location', 3)], tmp_path / 'x.png')
+    draw([plots.Panel('gapnet', 'location', 3)], tmp_path / 'x.png')
 
 
 def test_drawing_leaves_no_global_state(tmp_path):
@@ -390,7 +395,7 @@ def test_drawing_leaves_no_global_state(tmp_path):
     '  return {k: matplotlib.rcParams[k] for k in matplotlib.rcParams if k != "backend"}\n'
     'before = state()\n'
     'from gapjax import plots\n'
-    'plots.curves([plots.Cell("gapnet", "image", 3, None, None, [(0, 1.)])], sys.argv[1])\n'
+    'plots.curves([plots.Panel("gapnet", "image", 3, None, None, [(0, 1.)])], sys.argv[1])\n'
     'assert "matplotlib.pyplot" not in sys.modules\n'
     'assert state() == before')
   subprocess.run([sys.executable, '-c', code, str(tmp_path / 'x.png')], check=True)

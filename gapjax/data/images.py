@@ -78,7 +78,8 @@ def load(name, *, split, data_dir=None, image_size=None, limit=None):
 
   Raises:
     UsageError: unknown name or split; not prepared (with the command to run), or in a format that
-      needs TensorFlow; no image and label; images of several sizes without `image_size`.
+      needs TensorFlow; no image and label; no images; images of several sizes without
+      `image_size`.
   """
   limit = limit or 0
   if limit < 0:
@@ -90,7 +91,9 @@ def load(name, *, split, data_dir=None, image_size=None, limit=None):
   images = [_decode(image, image_size) for image in encoded]
   sizes = {image.shape for image in images}
   if len(sizes) > 1:
-    raise errors.UsageError(f'the images of {name} differ in size; set an image size')
+    raise errors.UsageError(f'the images of {name} differ in size; set data.image_size')
+  if not sizes:
+    raise errors.UsageError(f'split `{split}` of {name} is empty; choose another split')
   labels = np.array(labels, np.int32)
   if labels.min() < 0:
     raise errors.UsageError(f'split `{split}` of {name} has images without a label; '
