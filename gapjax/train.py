@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dict:
-  """Trains, evaluates and reports one network; resumes when workdir holds a checkpoint.
+  """Trains and evaluates one network; goes on where workdir's newest checkpoint stands.
 
   Args:
     config: see gapjax/config.py.
@@ -39,7 +39,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
 
   Raises:
     UsageError: a config that cannot be; a workdir of another config; data that is not there.
-    TrainingFailed: the loss or a gradient is not finite.
+    TrainingFailed: a loss, gradient or parameter is not finite.
     Interrupted: SIGTERM or Ctrl-C, after saving.
   """
   configs.validate(config)
@@ -110,7 +110,9 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
       if plan.evaluates(step) and not writer.evaluated(step) and not stopping:
         with clock.paused():
           result = evaluator.random(state, passes=1, stop=stop)
-        if result:
+        if result is None:
+          stopping = True  # saved at this step, so that going on begins with the evaluation
+        else:
           check_finite(result['loss'], step)
           writer.write(step, 'eval', **result)
           bar.set_postfix(test_accuracy=f'{result["accuracy"]:.3f}')

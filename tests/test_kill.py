@@ -13,6 +13,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from gapjax import config as configs
+from gapjax.errors import Interrupted
+from gapjax.evaluate import Evaluator
+from gapjax.train import train
 from gapjax.workdirs import read_lines
 
 CONFIG = """
@@ -179,3 +183,28 @@ def test_no_permission_to_write(undisturbed, gapjax, tmp_path):
   finally:
     if not refused:
       subprocess.run(['umount', tmp_path], check=True)
+
+
+def test_a_stop_during_an_evaluation_loses_no_evaluation(undisturbed, tmp_path, monkeypatch):
+  """Stopped inside the evaluation of step 20: saved there, and evaluated when it goes on."""
+  _, config_file, data_dir = undisturbed
+  config = configs.from_flags([f'--config={config_file}', '--config.num_epochs=4'])
+  config.eval.every_epochs = 2
+  calls = []
+
+  def interrupted(self, state, *, passes, stop, progress=False):
+    calls.append(int(state.step))
+    if len(calls) == 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return whole(self, state, passes=passes, stop=stop, progress=progress)
+
+  whole = Evaluator.random
+  monkeypatch.setattr(Evaluator, 'random', interrupted)
+  arguments = dict(workdir=tmp_path, data_dir=data_dir, devices=jax.local_devices()[:1],
+                   progress=False)
+  with pytest.raises(Interrupted, match='stopped at step 20 of 40'):
+    train(config, **arguments)
+  train(config, **arguments)
+  assert calls == [20, 20, 40]
+  assert [line['step'] for line in read_lines(tmp_path / 'metrics.jsonl')
+          if line['split'] == 'eval'] == [20, 40]
