@@ -9,6 +9,7 @@ from ml_collections import ConfigDict, config_flags
 
 from gapjax.errors import UsageError, check_choice, nearest
 from gapjax.models import DTYPES, MODELS, VGGS
+from gapjax.models.downsample import DOWNSAMPLINGS
 from gapjax.models.heads import HEADS, PERMUTATIONS
 from gapjax.models.layers import PADDINGS
 from gapjax.models.resnet import STEMS
@@ -45,6 +46,8 @@ def default() -> ConfigDict:
   model.width = 64  # channels of the first stage
   model.stem = 'canvas'  # resnets: 'canvas' (7x7, stride 2), 'cifar' (3x3, stride 1)
   model.padding = 'zero'  # zero, reflect, replicate, circular, partial, none
+  model.downsample = 'stride'  # stride, blur (Zhang 2019), polyphase (Chaman & Dokmanic 2021)
+  model.blur_size = 3  # taps of the filter: blur 2 to 5; polyphase 1 (no blur) to 5
   model.head = 'gap'  # 'gap': GAPNet, 'permuted': PermuteNet, 'linear': GAP and a linear layer
   model.permutation = 'batch'  # head 'permuted': drawn anew every 'batch', or 'fixed' for ever
   model.permute_at = 'pooled'  # head 'permuted': after GAP, or before 'stage1', 'stage2', ...
@@ -189,6 +192,7 @@ def validate(c: ConfigDict) -> None:
       (c.model.name, MODELS, 'model'), (c.model.stem, STEMS, 'model.stem'),
       (c.model.padding, PADDINGS, 'padding'), (c.model.head, HEADS, 'head'),
       (c.model.permutation, PERMUTATIONS, 'permutation'), (c.model.dtype, DTYPES, 'dtype'),
+      (c.model.downsample, DOWNSAMPLINGS, 'model.downsample'),
       (c.model.permute_at, ('pooled', *stages(c.model.name)), 'model.permute_at'),
       (c.optimizer.name, OPTIMIZERS, 'optimizer'), (c.schedule.name, SCHEDULES, 'schedule')):
     check_choice(value, known, what=what)
@@ -204,6 +208,8 @@ def validate(c: ConfigDict) -> None:
     _check_range(name, fields[name], below=1)
   for name in ('seed', 'model.permutation_seed'):
     _check_range(name, fields[name], below=2 ** 32)  # what a threefry key holds
+  _check_range('model.blur_size', c.model.blur_size,
+               least=2 if c.model.downsample == 'blur' else 1, below=6)
   _check_range('checkpoint.every_epochs', fields['checkpoint.every_epochs'], least=0.001)
   for epoch in fields['schedule.step_epochs']:
     _check_range('schedule.step_epochs', epoch, least=0)

@@ -20,7 +20,8 @@ def create(model_config, *, num_classes: int, axis_name: str | None = None) -> n
   """
   c = model_config
   arguments = dict(
-    variant=c.name, num_classes=num_classes, width=c.width, padding=c.padding, head=c.head,
+    variant=c.name, num_classes=num_classes, width=c.width, padding=c.padding,
+    downsample=c.downsample, blur_size=c.blur_size, head=c.head,
     permute=Permute(c.permutation, c.permutation_seed) if c.head == 'permuted' else None,
     permute_at=c.permute_at, axis_name=axis_name, dtype=DTYPES[c.dtype])
   return VGG(**arguments) if c.name in VGGS else ResNet(stem=c.stem, **arguments)

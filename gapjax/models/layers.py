@@ -37,29 +37,30 @@ def param_dtype(dtype) -> Any:
   return jnp.promote_types(dtype, jnp.float32)
 
 
-def pad(x: jax.Array, size: int, *, mode: str, where: str = '') -> jax.Array:
+def pad(x: jax.Array, size: int | tuple[int, int], *, mode: str, where: str = '') -> jax.Array:
   """Pads both spatial axes of x (b, h, w, c) by `size` on each side.
 
   Args:
     x: (b, h, w, c).
-    size: pixels a side; 0 returns x.
+    size: pixels a side, or (before, after); 0 returns x.
     mode: 'zero', 'reflect', 'replicate' or 'circular', as torch.nn.Conv2d's padding_mode.
     where: the layer's name, for the message.
 
   Returns:
-    (b, h + 2 * size, w + 2 * size, c).
+    (b, h + before + after, w + before + after, c).
 
   Raises:
     UsageError: the feature map is too small for the mode (reflect needs size < h, circular <= h).
   """
-  if not size:
+  sizes = size if isinstance(size, tuple) else (size, size)
+  if not any(sizes):
     return x
   smallest = min(x.shape[1:3])
-  if size > smallest - {'reflect': 1}.get(mode, 0) and mode in ('reflect', 'circular'):
+  if max(sizes) > smallest - {'reflect': 1}.get(mode, 0) and mode in ('reflect', 'circular'):
     raise UsageError(
-      f'padding `{mode}` by {size} needs a larger feature map than {x.shape[1]}x{x.shape[2]}'
+      f'padding `{mode}` by {max(sizes)} needs a larger feature map than {x.shape[1]}x{x.shape[2]}'
       f'{where}; use a larger canvas (canvas.grid, data.image_size) or padding `zero`')
-  return jnp.pad(x, ((0, 0), (size, size), (size, size), (0, 0)), mode=PAD_MODES[mode])
+  return jnp.pad(x, ((0, 0), sizes, sizes, (0, 0)), mode=PAD_MODES[mode])
 
 
 class Conv(nn.Module):
@@ -175,9 +176,9 @@ class BatchNorm(nn.Module):
     return mean, (variances + jnp.square(means - mean)).mean(0), n * means.shape[0]
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-  """2x2 max-pool with stride 2: (b, h, w, c) -> (b, h // 2, w // 2, c)."""
-  return nn.max_pool(x, (2, 2), (2, 2))
+def max_pool(x: jax.Array, *, stride: int = 2) -> jax.Array:
+  """2x2 max-pool: (b, h, w, c) -> (b, (h - 2) // stride + 1, (w - 2) // stride + 1, c)."""
+  return nn.max_pool(x, (2, 2), (stride, stride))
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from gapjax.errors import UsageError
+from gapjax.models.downsample import halve
 from gapjax.models.heads import Head, Permute
-from gapjax.models.layers import BatchNorm, Conv, max_pool
+from gapjax.models.layers import BatchNorm, Conv, max_pool, pad
 
 # name -> convolutions a stage; each stage ends in a max-pool. Channels: width x 1, 2, 4, 8, 8.
 VGGS = {'vgg11': (1, 1, 2, 2, 2), 'vgg16': (2, 2, 3, 3, 3)}
@@ -25,6 +26,8 @@ class VGG(nn.Module):
   num_classes: int
   width: int = 64
   padding: str = 'zero'
+  downsample: str = 'stride'
+  blur_size: int = 3
   head: str = 'gap'
   permute: Permute | None = None
   permute_at: str = 'pooled'
@@ -46,8 +49,21 @@ class VGG(nn.Module):
         raise UsageError(
           f'nothing is left to pool at stage{s} of {self.variant} with padding '
           f'`{self.padding}`; use a larger canvas (canvas.grid, data.image_size)')
-      features[f'stage{s}'] = x = max_pool(x)  # (b, h, w, c) -> (b, h / 2, w / 2, c)
+      features[f'stage{s}'] = x = self.pool(x)  # (b, h, w, c) -> (b, h / 2, w / 2, c)
     logits, features['pooled'] = Head(
       self.num_classes, self.head, self.padding,
       self.permute if self.permute_at == 'pooled' else None, self.dtype, name='head')(x)
     return logits, features
+
+  def pool(self, x):
+    """The stage's max-pool: with stride 2, or dense and then halved.
+
+    A dense 2x2 pool loses a row and a column; under 'polyphase', which needs even sizes, they are
+    padded.
+    """
+    if self.downsample == 'stride':
+      return max_pool(x)
+    if self.downsample == 'polyphase':
+      x = pad(x, (0, 1), mode='circular' if self.padding == 'circular' else 'replicate')
+    return halve(max_pool(x, stride=1), method=self.downsample, blur_size=self.blur_size,
+                 padding=self.padding)[0]
