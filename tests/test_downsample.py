@@ -39,6 +39,20 @@ def test_blur_by_its_definition(size, stride, mode, shape):
   np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize('shape', [(1, 1), (2, 2), (1, 3)])
+@pytest.mark.parametrize(('size', 'mode', 'numpy_mode'),
+                         [(3, 'reflect', 'reflect'), (5, 'reflect', 'reflect'),
+                          (5, 'circular', 'wrap')])
+def test_blur_of_a_map_smaller_than_the_filter(shape, size, mode, numpy_mode):
+  x = draw.normal(size=(1, *shape, 1))
+  ours = downsample.blur(jnp.asarray(x, jnp.float32), size, stride=1, mode=mode)
+  border = ((size - 1) // 2, size // 2)
+  padded = np.pad(x[0, :, :, 0], border, mode=numpy_mode)
+  taps = np.outer(PASCAL[size], PASCAL[size]) / 4.0 ** (size - 1)
+  windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size))
+  np.testing.assert_allclose(ours[0, :, :, 0], np.einsum('ijkl,kl->ij', windows, taps), rtol=1e-5)
+
+
 def test_polyphase_takes_the_strongest_component_of_each_image():
   x = draw.normal(size=(8, 6, 4, 3)).astype(np.float32)
   x[3, 1::2, 0::2] *= 5  # row 1, column 0: component 2
@@ -99,15 +113,16 @@ def test_striding_is_not_and_blur_is_closer():
 
 @pytest.mark.parametrize('name', ['resnet18', 'resnet50', 'vgg11'])
 @pytest.mark.parametrize('stem', ['canvas', 'cifar'])
+@pytest.mark.parametrize('size', [32, 96])
 @pytest.mark.parametrize('method', ['blur', 'polyphase'])
-def test_sizes_and_parameters_are_those_of_striding(name, stem, method):
+def test_sizes_and_parameters_are_those_of_striding(name, stem, size, method):
   """Downsampling adds no parameter and no pixel: checkpoints fit both."""
   shapes = {}
   for how in ('stride', method):
     c = configs.default()
     c.model.update(name=name, width=4, stem=stem, downsample=how)
     model = models.create(c.model, num_classes=10)
-    x = jnp.zeros((1, 96, 96, 3))
+    x = jnp.zeros((1, size, size, 3))
     out, variables = jax.eval_shape(
       functools.partial(model.init_with_output, train=True), jax.random.key(0), x)
     shapes[how] = jax.tree.map(lambda leaf: leaf.shape, (out, variables))

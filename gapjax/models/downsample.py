@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from gapjax.errors import UsageError
-from gapjax.models.layers import pad
+from gapjax.models.layers import PAD_MODES
 
 DOWNSAMPLINGS = ('stride', 'blur', 'polyphase')
 
@@ -28,9 +28,11 @@ def blur(x: jax.Array, size: int, *, stride: int, mode: str) -> jax.Array:
   """Blurs x (b, h, w, c) by the binomial filter of `size` taps along both axes, then strides.
 
   mode: how the border is padded, 'reflect' (Zhang's) or 'circular'; (size - 1) // 2 before and
-  size // 2 after, so that h becomes ceil(h / stride).
+  size // 2 after, so that h becomes ceil(h / stride). A map smaller than the filter is reflected
+  again and again, as numpy.pad does it, so that a network's last stage may be a single pixel.
   """
-  x = pad(x, ((size - 1) // 2, size // 2), mode=mode)
+  border = ((size - 1) // 2, size // 2)
+  x = jnp.pad(x, ((0, 0), border, border, (0, 0)), mode=PAD_MODES[mode])
   for axis in (1, 2):  # separable: one axis after the other
     n = (x.shape[axis] - size) // stride + 1
     x = sum(weight * lax.slice_in_dim(x, i, i + stride * (n - 1) + 1, stride, axis)
