@@ -22,11 +22,13 @@ HEADS = {'gap': 'gapnet', 'permuted': 'permutenet', 'linear': 'GAP and a linear 
 FRACTION = re.compile('accuracy|consistency|miou|chance')
 PAPER = ('Islam, Kowal, Jia, Derpanis, Bruce: Global Pooling, More than Meets the Eye: Position '
          'Information is Encoded Channel-Wise in CNNs. ICCV 2021, arXiv 2108.07884.')
-SCALES = {'digits': 'small handwritten digits in place of CIFAR-10, a narrow network and a few '
-                    'hundred steps',
-          'tiny': 'a few steps of each network, to see that everything runs',
-          'small': 'a quarter of the width, 10,000 training and 500 test images shrunk to 16 x 16, '
-                   'and 10, 6 and 4 epochs with cosine decay'}
+COMPARE = 'so compare the order of the rows with the paper\'s, not the values.'
+SCALES = {
+  'digits': 'This run uses small handwritten digits in place of CIFAR-10, a narrow network and a few '
+            f'hundred steps, {COMPARE}',
+  'small': 'This run uses a quarter of the width, 10,000 training and 500 test images shrunk to '
+           f'16 x 16, and 10, 6 and 4 epochs with cosine decay, {COMPARE}',
+  'tiny': 'This run shows that everything runs; its few steps show nothing else.'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,8 +217,7 @@ def _results(source, _):
 
 def scale_notes(records):
   """A sentence for every scale among the records that is not the paper's own."""
-  return [f'This run uses {what}, so compare the order of the rows with the paper\'s, not the '
-          'values.' for scale, what in SCALES.items()
+  return [sentence for scale, sentence in SCALES.items()
           if any(r.get('scale') == scale for r in records)]
 
 

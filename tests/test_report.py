@@ -275,7 +275,6 @@ def test_broken_metrics_and_pictures(run):
   (run / 'canvas.png').write_bytes(b'GIF89a')
   _refused(run, 'canvas.png')
 
-
 # --- pictures --------------------------------------------------------------------------------
 
 
