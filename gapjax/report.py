@@ -24,8 +24,8 @@ PAPER = ('Islam, Kowal, Jia, Derpanis, Bruce: Global Pooling, More than Meets th
          'Information is Encoded Channel-Wise in CNNs. ICCV 2021, arXiv 2108.07884.')
 COMPARE = 'so compare the order of the rows with the paper\'s, not the values.'
 SCALES = {
-  'digits': 'This run uses small handwritten digits in place of CIFAR-10, a narrow network and a few '
-            f'hundred steps, {COMPARE}',
+  'digits': 'This run uses small handwritten digits in place of CIFAR-10, a narrow network and a '
+            f'few hundred steps, {COMPARE}',
   'small': 'This run uses a quarter of the width, 10,000 training and 500 test images shrunk to '
            f'16 x 16, and 10, 6 and 4 epochs with cosine decay, {COMPARE}',
   'tiny': 'This run shows that everything runs; its few steps show nothing else.'}
