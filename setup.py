@@ -27,7 +27,6 @@ setup(
     'array-record>=0.8',
     'ml-collections>=1.1,<2',
     'clu>=0.0.12,<0.1',
-    'etils[epath]>=1.9',
     'numpy>=2.0',
     'scikit-learn>=1.5',  # ships the digits that quickstart trains on
     'pillow>=10.0',

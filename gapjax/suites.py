@@ -162,7 +162,7 @@ def known_records(paths, cells) -> list[dict]:
 
 def holds(record, cell) -> bool:
   """Whether a record is of this cell, trained with this config (but for the seed)."""
-  return record['cell'] == cell.name and not [
+  return record.get('cell') == cell.name and 'config' in record and not [
     field for field in configs.difference(cell.config, record['config'])
     if not field.startswith('seed ')]
 
