@@ -6,12 +6,12 @@
 Networks: gapnet, permutenet, permutenet_fixed. What to expect: the table in the README.
 """
 
+from gapjax import cells
 from gapjax import config as configs
-from gapjax import suites
 from gapjax.errors import check_choice
 
 
 def get_config(arg=None):
   variant = configs.parse_arg(arg, network='gapnet', grid=3, target='location')
-  check_choice(variant.network, suites.NETWORKS, what='network')
-  return suites.canvas_cell(variant.network, variant.target, variant.grid, suites.digits()).config
+  check_choice(variant.network, cells.NETWORKS, what='network')
+  return cells.canvas_cell(variant.network, variant.target, variant.grid, cells.digits()).config

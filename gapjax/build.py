@@ -7,7 +7,9 @@ import numpy as np
 
 from gapjax import data, models, optimizer, steps
 from gapjax.errors import UsageError
+from gapjax.evaluators import CanvasEvaluator, ShiftEvaluator
 from gapjax.parallel import AXIS
+from gapjax.tasks.augshift import AugShiftTask, check_shift
 from gapjax.tasks.canvas import CanvasTask
 
 
@@ -20,29 +22,46 @@ def load(config, *, data_dir):
   return train_set, test_set, create_task(config, train_set)
 
 
-def create_task(config, train_set) -> CanvasTask:
-  """The canvas task of a config on a dataset."""
+def create_task(config, train_set) -> CanvasTask | AugShiftTask:
+  """The task of a config on a dataset."""
   height, width = train_set.images.shape[1:3]
-  if height != width:
+  if config.task == 'canvas' and height != width:
     raise UsageError(f'the images of {train_set.name} are {height}x{width}, and a canvas is made '
                      'of squares; set data.image_size')
   mean, std = data.normalisation(train_set.name, train_set.images)
   dtype = np.float64 if config.model.dtype == 'float64' else np.float32
   if dtype == np.float64 and not jax.config.jax_enable_x64:
     raise UsageError('model.dtype float64 needs the environment variable JAX_ENABLE_X64=1')
-  return CanvasTask(
-    grid=config.canvas.grid, target=config.canvas.target, fill=config.canvas.fill, mean=mean,
-    std=std, num_image_classes=len(train_set.class_names), flip=config.data.flip, dtype=dtype)
+  common = dict(mean=mean, std=std, flip=config.data.flip, dtype=dtype)
+  if config.task == 'canvas':
+    return CanvasTask(grid=config.canvas.grid, target=config.canvas.target,
+                      fill=config.canvas.fill, num_image_classes=len(train_set.class_names),
+                      **common)
+  for name, shift in (('augshift.max_shift', config.augshift.max_shift),
+                      ('eval.shift', config.eval.shift), ('eval.max_shift', config.eval.max_shift)):
+    check_shift(f'{name}={shift}: a shift', shift, height, width)
+  c, reach = config.augshift, config.eval.max_shift // config.eval.map_step
+  return AugShiftTask(
+    num_classes=len(train_set.class_names), crops=c.crops, max_shift=c.max_shift,
+    weight=c.weight, stacked=c.stacked,
+    warm_up_steps=round(c.warm_up_epochs * len(train_set.images) / config.batch_size),
+    map_offsets=tuple(config.eval.map_step * i for i in range(-reach, reach + 1)), **common)
+
+
+def create_evaluator(config, model, task, test_set, devices):
+  """The evaluator that goes with a config's task."""
+  evaluator = CanvasEvaluator if config.task == 'canvas' else ShiftEvaluator
+  return evaluator(config, model, task, test_set, devices)
 
 
 def create(config, task, train_set, plan):
   """The network, its initial state, the optimiser and its schedule."""
-  size = train_set.images.shape[1] * task.grid
+  shape = [side * task.grid for side in train_set.images.shape[1:3]]
   model = models.create(config.model, num_classes=task.num_classes,
                         axis_name=AXIS if config.sync_batch_norm else None)
   schedule = optimizer.create_schedule(config, steps_per_epoch=plan.steps_per_epoch,
                                        total_steps=plan.total_steps)
   rule = optimizer.create(config, schedule)
-  state = steps.create_state(model, rule, seed=config.seed, image_shape=(size, size, 3),
+  state = steps.create_state(model, rule, seed=config.seed, image_shape=(*shape, 3),
                              dtype=task.dtype)
   return model, state, rule, schedule

@@ -1,9 +1,11 @@
 """The verbs and their flags; each verb is one call into the module that does the job."""
 
 import argparse
+import contextlib
 import json
 import logging
 import os
+import shlex
 import sys
 
 from gapjax.errors import Interrupted, TrainingFailed, UsageError, check_choice
@@ -95,16 +97,20 @@ def evaluate(argv):
 def reproduce(argv):
   """Trains every cell of a suite."""
   parser = flags('reproduce', workdir='', data=True)
-  parser.add_argument('suite', help='table1')
+  parser.add_argument('suite', help=', '.join(SUITES))
   parser.add_argument('--seeds', type=int, default=1, help='train with seeds 0 to SEEDS - 1')
   parser.add_argument('--scale', choices=['small', 'full'], default='full')
+  parser.add_argument('--cells', help="only these, such as 'augshift/* resnet18/cifar10'")
   arguments = parser.parse_args(argv)
   if arguments.seeds < 1:
     raise UsageError(f'--seeds must be at least 1, not {arguments.seeds}')
-  check_choice(arguments.suite, ('table1',), what='suite')
-  run_suite(arguments.suite, arguments, seeds=arguments.seeds,
-            command=f'gapjax reproduce {arguments.suite} --scale={arguments.scale} '
-            f'--seeds={arguments.seeds}', published=f'results/{arguments.suite}/results.json')
+  check_choice(arguments.suite, SUITES, what='suite')
+  command = (f'gapjax reproduce {arguments.suite} --scale={arguments.scale} '
+             f'--seeds={arguments.seeds}')
+  if arguments.cells:
+    command += f' --cells={shlex.quote(arguments.cells)}'
+  run_suite(arguments.suite, arguments, seeds=arguments.seeds, command=command,
+            only=arguments.cells, published=f'results/{arguments.suite}/results.json')
 
 
 def report(argv):
@@ -114,20 +120,34 @@ def report(argv):
   print(report.build(arguments.workdir))
 
 
-def run_suite(suite, arguments, *, seeds, command, published=None):
+def run_suite(suite, arguments, *, seeds, command, only=None, published=None):
   """Runs a suite, prints its table, and last the path of its report.
 
   command: what makes the same again, without this machine's folders.
   """
   from gapjax import report, suites, workdirs
-  logging.getLogger('gapjax.train').setLevel(logging.WARNING)
-  page = suites.run(suite, scale=arguments.scale, seeds=seeds, workdir=arguments.workdir,
-                    data_dir=arguments.data_dir, command=command, published=published)
+  with quiet('gapjax.train'):
+    page = suites.run(suite, scale=arguments.scale, seeds=seeds, workdir=arguments.workdir,
+                      data_dir=arguments.data_dir, command=command, only=only, published=published)
   records = workdirs.read_json(f'{arguments.workdir}/results.json', list)
   print('\n'.join([report.table(records).rstrip(), *report.scale_notes(records)]))
   print(f'\nreport: {page}')
 
 
+@contextlib.contextmanager
+def quiet(name):
+  """Lets only warnings of one logger through: a suite says itself what it trains."""
+  logger = logging.getLogger(name)
+  before = logger.level
+  logger.setLevel(logging.WARNING)
+  try:
+    yield
+  finally:
+    logger.setLevel(before)
+
+
+# What `reproduce` takes; gapjax.cells has the same, but importing it loads jax.
+SUITES = ('table1', 'table2', 'augshift_sweep')
 VERBS = {f.__name__: f for f in (quickstart, prepare, train, evaluate, reproduce, report)}
 
 

@@ -18,11 +18,13 @@ TARGETS = ('location', 'image')
 FILLS = ('zero', 'black')
 OPTIMIZERS = ('adam', 'sgd')
 SCHEDULES = ('constant', 'cosine', 'poly', 'step')
+TASKS = ('canvas', 'classification')
 
 
 def default() -> ConfigDict:
   """GAPNet's location task on a 3x3 canvas of CIFAR-10, as the authors train it (section 3)."""
   c = ConfigDict()
+  c.task = 'canvas'  # 'canvas' (section 3) or 'classification' of shifted images (section 4)
   c.seed = 0  # initialisation, order of the data, augmentation, placement, permutations
   c.num_epochs = 20  # passes over the training images
   c.batch_size = 48  # global: shared by all devices
@@ -40,6 +42,13 @@ def default() -> ConfigDict:
   canvas.grid = 3  # k: the canvas has k x k locations
   canvas.target = 'location'  # classify the 'location' (k * k classes) or the 'image'
   canvas.fill = 'zero'  # around the image: 'zero' after normalising (the authors), true 'black'
+
+  c.augshift = augshift = ConfigDict()  # task 'classification'
+  augshift.crops = 1  # shifts of each training image: 1, or 2 for the pairwise loss
+  augshift.max_shift = 4  # each uniform in [-max_shift, max_shift]^2 pixels, zero-filled
+  augshift.weight = 1.0  # of the squared distance of the two crops' pooled features; 0: control
+  augshift.warm_up_epochs = 0.0  # the weight rises linearly from 0
+  augshift.stacked = True  # both crops in one batch and BatchNorm statistic; False: one by one
 
   c.model = model = ConfigDict()
   model.name = 'resnet18'  # resnet10/18/34/50/101, vgg11/16
@@ -74,6 +83,12 @@ def default() -> ConfigDict:
   evaluation.batch_size = 100  # canvases; rounded up to a multiple of the devices
   evaluation.images = 0  # evaluate on the first so many test images; 0: on all
   evaluation.every_epochs = 1  # between evaluations with random placement (the authors' protocol)
+
+  # Task 'classification', shift consistency; the protocols stand in gapjax/tasks/consistency.py:
+  evaluation.shift = 4  # s of the headline, under protocol `pad`
+  evaluation.max_shift = 8  # curves for s = 1 .. max_shift; the accuracy map reaches as far
+  evaluation.shift_images = 0  # curves and map of the first so many test images; 0: as `images`
+  evaluation.map_step = 1  # pixels between two points of the accuracy map
 
   c.checkpoint = checkpoint = ConfigDict()
   checkpoint.every_epochs = 1.0  # between checkpoints
@@ -188,7 +203,8 @@ def validate(c: ConfigDict) -> None:
         isinstance(fields[name], bool) and not isinstance(value, bool)):
       raise UsageError(f'{name} must be like {value!r}, not {fields[name]!r}')
   for value, known, what in (
-      (c.canvas.target, TARGETS, 'canvas.target'), (c.canvas.fill, FILLS, 'canvas.fill'),
+      (c.task, TASKS, 'task'), (c.canvas.target, TARGETS, 'canvas.target'),
+      (c.canvas.fill, FILLS, 'canvas.fill'),
       (c.model.name, MODELS, 'model'), (c.model.stem, STEMS, 'model.stem'),
       (c.model.padding, PADDINGS, 'padding'), (c.model.head, HEADS, 'head'),
       (c.model.permutation, PERMUTATIONS, 'permutation'), (c.model.dtype, DTYPES, 'dtype'),
@@ -197,12 +213,14 @@ def validate(c: ConfigDict) -> None:
       (c.optimizer.name, OPTIMIZERS, 'optimizer'), (c.schedule.name, SCHEDULES, 'schedule')):
     check_choice(value, known, what=what)
   for name in ('num_epochs', 'batch_size', 'log_every', 'canvas.grid', 'model.width',
-               'eval.batch_size', 'eval.every_epochs', 'checkpoint.keep', 'optimizer.lr',
-               'schedule.power', 'schedule.step_factor'):
+               'eval.batch_size', 'eval.every_epochs', 'eval.map_step', 'checkpoint.keep',
+               'optimizer.lr', 'schedule.power', 'schedule.step_factor'):
     _check_range(name, fields[name], above=0)
   for name in ('seed', 'steps_per_call', 'data.image_size', 'data.train_images', 'eval.images',
                'model.permutation_seed', 'optimizer.weight_decay', 'optimizer.clip_norm',
-               'optimizer.b1', 'optimizer.b2', 'optimizer.momentum', 'schedule.warmup_epochs'):
+               'optimizer.b1', 'optimizer.b2', 'optimizer.momentum', 'schedule.warmup_epochs',
+               'augshift.max_shift', 'augshift.weight', 'augshift.warm_up_epochs', 'eval.shift',
+               'eval.max_shift', 'eval.shift_images'):
     _check_range(name, fields[name], least=0)
   for name in ('optimizer.b1', 'optimizer.b2', 'optimizer.momentum'):
     _check_range(name, fields[name], below=1)
@@ -210,6 +228,7 @@ def validate(c: ConfigDict) -> None:
     _check_range(name, fields[name], below=2 ** 32)  # what a threefry key holds
   _check_range('model.blur_size', c.model.blur_size,
                least=2 if c.model.downsample == 'blur' else 1, below=6)
+  _check_range('augshift.crops', c.augshift.crops, least=1, below=3)
   _check_range('checkpoint.every_epochs', fields['checkpoint.every_epochs'], least=0.001)
   for epoch in fields['schedule.step_epochs']:
     _check_range('schedule.step_epochs', epoch, least=0)

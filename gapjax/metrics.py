@@ -22,6 +22,16 @@ class TrainMetrics(clu_metrics.Collection):
 
 
 @struct.dataclass
+class PairMetrics(clu_metrics.Collection):
+  """The same over both shifts of a pair, and the distance of their pooled features over the
+  features' variance on each device."""
+  # clu looks at a class's own annotations alone, so these two cannot be inherited.
+  loss: clu_metrics.Average.from_output('loss')
+  accuracy: clu_metrics.Average.from_output('correct')
+  distance: clu_metrics.Average.from_output('relative_distance')
+
+
+@struct.dataclass
 class EvalMetrics(clu_metrics.Metric):
   """Exact integer counts by location, (k * k,) each, and the summed loss."""
   correct: jax.Array
@@ -32,9 +42,6 @@ class EvalMetrics(clu_metrics.Metric):
   def zeros(cls, num_locations, dtype=jnp.float32):
     counts = np.zeros(num_locations, np.int32)
     return cls(correct=counts, count=counts.copy(), loss=np.zeros((), dtype))
-
-  def merge(self, other):
-    return jax.tree.map(jnp.add, self, other)
 
   def compute(self):
     """{'accuracy', 'loss', 'canvases' (how many were counted), 'per_location' (k, k) lists}.

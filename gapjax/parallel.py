@@ -51,11 +51,14 @@ class Devices:
     """Host arrays -> the same arrays on every device."""
     return jax.device_put(tree, self._replicated)
 
-  def split(self, tree):
-    """Arrays (..., batch) -> (devices, ..., batch / devices), one part on each device."""
+  def split(self, tree, *, axis: int = 0):
+    """Cuts the batch axis of arrays, one part for each device.
+
+    (batch, ...) -> (devices, batch / devices, ...), and with axis 1 (steps, batch) -> (devices,
+    steps, batch / devices).
+    """
     def put(x):
-      parts = x.reshape(*x.shape[:-1], len(self), -1)
-      return jax.device_put(np.moveaxis(parts, -2, 0), self._split)
+      return jax.device_put(np.stack(np.split(x, len(self), axis)), self._split)
     return jax.tree.map(put, tree)
 
   @staticmethod

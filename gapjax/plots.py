@@ -7,19 +7,29 @@ come in a light and a dark version (`dark=True`) whose backgrounds are the repor
 
 import contextlib
 import dataclasses
+import re
 
 import matplotlib.style
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter
 
 DPI = 160
 TIMES = '\N{MULTIPLICATION SIGN}'
+# Every network's name, in the order of the tables: section 3 of the paper, then section 4.
 NETWORKS = {'gapnet': 'GAPNet', 'permutenet': 'PermuteNet',
-            'permutenet_fixed': 'PermuteNet, fixed order'}
+            'permutenet_fixed': 'PermuteNet, fixed order',
+            **{f'resnet{depth}': f'ResNet-{depth}' for depth in (18, 10, 34, 50, 101)},
+            **{f'vgg{depth}': f'VGG-{depth}' for depth in (11, 16)},
+            'blurpool': 'BlurPool', 'aps': 'APS', 'two_crops': 'Two crops, weight 0',
+            'augshift': 'AugShift', 'augshift_blurpool': 'AugShift + BlurPool',
+            'augshift_aps': 'AugShift + APS'}
+# In a sweep a network's name carries settings: 'augshift,weight=0.3,max_shift=4'.
+SETTINGS = {'weight': 'weight', 'max_shift': 'shift'}
+SETTING = re.compile(r',(\w+)=(\d+(?:\.\d+)?(?:e-?\d+)?)')
 TARGETS = {'location': 'Location', 'image': 'Image class'}
 # Lightness falls monotonically, so that the map survives colour blindness and a grey printer; its
 # dark end stays lighter than the dark page.
@@ -29,8 +39,17 @@ ACCURACY_MAP = LinearSegmentedColormap.from_list(
 LINES = {False: ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#b58900', '#56b4e9'],
          True: ['#5ab4ec', '#f0883e', '#35c597', '#dd9cc0', '#e3c452', '#a9c7e8']}
 DASHES = ['-', '-', (0, (4, 2)), '-.', (0, (6, 2)), (0, (1, 1))]
+# A network's colour in LINES (or PAGE) and its dashes. With AugShift a line is solid; a network
+# with and without it has one colour.
+BROKEN, DOTTED = (0, (4, 1.6)), (0, (1, 1.3))
+LOOKS = {'gapnet': (0, '-'), 'permutenet': (1, '-'), 'permutenet_fixed': (2, DASHES[2]),
+         **{name: ('soft', BROKEN) for name in NETWORKS if name.startswith(('resnet', 'vgg'))},
+         'blurpool': (1, BROKEN), 'aps': (2, BROKEN), 'two_crops': (3, DOTTED),
+         'augshift': (0, '-'), 'augshift_blurpool': (1, '-'), 'augshift_aps': (2, '-')}
 PAGE = {False: {'page': '#ffffff', 'ink': '#1f262d', 'soft': '#616b75', 'rule': '#e4e7e9'},
         True: {'page': '#12161b', 'ink': '#e3e8ec', 'soft': '#98a4af', 'rule': '#2a323a'}}
+# As many decimals as the value needs: 87.5%, 90%.
+PERCENT = FuncFormatter(lambda value, _: f'{100 * value:.4g}%')
 # Readable on white and on the dark page alike, for pictures that come in one version only.
 MIDDLE_GREY = '#7b858f'
 
@@ -45,8 +64,9 @@ class Panel:
   """One trained cell as the pictures see it.
 
   `per_location` is a k x k nested list of accuracies in [0, 1], rows from the top of the canvas,
-  None where nothing was counted;
-  `train_loss` and `eval_accuracy` are lists of (step, value); `chance` is the accuracy of guessing.
+  None where nothing was counted; `train_loss`, `eval_accuracy` and `eval_consistency` are lists of
+  (step, value); `chance` is the accuracy of guessing. A network of a sweep carries its settings:
+  'augshift,weight=0.3,max_shift=4'.
   """
   network: str
   target: str
@@ -55,10 +75,11 @@ class Panel:
   per_location: list | None = None
   train_loss: list = ()
   eval_accuracy: list = ()
+  eval_consistency: list = ()
 
   @property
   def network_name(self):
-    return NETWORKS.get(self.network, self.network)
+    return network_name(self.network)
 
   @property
   def task_name(self):
@@ -67,14 +88,60 @@ class Panel:
     return f'{name}, {square(self.grid)}' if self.grid else name
 
 
+def settings(network):
+  """'augshift,weight=0.3,max_shift=4' to {'weight': 0.3, 'max_shift': 4.0}."""
+  return {key: float(value) for key, value in SETTING.findall(network)}
+
+
+def network_name(network):
+  """'AugShift, weight 0.3, shift 4': the network's name in words."""
+  name = network.split(',')[0]
+  return ', '.join([NETWORKS.get(name, name), *(
+    f'{SETTINGS.get(key, key)} {value:g}' for key, value in settings(network).items())])
+
+
+def short_name(network):
+  """'weight 0.3, shift 4' of a sweep's network, for pictures; of any other its name."""
+  name = network_name(network)
+  return name.partition(', ')[2] if settings(network) else name
+
+
 def order(cell):
-  """Sort key of the project's tables and pictures: target, grid, then network."""
+  """Sort key of the project's tables and pictures: target, grid, network, then its settings."""
   def place(value, known):
     return (list(known).index(value), '') if value in known else (len(known), str(value))
-  return place(cell.target, TARGETS), cell.grid or 0, place(cell.network, NETWORKS)
+  return (place(cell.target, TARGETS), cell.grid or 0,
+          place(cell.network.split(',')[0], NETWORKS), sorted(settings(cell.network).items()))
 
 
-def _rows(cells):
+def looks(networks, *, dark):
+  """{network: its line's colour and dashes}, the same in every picture of a report.
+
+  In a sweep the colour is the weight, from light to strong, and the dashes are the shift.
+  """
+  unknown = [name for name in networks if name.split(',')[0] not in NETWORKS]
+  weights, shifts = (sorted({settings(name)[key] for name in networks if key in settings(name)})
+                     for key in ('weight', 'max_shift'))
+  def look(name):
+    found = settings(name)
+    if 'weight' in found:
+      color = weight_color(weights.index(found['weight']), len(weights), dark=dark)
+      dashes = DASHES[1:][shifts.index(found['max_shift']) % 5] if 'max_shift' in found else '-'
+    else:
+      place = 3 + unknown.index(name) if name in unknown else 0
+      color, dashes = (place % 6, DASHES[place % 6]) if place else LOOKS[name.split(',')[0]]
+      color = PAGE[dark][color] if isinstance(color, str) else LINES[dark][color]
+    return {'color': color, 'linestyle': dashes}
+  return {name: look(name) for name in networks}
+
+
+def weight_color(rank, count, *, dark):
+  """The colour of the rank-th of so many weights: the larger, the further from the page's."""
+  share = rank / max(count - 1, 1)
+  return to_hex(matplotlib.colormaps['viridis'](.3 + .7 * share if dark else .86 * (1 - share)))
+
+
+def rows_of(cells):
   """Cells in table order, one list for every (target, grid): one row of panels each."""
   rows = {}
   for cell in sorted(cells, key=order):
@@ -83,7 +150,7 @@ def _rows(cells):
 
 
 @contextlib.contextmanager
-def _drawing(path, *, size, dark=False, transparent=False):
+def drawing(path, *, size, dark=False, transparent=False):
   """Yields an empty figure of `size` inches in the house style and writes it to `path`."""
   colors = PAGE[dark]
   style = {
@@ -127,7 +194,7 @@ def canvas_samples(canvases, *, labels, path, grid, columns=6):
   _, height, width, _ = canvases.shape
   side = 7.8 / max(columns, 3)
   size = (side * columns, rows * (side * height / width + .22))
-  with _drawing(path, size=size, transparent=True) as figure:
+  with drawing(path, size=size, transparent=True) as figure:
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
       axis.set_axis_off()
@@ -154,12 +221,12 @@ def location_heatmaps(cells, path, *, dark=False):
   Raises:
     ValueError: no cell has `per_location`.
   """
-  rows = _rows([cell for cell in cells if cell.per_location is not None])
+  rows = rows_of([cell for cell in cells if cell.per_location is not None])
   if not rows:
     raise ValueError('no cell has per_location')
   columns = max(map(len, rows))
   size = (2.6 * columns if columns > 1 else 3.3, (2.95 if columns > 1 else 3.5) * len(rows) + .5)
-  with _drawing(path, size=size, dark=dark) as figure:
+  with drawing(path, size=size, dark=dark) as figure:
     figure.get_layout_engine().set(w_pad=.02, h_pad=.05, hspace=.09, wspace=.03)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for axis in axes.ravel():
@@ -170,7 +237,7 @@ def location_heatmaps(cells, path, *, dark=False):
         if cell is cells_[0]:
           axis.text(0, 1.16, cell.task_name, transform=axis.transAxes, weight='bold', size=10)
     bar = figure.colorbar(picture, ax=axes, location='bottom', shrink=.5, aspect=45, pad=.02,
-                          ticks=[0, .25, .5, .75, 1], format=PercentFormatter(1, decimals=0))
+                          ticks=[0, .25, .5, .75, 1], format=PERCENT)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
 
@@ -210,42 +277,70 @@ def _series(points):
 
 
 def curves(cells, path, *, dark=False):
-  """Draws training loss (left) and evaluation accuracy (right) against the step.
+  """Draws training loss, evaluation accuracy and, where there is one, consistency over the steps.
 
   One row of panels for every target and grid, one line a cell, chance dotted. A loss of more than
   60 points is drawn faint, with its running mean on top; its axis is logarithmic when the values of
   the row span more than a factor of 20.
 
   Args:
-    cells: `Panel`s; those without `train_loss` and `eval_accuracy` are left out.
+    cells: `Panel`s; those without a curve are left out.
     path: where the PNG goes.
     dark: draw for a dark page.
 
   Raises:
     ValueError: no cell has a curve.
   """
-  rows = _rows([cell for cell in cells if len(cell.train_loss) or len(cell.eval_accuracy)])
+  rows = rows_of([cell for cell in cells if len(cell.train_loss) or len(cell.eval_accuracy)
+                  or len(cell.eval_consistency)])
   if not rows:
     raise ValueError('no cell has a curve')
-  networks = list(dict.fromkeys(cell.network for row in rows for cell in row))
-  names = [*NETWORKS, *(name for name in networks if name not in NETWORKS)]
-  look = {name: {'color': LINES[dark][i % 6], 'linestyle': DASHES[i % 6]}
-          for i, name in enumerate(names)}
-  with _drawing(path, size=(7.8, 2.55 * len(rows) + .35), dark=dark) as figure:
+  look = looks([cell.network for row in rows for cell in row], dark=dark)
+  soft = PAGE[dark]['soft']
+  columns = 3 if any(len(cell.eval_consistency) for row in rows for cell in row) else 2
+  handles = handles_of(look)
+  if any(cell.chance is not None for row in rows for cell in row):
+    handles.append(Line2D([], [], color=soft, linestyle=':', linewidth=1.2, label='chance'))
+  with drawing(path, size=(7.8, 2.55 * len(rows) + legend_height(handles)), dark=dark) as figure:
     figure.get_layout_engine().set(w_pad=.08, h_pad=.09)
-    axes = figure.subplots(len(rows), 2, squeeze=False)
-    for (left, right), row in zip(axes, rows, strict=True):
-      _loss_panel(left, row, look)
-      _accuracy_panel(right, row, look, soft=PAGE[dark]['soft'])
-      left.set_title(f'{row[0].task_name}: training loss', loc='left')
-      right.set_title(f'{row[0].task_name}: evaluation accuracy', loc='left')
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for panels, row in zip(axes, rows, strict=True):
+      _loss_panel(panels[0], row, look)
+      _fraction_panel(panels[1], row, 'eval_accuracy', look)
+      for chance in sorted({cell.chance for cell in row if cell.chance is not None}):
+        panels[1].axhline(chance, color=soft, linestyle=':', linewidth=1.2)
+      if columns > 2:  # no value of it is a natural zero
+        _fraction_panel(panels[2], row, 'eval_consistency', look, fitted=True)
+      for axis, what in zip(panels, ('training loss', 'evaluation accuracy', 'consistency'),
+                            strict=False):
+        axis.set_title(f'{row[0].task_name}: {what}', loc='left')
     for axis in axes[-1]:
       axis.set_xlabel('step')
-    handles = [Line2D([], [], linewidth=1.8, label=NETWORKS.get(name, name), **look[name])
-               for name in networks]
-    if any(cell.chance is not None for row in rows for cell in row):
-      handles.append(Line2D([], [], color=PAGE[dark]['soft'], linestyle=':', label='chance'))
-    figure.legend(handles=handles, loc='outside upper left', ncols=len(handles), handlelength=2.2)
+    legend(figure, handles)
+
+
+def handles_of(look):
+  """The legend's sample lines for `looks`."""
+  return [Line2D([], [], linewidth=1.8, label=short_name(name), **style)
+          for name, style in look.items()]
+
+
+def _legend_columns(handles):
+  """As many as 7.8 inches hold, of which a letter takes about .067 and a sample line .62."""
+  widths = [.62 + .067 * len(handle.get_label()) for handle in handles]
+  return next((n for n in range(len(handles), 1, -1)
+               if sum(map(max, np.array_split(widths, n))) < 7.8), 1)
+
+
+def legend(figure, handles):
+  """A legend above all panels, in as many rows as its names need."""
+  figure.legend(handles=handles, loc='outside upper left', ncols=_legend_columns(handles),
+                handlelength=2.2)
+
+
+def legend_height(handles):
+  """Inches that `legend` takes."""
+  return .15 + .2 * -(-len(handles) // _legend_columns(handles))
 
 
 def _loss_panel(axis, row, look):
@@ -257,7 +352,8 @@ def _loss_panel(axis, row, look):
     many = len(values) > 60
     if many:
       axis.plot(steps, values, color=look[cell.network]['color'], linewidth=.6, alpha=.25)
-    axis.plot(steps, _smooth(values) if many else values, linewidth=1.8, **look[cell.network])
+    axis.plot(steps, _smooth(values) if many else values, linewidth=_width(row),
+              **look[cell.network])
     positive = values[values > 0]  # False for nan
     if len(positive):
       lows.append(positive.min())
@@ -271,17 +367,24 @@ def _loss_panel(axis, row, look):
   axis.margins(x=.02)
 
 
-def _accuracy_panel(axis, row, look, *, soft):
-  for chance in sorted({cell.chance for cell in row if cell.chance is not None}):
-    axis.axhline(chance, color=soft, linestyle=':', linewidth=1.2)
+def _fraction_panel(axis, row, name, look, *, fitted=False):
+  """One curve of every cell, in percent, from 0 or, if `fitted`, from the ten below the lowest."""
+  lowest = 1
   for cell in row:
-    if len(cell.eval_accuracy):
-      steps, values = _series(cell.eval_accuracy)
-      axis.plot(steps, values, linewidth=1.8, marker='o' if len(values) < 2 else '',
+    if len(getattr(cell, name)):
+      steps, values = _series(getattr(cell, name))
+      lowest = min(lowest, np.nanmin(values, initial=1))
+      axis.plot(steps, values, linewidth=_width(row), marker='o' if len(values) < 2 else '',
                 **look[cell.network])
-  axis.set_ylim(0, 1.04)
-  axis.set_yticks([0, .25, .5, .75, 1])
-  axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+  low = max(0, np.ceil(10 * lowest - 1) / 10) if fitted else 0
+  axis.set_ylim(low, 1 + .04 * (1 - low))
+  if not fitted:
+    axis.set_yticks([0, .25, .5, .75, 1])
+  axis.yaxis.set_major_formatter(PERCENT)
   axis.grid(axis='y')
   axis.tick_params(length=0)
   axis.margins(x=.02)
+
+
+def _width(row):
+  return 1.8 if len(row) < 5 else 1.4

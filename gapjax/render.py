@@ -35,7 +35,10 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-  """What one section holds, in this order; `facts` are (number, what it is) in large type."""
+  """What one section holds, in this order; `facts` are (number, what it is) in large type.
+
+  `level` 3 stands below the last of level 2; `fact_columns` of facts stand side by side.
+  """
   heading: str
   text: list = ()
   facts: list = ()
@@ -43,14 +46,16 @@ class Section:
   tables: list = ()
   pictures: list = ()
   bullets: list = ()
+  level: int = 2
+  fact_columns: int = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-  """A report: title, the line under it, what is tested, the sections, and the work it rests on."""
+  """A report: title, subtitle, lead (paragraphs), the sections, and the work it rests on."""
   title: str
   subtitle: str
-  lead: str
+  lead: list
   sections: list
   source: str
 
@@ -81,9 +86,9 @@ def markdown_table(table):
 
 def markdown(page):
   """The page as Markdown; its pictures are links to files beside it."""
-  parts = [f'# {_plain(page.title)}', f'*{_plain(page.subtitle)}*', _plain(page.lead)]
+  parts = [f'# {_plain(page.title)}', f'*{_plain(page.subtitle)}*', *map(_plain, page.lead)]
   for section in page.sections:
-    parts.append(f'## {_plain(section.heading)}')
+    parts.append(f'{"#" * section.level} {_plain(section.heading)}')
     parts += map(_plain, section.text)
     if section.facts:
       parts.append('\n'.join(f'- **{_plain(number)}** {_plain(what)}'
@@ -111,15 +116,17 @@ CSS = f''':root{{color-scheme:light dark;{COLORS[False]}}}
 body{margin:0;background:var(--page);color:var(--ink);-webkit-text-size-adjust:100%;
   font:16px/1.62 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
 main{max-width:49.5rem;margin:0 auto;padding:4rem 1.25rem 3rem}
-h1,h2{font-family:"Iowan Old Style","Palatino Linotype",Palatino,Charter,Georgia,serif;
+h1,h2,h3{font-family:"Iowan Old Style","Palatino Linotype",Palatino,Charter,Georgia,serif;
   font-weight:600;line-height:1.18;text-wrap:balance}
 h1{font-size:clamp(1.8rem,5.6vw,2.6rem);letter-spacing:-.012em;margin:0 0 .6rem}
 h2{font-size:1.45rem;margin:3.4rem 0 .8rem}
+h3{font-size:1.18rem;margin:2.6rem 0 .7rem}
 p{margin:0 0 1rem}
 .subtitle,figcaption,.caption,footer{color:var(--soft);font-size:.875rem;line-height:1.5}
 .subtitle{margin-bottom:1.9rem}
 .lead{font-size:1.08rem}
 .facts{display:grid;grid-template-columns:repeat(3,1fr);gap:.75rem;margin:1.4rem 0 1.9rem;padding:0}
+.facts.of2{grid-template-columns:repeat(2,1fr)}
 .facts div{background:var(--card);border-radius:.6rem;padding:.95rem 1.1rem}
 .facts dt{font-size:clamp(1.3rem,5vw,1.95rem);font-weight:600;line-height:1.15;
   color:var(--accent);font-variant-numeric:tabular-nums;letter-spacing:-.01em}
@@ -136,6 +143,9 @@ thead th{font-weight:500;font-size:.8rem;line-height:1.3;color:var(--soft);
 thead .n{white-space:normal;max-width:8.5rem;margin-left:auto}
 td.w{overflow-wrap:anywhere}
 .names td.w:not(.k){white-space:nowrap;overflow-wrap:normal}
+.wide table{font-size:.8rem}
+.wide thead th{font-size:.74rem}
+@media(min-width:58rem){.wide{margin-left:-3.5rem;margin-right:-3.5rem}}
 td.strong{font-weight:600}
 th.strong{color:var(--ink)}
 .k{color:var(--soft);white-space:nowrap;width:1%;padding-right:1.5rem}
@@ -158,11 +168,19 @@ footer{margin-top:3.6rem;padding-top:1.1rem;border-top:1px solid var(--rule)}
 '''
 
 
+WIDE = 8  # a table of more columns is set smaller and, where there is room, beyond the margins
+
+
 def _tag(name, text, **attributes):
   """One element; `text` is escaped. class_ is class, since Python keeps that word."""
   said = ''.join(f' {key.rstrip("_")}="{html.escape(value)}"'
                  for key, value in attributes.items() if value)
   return f'<{name}{said}>{html.escape(str(text))}</{name}>'
+
+
+def _whole(text):
+  """Text in which no line ends inside 'top-1' or 'ResNet-18'."""
+  return str(text).replace('-', '\N{NON-BREAKING HYPHEN}')
 
 
 def _html_table(table):
@@ -171,9 +189,10 @@ def _html_table(table):
     kinds = ['w' if i < table.text else 'n', *(['strong'] if i in table.strong else []),
              *(['k'] if pairs and i == 0 else [])]
     return _tag(tag, text, class_=' '.join(kinds))
-  lines = ['<div class="scroll">', '<table>' if pairs else '<table class="names">']
+  lines = ['<div class="scroll wide">' if len(table.head) > WIDE else '<div class="scroll">',
+           '<table>' if pairs else '<table class="names">']
   if not pairs:
-    head = ''.join(cell('th', i, text) for i, text in enumerate(table.head))
+    head = ''.join(cell('th', i, _whole(text)) for i, text in enumerate(table.head))
     lines.append(f'<thead><tr>{head}</tr></thead>')
   lines.append('<tbody>')
   for number, row in enumerate(table.rows):
@@ -206,14 +225,14 @@ def html_page(page):
            '<meta name="viewport" content="width=device-width, initial-scale=1">',
            _tag('title', page.title), f'<style>\n{CSS}</style>', '</head>', '<body>', '<main>',
            '<header>', _tag('h1', page.title), _tag('p', page.subtitle, class_='subtitle'),
-           _tag('p', page.lead, class_='lead'), '</header>']
+           *(_tag('p', paragraph, class_='lead') for paragraph in page.lead), '</header>']
   for section in page.sections:
-    lines += ['<section>', _tag('h2', section.heading)]
+    lines += ['<section>', _tag(f'h{section.level}', section.heading)]
     lines += [_tag('p', paragraph) for paragraph in section.text]
     if section.facts:
-      facts = (f'<div>{_tag("dt", number)}{_tag("dd", what)}</div>'
+      facts = (f'<div>{_tag("dt", number)}{_tag("dd", _whole(what))}</div>'
                for number, what in section.facts)
-      lines += ['<dl class="facts">', *facts, '</dl>']
+      lines += [f'<dl class="facts of{section.fact_columns}">', *facts, '</dl>']
     if section.code:
       lines.append(_tag('pre', section.code))
     for table in section.tables:

@@ -1,44 +1,37 @@
 """From JSON on disk to a report a stranger can read: report.md, report.html and PNGs.
 
-A report is a list of sections. Each function in `SECTIONS` looks at the `Source` and returns one
-`Section` (text, facts, tables, pictures) or None when it has nothing to say; Markdown and HTML are
-both rendered from that list. A new figure of the paper is one more function in `SECTIONS`. Nothing
-here depends on the clock: the same JSON gives the same bytes.
+A report is a list of sections. The paper's claims are a module each, report_canvas and
+report_shifts, which know their cells, tables and words; each function in a module's `SECTIONS`
+looks at the `Source` and returns one `Section` (text, facts, tables, pictures) or None when it has
+nothing to say. Markdown and HTML are both rendered from that list. A new figure of the paper is one
+more function in `SECTIONS`. Nothing here depends on the clock: the same JSON gives the same bytes.
 """
 
 import dataclasses
 import json
 import pathlib
-import re
 
-from gapjax import plots, workdirs
+from gapjax import report_canvas, report_shifts, workdirs
 from gapjax.errors import UsageError
-from gapjax.render import Page, Picture, Section, Table, html_page, markdown, markdown_table
+from gapjax.render import Page, Section, Table, html_page, markdown, markdown_table
+from gapjax.report_parts import DASH, Source, number, ours, suite
 
-DASH = '\N{EN DASH}'
-CELL = re.compile(r'(gapnet|permutenet|permutenet_fixed)/(location|image)/(\d+)x\3')
-# config.model.head -> the cell's network
-HEADS = {'gap': 'gapnet', 'permuted': 'permutenet', 'linear': 'GAP and a linear layer'}
-FRACTION = re.compile('accuracy|consistency|miou|chance')
+CLAIMS = (report_canvas, report_shifts)
 PAPER = ('Islam, Kowal, Jia, Derpanis, Bruce: Global Pooling, More than Meets the Eye: Position '
          'Information is Encoded Channel-Wise in CNNs. ICCV 2021, arXiv 2108.07884.')
 COMPARE = 'so compare the order of the rows with the paper\'s, not the values.'
+NARROW = ('This run uses a narrow ResNet-18 and a part of the training images for a few epochs, '
+          f'{COMPARE}')
+# What to say of a (suite, scale) that is not the paper's own; '' is any other suite.
 SCALES = {
-  'digits': 'This run uses small handwritten digits in place of CIFAR-10, a narrow network and a '
-            f'few hundred steps, {COMPARE}',
-  'small': 'This run uses a quarter of the width, 10,000 training and 500 test images shrunk to '
-           f'16 x 16, and 10, 6 and 4 epochs with cosine decay, {COMPARE}',
-  'tiny': 'This run shows that everything runs; its few steps show nothing else.'}
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """What was found in a workdir. `summary` is set for a single run, `records` for a suite."""
-  workdir: pathlib.Path
-  records: list = ()
-  run: dict = dataclasses.field(default_factory=dict)
-  summary: dict | None = None
-  cells: list = ()
+  ('', 'digits'): 'This run uses small handwritten digits in place of CIFAR-10, a narrow network '
+                  f'and a few hundred steps, {COMPARE}',
+  ('table1', 'small'): 'This run uses a quarter of the width, 10,000 training and 500 test images '
+                       'shrunk to 16 x 16, and 10, 6 and 4 epochs with cosine decay, '
+                       f'{COMPARE}',
+  ('table2', 'small'): NARROW, ('augshift_sweep', 'small'): NARROW,
+  ('', 'small'): f'This run is smaller than the paper\'s, {COMPARE}',
+  ('', 'tiny'): 'This run shows that everything runs; its few steps show nothing else.'}
 
 
 def _load(workdir):
@@ -53,130 +46,42 @@ def _load(workdir):
       for key in ('cell', 'metric', 'mean'):
         if not isinstance(record, dict) or key not in record:
           raise UsageError(f'{workdir / "results.json"} entry {i} has no `{key}`; run again')
-    records = sorted(records, key=_place)
-    return Source(workdir, records=records, run=run, cells=_cells(records))
+    return Source(workdir, records=records, run=run)
   summary = read('summary.json', dict)
   if summary is None:
     raise UsageError(f'{workdir} holds neither results.json nor summary.json; '
                      'give the --workdir of a `gapjax reproduce`, `quickstart` or `train`')
-  return Source(workdir, run=run, summary=summary, cells=[_run_cell(workdir, summary)])
+  return Source(workdir, run=run, summary=summary)
 
 
-def _cells(records):
-  """What the pictures need, from the records that carry a detail."""
-  cells = {}
-  for record in records:
-    match, detail = CELL.fullmatch(record['cell']), record.get('detail')
-    if match and detail:
-      network, target, k = match[1], match[2], int(match[3])
-      curve = detail.get('curves') or {}
-      cells[record['cell']] = plots.Panel(
-        network, target, k, _chance(target, k, detail), detail.get('per_location'),
-        curve.get('train_loss') or [], curve.get('eval_accuracy') or [])
-  return list(cells.values())
+def _split(records):
+  """[(module, its records in its order)], the claims in the paper's; None's are all others."""
+  found = {claim: sorted((r for r in records if claim.match(r)), key=claim.place)
+           for claim in CLAIMS}
+  found[None] = [r for r in records if not any(claim.match(r) for claim in CLAIMS)]
+  return [(claim, some) for claim, some in found.items() if some]
 
 
-def _chance(target, grid, detail):
-  return 1 / grid ** 2 if target == 'location' and grid else detail.get('chance')
-
-
-def _run_cell(workdir, summary):
-  """A single run as a cell; its curves come from metrics.jsonl."""
-  curve = {'train': {}, 'eval': {}}
-  for point in workdirs.read_lines(workdir / 'metrics.jsonl'):
-    key = 'loss' if point.get('split') == 'train' else 'accuracy'
-    if key in point and 'step' in point:  # a resumed run repeats steps: its last word counts
-      curve.setdefault(point.get('split'), {})[point['step']] = point[key]
-  model, canvas = ((summary.get('config') or {}).get(key) or {} for key in ('model', 'canvas'))
-  per_location = summary.get('per_location')
-  grid = canvas.get('grid') or (len(per_location) if per_location else None)
-  target = str(canvas.get('target', 'accuracy'))
-  head = HEADS.get(model.get('head'), str(model.get('name', 'network')))
-  if head == 'permutenet' and model.get('permutation') == 'fixed':
-    head = 'permutenet_fixed'
-  chance = _chance(target, grid, summary.get('sizes', {}))
-  return plots.Panel(head, target, grid, chance, per_location,
-                    sorted(curve['train'].items()), sorted(curve['eval'].items()))
-
-
-# --- numbers and tables ----------------------------------------------------------------------
-
-
-def _number(value, metric='accuracy'):
-  """Fractions in percent with one decimal, anything else with four digits."""
-  if value is None:
-    return DASH
-  return f'{100 * value:.1f}' if FRACTION.search(metric) else f'{value:.4g}'
-
-
-def _ours(record):
-  """'99.7 +- 0.1 (3)': mean, sample standard deviation, seeds."""
-  if not record or record['mean'] is None:
-    return DASH
-  metric, std = record['metric'], record.get('std')
-  spread = '' if std is None else f' \N{PLUS-MINUS SIGN} {_number(std, metric)}'
-  return f'{_number(record["mean"], metric)}{spread} ({record.get("n", 1)})'
-
-
-def _first(records, key):
-  return next((r[key] for r in records if r and r.get(key) is not None), None)
-
-
-def _suite(record):
-  return ', '.join(str(record[key]) for key in ('suite', 'scale') if record.get(key))
-
-
-def _place(record):
-  """Sort key: the canvas cells in the paper's order, then everything else as it came."""
-  match = CELL.fullmatch(record['cell'])
-  cell = match and plots.Panel(match[1], match[2], int(match[3]))
-  return (0, _suite(record), *plots.order(cell)) if match else (1,)
-
-
-def _result_tables(records):
-  """The tables of a suite: the canvas cells in one, whatever else there is in a plain one."""
-  canvas, other = {}, []
-  for record in sorted(records, key=_place):
-    if CELL.fullmatch(record['cell']):
-      canvas.setdefault((_suite(record), record['cell']), {})[record['metric']] = record
-    else:
-      other.append(record)
-  return [draw(some) for draw, some in ((_canvas_table, canvas), (_plain_table, other)) if some]
-
-
-def _canvas_table(cells):
-  """cells: {(suite, cell): {metric: record}}; the paper's number stands next to its protocol."""
-  torch = any(r.get('torch') is not None for found in cells.values() for r in found.values())
-  several = len({suite for suite, _ in cells}) > 1
-  blocks, rows = [], []
-  for (suite, name), found in cells.items():
-    network, target, k = CELL.fullmatch(name).groups()
-    exact, best = (found.get(f'{target}_accuracy{which}') for which in ('', '_best_random'))
-    chance = _chance(target, int(k), _first((exact, best), 'detail') or {})
-    paper, pytorch = (_number(_first((best, exact), key)) for key in ('paper', 'torch'))
-    blocks.append((suite, target, k))
-    rows.append([*([suite] if several else []), plots.NETWORKS[network], target,
-                 f'{k}{plots.TIMES}{k}', paper, *([pytorch] if torch else []),
-                 _ours(best), _ours(exact), _number(chance)])
-  breaks = frozenset(i for i in range(1, len(rows)) if blocks[i] != blocks[i - 1])
-  head = [*(['suite'] if several else []), 'network', 'target', 'grid', 'paper',
-          *(['PyTorch'] if torch else []), 'gapjax: best epoch, random placement',
-          'gapjax: every location, final weights', 'chance']
-  return Table(
-    head, rows, text=3 + several, breaks=breaks, strong=frozenset({len(head) - 3, len(head) - 2}),
-    caption='In percent. gapjax: mean \N{PLUS-MINUS SIGN} sample standard deviation (seeds). The '
-    'paper quotes the best epoch under random placement; the stricter column places every test '
-    'image at every location with the final weights.')
+def _parts(source):
+  """[(module or None, Source with the records and cells of that claim)]."""
+  if source.summary is not None:
+    task = (source.summary.get('config') or {}).get('task')
+    found = [(report_shifts if task == 'classification' else report_canvas, [])]
+  else:
+    found = _split(source.records)
+  parts = [(claim, dataclasses.replace(source, records=some)) for claim, some in found]
+  return [(claim, dataclasses.replace(part, cells=claim.cells(part)) if claim else part)
+          for claim, part in parts]
 
 
 def _plain_table(records):
   torch = any(r.get('torch') is not None for r in records)
-  several = len({_suite(r) for r in records}) > 1
+  several = len({suite(r) for r in records}) > 1
   rows = []
   for r in records:
-    paper, pytorch = (_number(r.get(key), r['metric']) for key in ('paper', 'torch'))
-    rows.append([*([_suite(r)] if several else []), r['cell'], r['metric'], paper,
-                 *([pytorch] if torch else []), _ours(r)])
+    paper, pytorch = (number(r.get(key), r['metric']) for key in ('paper', 'torch'))
+    rows.append([*([suite(r)] if several else []), r['cell'], r['metric'], paper,
+                 *([pytorch] if torch else []), ours(r)])
   head = [*(['suite'] if several else []), 'cell', 'metric', 'paper',
           *(['PyTorch'] if torch else []), 'gapjax']
   return Table(head, rows, text=2 + several, strong=frozenset({len(head) - 1}),
@@ -187,98 +92,51 @@ def _plain_table(records):
 def table(records):
   """The results as Markdown, in percent, for a report, a terminal or a README.
 
-  The canvas cells (the paper's section 3) take one row a cell with both protocols; other suites
-  one row a record, in a table of their own. `records`: a suite's results.json, dicts with `cell`,
-  `metric`, `mean`, and if known `paper`, `torch`, `std`, `n`, `suite`, `scale`, `detail`.
+  The canvas cells (the paper's section 3) and the shift cells (section 4) take one row a cell in a
+  table each; any others one row a record in a third. `records`: a suite's results.json, dicts with
+  `cell`, `metric`, `mean`, and if known `paper`, `torch`, `std`, `n`, `suite`, `scale`,
+  `protocol`, `detail`.
   """
-  return '\n\n'.join(markdown_table(part) for part in _result_tables(records))
-
-
-# --- sections: (Source, folder for pictures) -> Section or None -------------------------------
-
-
-def _results(source, _):
-  if not source.records:
-    return None
-  exact, facts = {}, []
-  for record in source.records:
-    match = CELL.fullmatch(record['cell'])
-    if match and record['metric'] == 'location_accuracy' and record['mean'] is not None:
-      exact[int(match[3]), match[1]] = record['mean']
-  for k in sorted({k for k, _ in exact}):
-    for network in ('gapnet', 'permutenet'):
-      if (k, network) in exact:
-        facts.append((f'{_number(exact[k, network])}%',
-                      f'location accuracy of {plots.NETWORKS[network]}, {plots.square(k)}'))
-    facts.append((f'{100 / k ** 2:.1f}%', f'location accuracy of guessing, {plots.square(k)}'))
-  return Section('Results', text=scale_notes(source.records), facts=facts,
-                 tables=_result_tables(source.records))
+  return '\n\n'.join(markdown_table((claim.table if claim else _plain_table)(some))
+                     for claim, some in _split(records))
 
 
 def scale_notes(records):
-  """A sentence for every scale among the records that is not the paper's own."""
-  return [sentence for scale, sentence in SCALES.items()
-          if any(r.get('scale') == scale for r in records)]
+  """A sentence for every suite and scale among the records that is not the paper's own."""
+  found = {(r.get('suite'), r.get('scale')) for r in records}
+  found = {key if key in SCALES else ('', key[1]) for key in found}
+  return list(dict.fromkeys(sentence for key, sentence in SCALES.items() if key in found))
 
 
-def _run_results(source, _):
-  if source.summary is None:
-    return None
-  rows = [[metric, _number(value, metric)] for part in ('final', 'best')
+# --- sections --------------------------------------------------------------------------------
+
+
+def _run_results(source):
+  rows = [[metric, number(value, metric)] for part in ('final', 'best')
           for metric, value in (source.summary.get(part) or {}).items()
           if metric != 'step' and isinstance(value, int | float)]
-  return Section('Results', tables=[Table(['metric', 'value'], rows, strong=frozenset({1}),
-                                          caption='Accuracies in percent.')])
+  return Section('Results', tables=[Table(
+    ['metric', 'value'], rows, strong=frozenset({1}),
+    caption='Accuracies in percent.' if not any('consistency' in row[0] for row in rows)
+    else 'Accuracies and consistency in percent. feature_distance: '
+    f'{report_shifts.DISTANCE}; lower is more invariant.')])
 
 
-def _samples(source, folder):
-  """Training's own pictures, copied so that the folder stands alone."""
-  found = [p for p in (source.workdir / 'samples').glob('*x*.png')
-           if re.fullmatch(r'(\d+)x\1', p.stem)]
-  found = sorted(found, key=lambda p: int(p.stem.split('x')[0]))
-  found += [p for p in [source.workdir / 'canvas.png'] if source.summary and p.exists()]
-  pictures = []
-  for path in found:
-    data = path.read_bytes()
-    if not data.startswith(b'\x89PNG\r\n\x1a\n'):
-      raise UsageError(f'{path} is not a PNG; delete the file and run again')
-    k = path.stem.partition('x')[0]  # 'canvas' for a single run's
-    copy = folder / (path.name if k == 'canvas' else f'canvas_{path.name}')
-    copy.write_bytes(data)
-    name = 'Samples of the canvas' if k == 'canvas' else f'Samples of the {plots.square(k)} canvas'
-    pictures.append(Picture(copy, name, f'{name}. Thin lines mark the locations.'))
-  return Section('What the network sees', text=[
-    'Each image stands at one random place on an otherwise empty canvas. The location networks '
-    'must name the place, the image networks what stands there.'],
-                 pictures=pictures) if pictures else None
-
-
-def _both(draw, cells, path, *, alt, caption):
-  """Draws the light and the dark version."""
-  dark = path.with_stem(f'{path.stem}-dark')
-  draw(cells, path)
-  draw(cells, dark, dark=True)
-  return Picture(path, alt, caption, dark)
-
-
-def _heatmaps(source, folder):
-  if all(cell.per_location is None for cell in source.cells):
-    return None
-  return Section('Where it succeeds', pictures=[_both(
-    plots.location_heatmaps, source.cells, folder / 'locations.png',
-    alt='Accuracy at every location of the canvas, one map a network',
-    caption='Accuracy in percent of every test image at every location'
-    f'{", mean over seeds" if source.records else ""}; beside each name the mean.')])
-
-
-def _curves(source, folder):
-  if not any(len(c.train_loss) or len(c.eval_accuracy) for c in source.cells):
-    return None
-  return Section('How it learned', pictures=[_both(
-    plots.curves, source.cells, folder / 'curves.png',
-    alt='Training loss and evaluation accuracy against the training step',
-    caption='Training loss and evaluation accuracy'
-    f'{" of the first seed" if source.records else ""}; the dotted line is guessing.')])
+def _sections(parts, folder):
+  """All sections; with several claims, each of them is a heading and its sections stand below."""
+  several = len([claim for claim, _ in parts if claim]) > 1
+  sections = []
+  for claim, source in parts:
+    if claim is None:
+      heading = 'Other results' if len(parts) > 1 else 'Results'
+      sections.append(Section(heading, tables=[_plain_table(source.records)]))
+      continue
+    opening = claim.results(source, folder) if source.summary is None else _run_results(source)
+    if several:
+      opening = dataclasses.replace(opening, heading=claim.HEADING, text=claim.lead(source))
+    below = [section for make in claim.SECTIONS if (section := make(source, folder))]
+    sections += [opening, *(dataclasses.replace(section, level=2 + several) for section in below)]
+  return sections
 
 
 def _seconds(value):
@@ -291,14 +149,14 @@ def _seconds(value):
 # What a record's detail says about training, its label, and how to print it.
 DETAIL = [('model', 'model', str), ('parameters', 'parameters', '{:,}'.format),
           ('train_images', 'training images', '{:,}'.format),
-          ('test_images', 'test images', '{:,}'.format), ('canvas_size', 'canvas, pixels', str),
+          ('test_images', 'test images', '{:,}'.format), ('canvas_size', 'input, pixels', str),
           ('epochs', 'epochs', str), ('steps', 'steps', '{:,}'.format),
           ('batch_size', 'batch', str), ('seeds', 'seeds', lambda v: ', '.join(map(str, v))),
           ('wall_seconds', 'time a seed', lambda v: _seconds(sum(v) / len(v)) if v else DASH),
           ('images_per_second', 'images/s', '{:,.0f}'.format)]
 
 
-def _how(source, _):
+def _how(source):
   """What is the same everywhere goes into one list, what differs into a row a cell."""
   about = source.summary or source.run
   rows = []
@@ -337,37 +195,25 @@ def _flat(config, prefix=''):
     else [[f'{prefix}{key}', json.dumps(value, ensure_ascii=False)]])]
 
 
-SECTIONS = [_results, _run_results, _samples, _heatmaps, _curves, _how]
-
-
-def _page(source, sections):
-  """Title and claim; the canvas cells are told as the paper's first claim."""
-  networks = {match[1] for r in source.records if (match := CELL.fullmatch(r['cell']))}
-  suites = ', '.join(dict.fromkeys(_suite(r) for r in source.records if _suite(r)))
-  if networks:
-    lead = (
-      'Global average pooling is believed to erase where things are. The paper claims the '
-      'opposite: position survives, written in the order of the channels. The test pastes a small '
-      f'image at one of {plots.square("k")} places on an empty canvas and asks a network for the '
-      'place. GAPNet pools and answers. PermuteNet gets the pooled channels in a new random order '
-      'at every forward pass, so that nothing but their order is lost. If the claim holds, GAPNet '
-      'finds nearly every place and PermuteNet falls towards guessing. Naming the image falls too, '
-      'since shuffled channels leave the classifier little more than their mean; in the paper, '
-      'with 512 channels and 20,000 steps, it falls by less.')
-    if 'permutenet_fixed' in networks:
-      lead += (' As a control, a third network shuffles in one order fixed for the whole run, '
-               'which its linear layer can learn to undo.')
-    title = 'Does global average pooling forget where things are?'
-  elif source.records:
-    title = 'Results beside the paper'
-    lead = 'Every cell of the suite, the published number beside what gapjax measures.'
+def _page(source, parts, sections):
+  """Title and lead: those of the one claim that is told, or of both."""
+  claims = [(claim, part) for claim, part in parts if claim]
+  suites = ', '.join(dict.fromkeys(suite(r) for r in source.records if suite(r)))
+  if len(claims) == 1:
+    (claim, part), = claims
+    title, lead = claim.title(part), claim.lead(part)
+  elif claims:
+    title = 'What global average pooling keeps, and how a network can shed it'
+    lead = ['The paper makes two claims about convolutional networks that end in global average '
+            'pooling. Position survives the pooling, in the order of the channels. And a loss '
+            'that drives it out of the pooled features makes a network more translation '
+            'invariant. This page tells one after the other.']
   else:
-    cell, suites = source.cells[0], 'a single run'
-    title = f'{cell.network_name}: {cell.task_name.lower()}'
-    lead = ('One training run: what it reached, where on the canvas it succeeds, how it learned, '
-            'and the configuration it used.')
-  subtitle = f'gapjax: {suites or "results"}. Islam et al., ICCV 2021, reproduced in JAX.'
-  return Page(title, subtitle, lead, sections, PAPER)
+    title = 'Results beside the paper'
+    lead = ['Every cell of the suite, the published number beside what gapjax measures.']
+  said = 'a single run' if source.summary is not None else suites or 'results'
+  subtitle = f'gapjax: {said}. Islam et al., ICCV 2021, reproduced in JAX.'
+  return Page(title, subtitle, [*lead, *scale_notes(source.records)], sections, PAPER)
 
 
 def build(workdir):
@@ -380,8 +226,9 @@ def build(workdir):
   source = _load(pathlib.Path(workdir))
   folder = source.workdir / 'report'
   folder.mkdir(exist_ok=True)
-  sections = [section for make in SECTIONS if (section := make(source, folder))]
-  page = _page(source, sections)
+  parts = _parts(source)
+  sections = [*_sections(parts, folder), *filter(None, [_how(source)])]
+  page = _page(source, parts, sections)
   # Bytes, not text: Windows would turn the line ends around.
   (folder / 'report.md').write_bytes(markdown(page).encode())
   (folder / 'report.html').write_bytes(html_page(page).encode())

@@ -46,6 +46,24 @@ def create_state(model: nn.Module, optimizer: optax.GradientTransformation, *, s
   return jax.jit(init, compiler_options=options)(stream(seed, INIT))
 
 
+class Network:
+  """A model as a task's loss calls it: network(images) -> (logits, features), in training mode.
+
+  Each call moves BatchNorm's running averages, `batch_stats`, on from where the last one left them.
+  """
+
+  def __init__(self, model, params, batch_stats, rngs):
+    self._apply = lambda batch_stats, images: model.apply(
+      {'params': params, 'batch_stats': batch_stats}, images, train=True,
+      mutable=['batch_stats'], rngs=rngs)
+    self.batch_stats = batch_stats
+
+  def __call__(self, images):
+    outputs, updates = self._apply(self.batch_stats, images)
+    self.batch_stats = updates['batch_stats']
+    return outputs
+
+
 def make_train_step(model, task, optimizer, *, axis_name: str):
   """A function (state, key, data, indices) -> (state, metrics) for one device's share of a batch.
 
@@ -60,14 +78,12 @@ def make_train_step(model, task, optimizer, *, axis_name: str):
     augment, permute = jax.random.split(jax.random.fold_in(key, state.step))
     positions = lax.axis_index(axis_name) * b + jnp.arange(b)  # in the global batch
     keys = jax.vmap(jax.random.fold_in, (None, 0))(augment, positions)
-    inputs, targets = task.train_batch(keys, data, indices)
+    batch = task.train_batch(keys, data, indices)
 
     def loss_of(params):
-      (logits, _), updates = model.apply(
-        {'params': params, 'batch_stats': state.batch_stats}, inputs, train=True,
-        mutable=['batch_stats'], rngs={'permutation': permute})
-      loss, metrics = task.train_metrics(logits, targets)
-      return loss, (metrics, updates['batch_stats'])
+      network = Network(model, params, state.batch_stats, {'permutation': permute})
+      loss, metrics = task.loss(network, batch, state.step)
+      return loss, (metrics, network.batch_stats)
 
     gradients, (metrics, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
     gradients, batch_stats = lax.pmean((gradients, batch_stats), axis_name)
@@ -96,17 +112,19 @@ def many(train_step):
 
 
 def make_eval_step(model, task, *, axis_name: str):
-  """A function (totals, state, key, data, number, batch) -> totals for one device's share.
+  """A function (totals, state, key, data, common, batch) -> totals for one device's share.
 
-  key is the run's EVAL stream; batch holds 'index', 'location' and 'mask', (b,) each; number () is
-  the batch's, which with the state's step decides the permutation of PermuteNet.
+  key is the run's EVAL stream; common holds scalars for the whole batch, among them 'number' (),
+  the batch's, which with the state's step decides the permutation of PermuteNet; batch holds
+  'index' and 'mask', (b,) each, and what else the task's eval_inputs and eval_counts read.
   """
 
-  def eval_step(totals, state, key, data, number, batch):
-    key = jax.random.fold_in(jax.random.fold_in(key, state.step), number)
-    inputs, targets = task.eval_batch(data, batch)
-    logits, _ = model.apply({'params': state.params, 'batch_stats': state.batch_stats}, inputs,
-                            train=False, rngs={'permutation': key})
-    return totals.merge(lax.psum(task.eval_metrics(logits, targets, batch), axis_name))
+  def eval_step(totals, state, key, data, common, batch):
+    key = jax.random.fold_in(jax.random.fold_in(key, state.step), common['number'])
+    logits, features = model.apply(
+      {'params': state.params, 'batch_stats': state.batch_stats},
+      task.eval_inputs(data, common, batch), train=False, rngs={'permutation': key})
+    counts = task.eval_counts(logits, features, data, common, batch)
+    return jax.tree.map(jnp.add, totals, lax.psum(counts, axis_name))
 
   return eval_step

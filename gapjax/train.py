@@ -7,6 +7,7 @@ import sys
 
 import jax
 import numpy as np
+from clu import metrics as clu_metrics
 from clu import parameter_overview
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -15,7 +16,6 @@ from gapjax import build, plots, steps, workdirs
 from gapjax import config as configs
 from gapjax.checkpoint import Checkpoints
 from gapjax.errors import Interrupted, TrainingFailed
-from gapjax.evaluate import Evaluator
 from gapjax.metrics import Writer
 from gapjax.parallel import AXIS, Devices
 from gapjax.plan import Plan
@@ -72,7 +72,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     train_steps = devices.pmap(
       steps.many(steps.make_train_step(model, task, rule, axis_name=AXIS)),
       split=(False, False, False, True), donate=0)
-    evaluator = Evaluator(config, model, task, test_set, devices)
+    evaluator = build.create_evaluator(config, model, task, test_set, devices)
 
     # ---- Resume -------------------------------------------------------------------------------
     checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
@@ -106,10 +106,10 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
         bar.set_postfix(loss=f'{line["loss"]:.3f}', accuracy=f'{line["accuracy"]:.3f}')
         pending = []
 
-      # ---- Evaluate with random placement, as the authors do each epoch ------------------------
+      # ---- Evaluate, as the authors do each epoch ----------------------------------------------
       if plan.evaluates(step) and not writer.evaluated(step) and not stopping:
         with clock.paused():
-          result = evaluator.random(state, passes=1, stop=stop)
+          result = evaluator.during(state, stop=stop)
         if result is None:
           stopping = True  # saved at this step, so that going on begins with the evaluation
         else:
@@ -129,20 +129,24 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
 
       # ---- Train: `steps_per_call` steps in one dispatch ---------------------------------------
       indices = plan.batch_indices(step)  # (steps, batch)
-      state, metrics = train_steps(state, key, images, devices.split(indices))
+      state, metrics = train_steps(state, key, images, devices.split(indices, axis=1))
       step += plan.steps_per_call
       pending.append((step, metrics))
       bar.update(indices.size)
 
-    # ---- Final: every test image at every location ---------------------------------------------
+    # ---- Final: on a canvas, every test image at every location; else, consistency -------------
     checkpoints.wait()
-    exact = evaluator.exact(state, stop=stop, progress=progress)
-    if exact is None:
+    final = evaluator.final(state, stop=stop, progress=progress)
+    if final is None:
       raise Interrupted(f'stopped in the final evaluation; training is complete in {workdir}; '
                         'the same command evaluates', code=stop.code)
-    check_finite(exact['loss'], step)
-    writer.write(step, 'final', **exact)
-    summary = summarise_run(config, step, writer.lines, clock, devices)
+    check_finite(final['loss'], step)
+    writer.write(step, 'final', **final)
+    evaluations = [line for line in writer.lines if line['split'] == 'eval']
+    summary = {
+      'config': configs.as_json(config), 'step': step, **evaluator.summary(final, evaluations),
+      'wall_seconds': clock.wall_seconds(), 'images_per_second': clock.images_per_second(),
+      'device': describe_devices(devices.devices), 'versions': versions()}
     summary['sizes'] = {
       'train_images': len(train_set.images), 'test_images': len(test_set.images),
       'canvas_size': train_set.images.shape[1] * task.grid, 'chance': 1 / task.num_classes,
@@ -153,27 +157,29 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
 
 def describe(config, plan, devices) -> str:
   """One line on what is about to run."""
-  m = config.model
+  m, k, pair = config.model, config.canvas.grid, config.augshift
+  what = f'{config.canvas.target} on a {k}x{k} canvas of' if config.task == 'canvas' else (
+    f'two crops, pairwise weight {pair.weight} on' if pair.crops == 2 else 'one crop of')
   return (f'{m.name} width {m.width}, head {m.head}, padding {m.padding}, {m.dtype}; '
-          f'{config.canvas.target} on a {config.canvas.grid}x{config.canvas.grid} canvas of '
-          f'{config.data.name}; {plan.total_steps} steps of batch {config.batch_size} on '
+          f'{what} {config.data.name}; {plan.total_steps} steps of batch {config.batch_size} on '
           f'{describe_devices(devices.devices)}')
 
 
 def save_samples(path, *, config, task, train_set, count=12):
-  """A picture of the first training images at random places, as the network sees them."""
+  """A picture of the first training images, moved or placed at random as the network sees them."""
   indices = np.arange(min(count, len(train_set.images)))
   examples = {'images': train_set.images[indices], 'labels': train_set.labels[indices]}
 
   @jax.jit
   def draw(key):
     keys = jax.random.split(key, len(indices))
-    return task.train_batch(keys, examples, indices)[0], task.locations(keys)
+    return task.samples(keys, examples, indices)
 
-  canvases, locations = draw(steps.stream(config.seed, steps.SAMPLES))
-  labels = [f'{train_set.class_names[y]} at {where}'
-            for y, where in zip(examples['labels'], np.asarray(locations), strict=True)]
-  plots.canvas_samples(np.clip(np.asarray(canvases) * task.std + task.mean, 0, 1), labels=labels,
+  pictures, which, where = draw(steps.stream(config.seed, steps.SAMPLES))
+  labels = [train_set.class_names[examples['labels'][i]] for i in which]
+  if where is not None:
+    labels = [f'{label} at {location}' for label, location in zip(labels, where, strict=True)]
+  plots.canvas_samples(np.clip(np.asarray(pictures) * task.std + task.mean, 0, 1), labels=labels,
                        path=path, grid=task.grid)
 
 
@@ -191,7 +197,7 @@ def summarise(pending, schedule, clock, batch_size) -> dict:
   Raises TrainingFailed, naming the step, at the first loss or gradient that is not finite.
   """
   pending = [(step, Devices.to_host(metrics)) for step, metrics in pending]
-  totals = {name: [] for name in ('loss', 'accuracy', 'grad_norm')}
+  totals = {}
   for step, metrics in pending:
     batch, norms = metrics['batch'], metrics['grad_norm']
     losses = batch.loss.total / batch.loss.count  # (steps in the call,)
@@ -202,23 +208,10 @@ def summarise(pending, schedule, clock, batch_size) -> dict:
         f'the loss or its gradient is not finite at step {first} (loss {losses[bad.argmax()]}, '
         f'gradient norm {norms[bad.argmax()]}); the last good checkpoint is kept: try a lower '
         'optimizer.lr, schedule.warmup_epochs or optimizer.clip_norm in a new workdir')
-    totals['loss'].append(losses)
-    totals['accuracy'].append(batch.accuracy.total / batch.accuracy.count)
-    totals['grad_norm'].append(norms)
+    means = {name: mean.total / mean.count for name, mean in vars(batch).items()
+             if isinstance(mean, clu_metrics.Average)}
+    for name, values in {**means, 'grad_norm': norms}.items():
+      totals.setdefault(name, []).append(values)
   line = {name: float(np.concatenate(values).mean()) for name, values in totals.items()}
   rate = clock.lap(batch_size * sum(map(len, totals['loss'])))
   return {**line, 'learning_rate': float(schedule(pending[-1][0] - 1)), 'images_per_second': rate}
-
-
-def summarise_run(config, step, lines, clock, devices) -> dict:
-  """The contents of summary.json, from the lines of metrics.jsonl."""
-  name = f'{config.canvas.target}_accuracy'
-  exact = next(line for line in reversed(lines) if line['split'] == 'final')
-  best = max((line for line in lines if line['split'] == 'eval'), key=lambda l: l['accuracy'])
-  return {
-    'config': configs.as_json(config), 'step': step,
-    'final': {name: exact['accuracy'], 'loss': exact['loss']},
-    'best': {f'{name}_best_random': best['accuracy'], 'step': best['step']},
-    'per_location': exact['per_location'], 'wall_seconds': clock.wall_seconds(),
-    'images_per_second': clock.images_per_second(), 'device': describe_devices(devices.devices),
-    'versions': versions()}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gapjax.errors import UsageError
-from gapjax.tasks.augshift import augshift_loss, crop_pairs, warm_up
+from gapjax.tasks.augshift import AugShiftTask, augshift_loss, random_shifts, warm_up
 
 draw = np.random.default_rng(0)
 B, K, C = 6, 5, 7
@@ -68,7 +68,7 @@ def test_pairs_are_two_independent_uniform_shifts(one_key):
   n, size, s = 800, 7, 2
   images = np.arange(1.0, size * size + 1).reshape(1, size, size, 1).repeat(n, 0).astype(np.float32)
   key = jax.random.key(0)
-  pairs = np.asarray(crop_pairs(key if one_key else jax.random.split(key, n), images, max_shift=s))
+  pairs = np.asarray(random_shifts(key if one_key else jax.random.split(key, n), images, max_shift=s))
   assert pairs.shape == (2, n, size, size, 1)
   shifted = {}
   for dy in range(-s, s + 1):
@@ -91,10 +91,110 @@ def test_pairs_are_two_independent_uniform_shifts(one_key):
 @pytest.mark.parametrize('shift', [-1, 5, 9])
 def test_a_shift_that_does_not_fit(shift):
   with pytest.raises(UsageError, match='from 0 to 4'):
-    crop_pairs(jax.random.key(0), jnp.zeros((1, 5, 6, 3)), max_shift=shift)
+    random_shifts(jax.random.key(0), jnp.zeros((1, 5, 6, 3)), max_shift=shift)
 
 
 def test_warm_up():
   values = [float(warm_up(step, 4.0, steps=8)) for step in (0, 2, 8, 100)]
   assert values == [0.0, 1.0, 4.0, 4.0]
   assert float(warm_up(0, 4.0, steps=0)) == 4.0
+
+
+# ---- The task -----------------------------------------------------------------------------------
+
+MEAN, STD = np.float64([0.5, 0.4, 0.3]), np.float64([0.2, 0.25, 0.5])
+IMAGES = draw.integers(0, 256, (12, 7, 7, 3)).astype(np.uint8)
+DATA = {'images': IMAGES, 'labels': draw.integers(0, K, 12)}
+
+
+def make_task(**changes):
+  return AugShiftTask(**{**dict(mean=MEAN, std=STD, num_classes=K, crops=2, max_shift=2), **changes})
+
+
+@pytest.mark.parametrize(('crops', 'flip'), [(1, True), (2, True), (2, False)])
+def test_training_batch_moves_and_flips_both_crops_alike(crops, flip):
+  b, s = 300, 2
+  indices = draw.integers(0, 12, b)
+  keys = jax.random.split(jax.random.key(3), b)
+  batch = jax.jit(make_task(crops=crops, flip=flip).train_batch)(keys, DATA, indices)
+  images = np.asarray(batch['images'])
+  assert images.shape == (crops, b, 7, 7, 3)
+  np.testing.assert_array_equal(batch['labels'], DATA['labels'][indices])
+  flips, shifts = np.zeros((crops, b), int), set()
+  for i, index in enumerate(indices):
+    normal = np.pad((IMAGES[index] / 255 - MEAN) / STD, ((s, s), (s, s), (0, 0)))
+    views = {(mirrored, y, x): (normal[:, ::-1] if mirrored else normal)[y:y + 7, x:x + 7]
+             for mirrored in (0, 1) for y in range(2 * s + 1) for x in range(2 * s + 1)}
+    found = []
+    for crop in range(crops):
+      [view] = [k for k, v in views.items() if np.allclose(v, images[crop, i], atol=1e-5)]
+      flips[crop, i] = view[0]
+      found.append(view[1:])
+    shifts.add(tuple(found))
+  assert (flips == flips[0]).all()
+  assert (100 < flips[0].sum() < 200) if flip else not flips.any()
+  assert len(shifts) > (20 if crops == 1 else 200)  # of 25 and of 625
+
+
+class LinearNetwork:
+  """A network whose features are the image's channel means less those of its batch, so that it
+  shows which crops share a batch's statistic; and which counts its calls."""
+
+  def __init__(self):
+    self.calls, self.kernel = 0, np.random.default_rng(1).normal(size=(3, K))
+
+  def __call__(self, images):
+    self.calls += 1
+    z = images.mean((1, 2))
+    z = z - z.mean(0)
+    return z @ self.kernel, {'pooled': z}
+
+
+@pytest.mark.parametrize('stacked', [True, False])
+@pytest.mark.parametrize('step', [0, 3, 50])
+def test_loss_of_a_batch(stacked, step):
+  with jax.enable_x64(True):
+    task = make_task(stacked=stacked, weight=4.0, warm_up_steps=8, dtype=jnp.float64)
+    keys = jax.random.split(jax.random.key(0), B)
+    indices = np.arange(B)
+    batch = task.train_batch(keys, DATA, indices)
+    network = LinearNetwork()
+    loss, metrics = task.loss(network, batch, step)
+    values = metrics.compute()
+  assert network.calls == (1 if stacked else 2)
+  z = np.asarray(batch['images']).mean((2, 3))  # (2, b, 3)
+  z = z - z.mean((0, 1) if stacked else 1, keepdims=True)
+  logits = z @ network.kernel
+  entropy = 0.0
+  for crop in range(2):
+    for i in range(B):
+      p = np.exp(logits[crop, i] - logits[crop, i].max())
+      entropy -= np.log(p[DATA['labels'][i]] / p.sum()) / B
+  distance = ((z[0] - z[1]) ** 2).mean()
+  np.testing.assert_allclose(loss, entropy + 4 * min(step / 8, 1) * distance, rtol=1e-12)
+  np.testing.assert_allclose(values['loss'], loss, rtol=1e-12)
+  np.testing.assert_allclose(values['accuracy'],
+                             (logits.argmax(-1) == DATA['labels'][:B]).mean(), rtol=1e-12)
+  np.testing.assert_allclose(values['distance'], distance / z.reshape(-1, 3).var(0).mean(),
+                             rtol=1e-12)
+
+
+def test_one_crop_is_plain_cross_entropy():
+  with jax.enable_x64(True):
+    task = make_task(crops=1, weight=100.0, dtype=jnp.float64)
+    batch = task.train_batch(jax.random.split(jax.random.key(0), B), DATA, np.arange(B))
+    network = LinearNetwork()
+    loss, metrics = task.loss(network, batch, 0)
+    assert set(metrics.compute()) == {'loss', 'accuracy'}
+    logits = np.asarray(network(batch['images'][0])[0])
+  p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  np.testing.assert_allclose(loss, -np.log(p[np.arange(B), DATA['labels'][:B]]).mean(), rtol=1e-12)
+
+
+@pytest.mark.parametrize('crops', [1, 2])
+def test_samples_are_pairs(crops):
+  task = make_task(crops=crops, flip=False, max_shift=0)
+  keys = jax.random.split(jax.random.key(0), 12)
+  images, which, where = task.samples(keys, DATA, np.arange(12))
+  assert where is None and list(which) == list(range(12 // crops)) * crops
+  np.testing.assert_allclose(images, (IMAGES[which] / 255 - MEAN) / STD, atol=1e-5)

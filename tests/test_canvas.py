@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from gapjax.evaluate import every_location, random_locations
+from gapjax.evaluators import every_location, random_locations
 from gapjax.metrics import EvalMetrics
 from gapjax.plan import Plan
 from gapjax.tasks.canvas import CanvasTask, place
@@ -54,8 +54,8 @@ def test_training_batch(target, flip):
   task = make_task(target=target, flip=flip, mean=np.zeros(3), std=np.ones(3))
   indices = draw.integers(0, n, b)
   keys = jax.random.split(jax.random.key(1), b)
-  canvases, targets = jax.jit(task.train_batch)(keys, data, indices)
-  canvases, targets = np.asarray(canvases), np.asarray(targets)
+  batch = jax.jit(task.train_batch)(keys, data, indices)
+  canvases, targets = np.asarray(batch['canvases']), np.asarray(batch['targets'])
 
   flips, seen = 0, collections.Counter()
   for canvas, index, label in zip(canvases, indices, targets, strict=True):
@@ -76,13 +76,12 @@ def test_classes():
   assert make_task(grid=7, target='image').num_classes == 10
 
 
-def test_eval_metrics_count_by_location_and_leave_out_the_filling():
+def test_counts_by_location_leave_out_the_filling():
   task = make_task(grid=2)
   logits = np.float32([[9, 0, 0, 0], [0, 9, 0, 0], [0, 9, 0, 0], [0, 0, 0, 9]])
   batch = {'location': np.array([0, 2, 1, 3]), 'mask': np.array([True, True, True, False])}
-  totals = EvalMetrics.zeros(4).merge(task.eval_metrics(logits, np.array([0, 2, 1, 3]), batch))
-  totals = totals.merge(task.eval_metrics(logits, np.array([0, 2, 1, 3]), batch))
-  result = totals.compute()
+  counts = task.eval_counts(logits, {}, {}, {}, batch)
+  result = jax.tree.map(lambda *x: sum(x), EvalMetrics.zeros(4), counts, counts).compute()
   assert result['per_location'] == [[1.0, 1.0], [0.0, None]]
   assert result['accuracy'] == 2 / 3 and result['canvases'] == 6
   losses = np.log(np.exp(logits.astype(np.float64)).sum(1)) - logits[range(4), [0, 2, 1, 3]]

@@ -9,6 +9,9 @@ from gapjax import cli, config
 from gapjax.errors import UsageError
 
 GAPNET = f'--config={ROOT}/configs/gapnet_cifar10.py'
+AUGSHIFT = f'--config={ROOT}/configs/augshift_cifar10.py'
+DIGITS = f'--config={ROOT}/configs/digits.py'
+MOVED = ('--config.task=classification', '--config.model.stem=cifar', '--config.batch_size=48')
 
 
 def complaint(capsys, *argv, code=2):
@@ -58,6 +61,16 @@ def complaint(capsys, *argv, code=2):
    'unknown model.downsample `blurr` (did you mean `blur`?)'),
   (['train', GAPNET, '--workdir=w', '--config.model.downsample=blur',
     '--config.model.blur_size=1'], 'model.blur_size must be a number at least 2 and below 6'),
+  (['train', AUGSHIFT, '--workdir=w', '--config.augshift.weight=-1'],
+   'augshift.weight must be a number at least 0, not -1'),
+  (['train', AUGSHIFT, '--workdir=w', '--config.augshift.crops=3'],
+   'augshift.crops must be a number at least 1 and below 3'),
+  (['train', AUGSHIFT, '--workdir=w', '--config.task=classify'],
+   'unknown task `classify` (did you mean `classification`?)'),
+  (['train', f'{AUGSHIFT}:network=augshfit', '--workdir=w'],
+   'unknown network `augshfit` (did you mean `augshift`?)'),
+  (['train', DIGITS, '--workdir=w', *MOVED, '--config.augshift.max_shift=16'],
+   'augshift.max_shift=16: a shift of 16 pixels does not fit images of 16x16'),
   (['train', GAPNET, '--workdir=gs://bucket/run'], 'remote folders are not supported yet'),
   (['train', GAPNET, '--workdir=w', '--config.batch_size=30'], '30 cannot be shared by 8 devices'),
   (['train', GAPNET, '--workdir=w', '--config.data.name=cifar11'],
@@ -67,8 +80,12 @@ def complaint(capsys, *argv, code=2):
   (['report', '--workdir=nowhere'], 'nowhere'),
   (['prepare', 'cifra10'], '(did you mean `cifar10`?)'),
   (['prepare', 'cifar10', '--source=nowhere'], 'nowhere'),
-  (['reproduce', 'table9', '--workdir=w'], 'unknown suite `table9` (did you mean `table1`?)'),
+  (['reproduce', 'table9', '--workdir=w'], 'unknown suite `table9` (did you mean `table'),
   (['reproduce', 'table1', '--workdir=w', '--scale=huge'], 'huge'),
+  (['reproduce', 'table2', '--workdir=w', '--cells=augshfit/*'],
+   '--cells: no cell is named `augshfit/*`; there are resnet18/cifar10, blurpool/cifar10'),
+  (['reproduce', 'table2', '--workdir=w', '--cells=*/cifar100'],
+   'gapjax prepare cifar100 --source='),
   (['reproduce', 'table1', '--workdir=w', '--seeds=0'], '--seeds must be at least 1'),
   (['quickstart', '--sclae=tiny'], 'sclae'),
 ])
@@ -80,6 +97,13 @@ def test_mistakes(capsys, monkeypatch, tmp_path, argv, expected):
 
 def _data(argv, tmp_path):
   return [f'--data_dir={tmp_path}'] if argv[0] in ('train', 'prepare', 'reproduce') else []
+
+
+def test_polyphase_with_an_odd_size_at_a_stride(capsys, data_dir, tmp_path):
+  line = complaint(capsys, 'train', DIGITS, f'--workdir={tmp_path}/w', f'--data_dir={data_dir}',
+                   *MOVED, '--config.model.downsample=polyphase', '--config.data.image_size=10')
+  assert 'polyphase downsampling needs even sizes, not a 5x5 feature map' in line
+  assert not (tmp_path / 'w' / 'config.json').exists()
 
 
 def test_data_that_is_not_prepared(capsys, tmp_path):

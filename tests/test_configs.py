@@ -14,7 +14,7 @@ draw = np.random.default_rng(0)
 CLASSES = {'cifar10': 10, 'cifar100': 100, 'digits': 10}
 
 
-def images(name, n=64, size=8):
+def images(name, n=64, size=12):
   return ImageDataset(name, draw.integers(0, 256, (n, size, size, 3)).astype(np.uint8),
                       np.arange(n, dtype=np.int32) % CLASSES[name],
                       tuple(map(str, range(CLASSES[name]))))
@@ -34,7 +34,7 @@ def test_config_takes_a_step(path):
   data = devices.replicate({'images': train_set.images, 'labels': train_set.labels})
   key, state = devices.replicate((steps.stream(0, steps.TRAIN), state))
   for number in range(2):  # a warm-up's first step has rate 0
-    state, metrics = step(state, key, data, devices.split(plan.batch_indices(number)))
+    state, metrics = step(state, key, data, devices.split(plan.batch_indices(number), axis=1))
   loss = metrics['batch'].loss
   assert np.isfinite(loss.total).all() and int(loss.count[0]) == 8
   after = Devices.to_host(state.params)

@@ -15,7 +15,7 @@ import pytest
 
 from gapjax import config as configs
 from gapjax.errors import Interrupted
-from gapjax.evaluate import Evaluator
+from gapjax.evaluators import CanvasEvaluator
 from gapjax.train import train
 from gapjax.workdirs import read_lines
 
@@ -198,8 +198,8 @@ def test_a_stop_during_an_evaluation_loses_no_evaluation(undisturbed, tmp_path, 
       os.kill(os.getpid(), signal.SIGTERM)
     return whole(self, state, passes=passes, stop=stop, progress=progress)
 
-  whole = Evaluator.random
-  monkeypatch.setattr(Evaluator, 'random', interrupted)
+  whole = CanvasEvaluator.random
+  monkeypatch.setattr(CanvasEvaluator, 'random', interrupted)
   arguments = dict(workdir=tmp_path, data_dir=data_dir, devices=jax.local_devices()[:1],
                    progress=False)
   with pytest.raises(Interrupted, match='stopped at step 20 of 40'):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gapjax import plots, render, report
+from gapjax import plots, render, report, report_parts
 from gapjax.errors import UsageError
 
 PAPER = {'gapnet/location/3x3': 1.0, 'permutenet/location/3x3': .788, 'gapnet/image/3x3': .826}
@@ -192,15 +192,15 @@ def test_table_of_one_seed_and_an_unfinished_cell():
 
 
 def test_other_suites_get_a_plain_table(tmp_path):
-  records = [{'suite': 'table2', 'scale': 'full', 'cell': 'augshift/cifar10', 'metric': metric,
+  records = [{'suite': 'attack', 'scale': 'full', 'cell': 'overall/N=100', 'metric': metric,
               'paper': .948, 'mean': mean, 'std': .0123, 'n': 3}
-             for metric, mean in (('consistency', .951), ('loss', 1.23456))]
+             for metric, mean in (('miou', .951), ('loss', 1.23456))]
   head, first, second = _rows(report.table(records))
   assert head == ['cell', 'metric', 'paper', 'gapjax']
-  assert first == ['augshift/cifar10', 'consistency', '94.8', '95.1 \N{PLUS-MINUS SIGN} 1.2 (3)']
+  assert first == ['overall/N=100', 'miou', '94.8', '95.1 \N{PLUS-MINUS SIGN} 1.2 (3)']
   assert second[-1].startswith('1.235')
   _write(tmp_path / 'results.json', records)
-  assert 'augshift/cifar10' in report.build(tmp_path).read_text(encoding='utf-8')
+  assert 'overall/N=100' in report.build(tmp_path).read_text(encoding='utf-8')
   assert 'How it was made' not in _html(tmp_path)  # nothing is known
   mixed = report.table([*records, {**records[0], 'suite': 'other', 'torch': .9}, *_records()])
   assert mixed.count('| best epoch') + mixed.count('gapjax: best epoch') == 1
@@ -233,9 +233,9 @@ def test_single_run(run):
 
 
 def test_a_resumed_run_counts_the_last_value_of_a_step(run):
-  source = report._load(run)
-  assert source.cells[0].eval_accuracy == [(19, .4)]
-  assert source.cells[0].train_loss == [(9, 1.91), (19, 1.81)]
+  curves = report_parts.run_curves(run)
+  assert curves['eval_accuracy'] == [(19, .4)]
+  assert curves['train_loss'] == [(9, 1.91), (19, 1.81)]
 
 
 # --- mistakes --------------------------------------------------------------------------------

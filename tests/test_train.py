@@ -14,7 +14,8 @@ from conftest import ROOT, tiny_config
 from gapjax import build, steps, workdirs
 from gapjax.checkpoint import Checkpoints, digest
 from gapjax.errors import TrainingFailed, UsageError
-from gapjax.evaluate import Evaluator, evaluate, random_locations
+from gapjax.evaluate import evaluate
+from gapjax.evaluators import CanvasEvaluator, random_locations
 from gapjax.metrics import Writer
 from gapjax.parallel import AXIS, Devices
 from gapjax.plan import Plan
@@ -102,7 +103,7 @@ def test_exact_evaluation_is_every_image_at_every_location(run, data_dir):
   for devices, batch_size in [(1, 7), (4, 50)]:
     other = tiny_config(**{'eval.batch_size': batch_size})
     here = Devices(jax.local_devices()[:devices])
-    evaluator = Evaluator(other, model, task, test_set, here)
+    evaluator = CanvasEvaluator(other, model, task, test_set, here)
     exact = evaluator.exact(here.replicate(state))
     np.testing.assert_allclose(exact['per_location'], grid, atol=1e-12)
     assert exact['canvases'] == 120
@@ -182,7 +183,7 @@ def take_steps(config, data_dir, *, devices, count):
   key = here.replicate(steps.stream(config.seed, steps.TRAIN))
   state = here.replicate(state)
   for number in range(0, count * plan.steps_per_call, plan.steps_per_call):
-    state, metrics = step(state, key, data, here.split(plan.batch_indices(number)))
+    state, metrics = step(state, key, data, here.split(plan.batch_indices(number), axis=1))
   batch = metrics['batch']  # without clu's count of merges, which is the number of devices
   return state, {'loss': batch.loss, 'accuracy': batch.accuracy, 'grad_norm': metrics['grad_norm']}
 
@@ -194,11 +195,17 @@ def assert_close(a, b, *, relative):
     assert np.abs(x - y).max() <= relative * max(np.abs(x).max(), 1e-3)
 
 
-@pytest.mark.parametrize('head', ['gap', 'permuted'])
-def test_one_and_four_devices_agree_in_float64(data_dir, head):
+PAIRS = {'task': 'classification', 'augshift.crops': 2, 'eval.shift': 2, 'eval.max_shift': 2}
+
+
+@pytest.mark.parametrize('changes', [
+  {'model.head': 'gap'}, {'model.head': 'permuted'}, {'model.head': 'linear', **PAIRS},
+  {'model.head': 'linear', **PAIRS, 'augshift.stacked': False, 'augshift.warm_up_epochs': 0.5}],
+  ids=['gap', 'permuted', 'pairs', 'separate pairs'])
+def test_one_and_four_devices_agree_in_float64(data_dir, changes):
   """Six Adam steps, with augmentation and permutation: the same to 1e-9 (design: float64)."""
   with jax.enable_x64(True):
-    config = tiny_config(**{'model.dtype': 'float64', 'model.head': head, 'data.flip': True})
+    config = tiny_config(**{'model.dtype': 'float64', 'data.flip': True, **changes})
     one, metrics_one = take_steps(config, data_dir, devices=1, count=6)
     four, metrics_four = take_steps(config, data_dir, devices=4, count=6)
     host = Devices.to_host

@@ -3,6 +3,6 @@
 Importing this costs nothing: TFDS, scikit-learn and Pillow load on first use, TensorFlow never.
 """
 
-from gapjax.data.images import NAMES, ImageDataset, load, normalisation, prepare
+from gapjax.data.images import NAMES, ImageDataset, check, load, normalisation, prepare
 
-__all__ = ['NAMES', 'ImageDataset', 'load', 'normalisation', 'prepare']
+__all__ = ['NAMES', 'ImageDataset', 'check', 'load', 'normalisation', 'prepare']

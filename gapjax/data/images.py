@@ -58,6 +58,11 @@ def prepare(name, *, source=None, data_dir=None):
   return builders.prepare(name, source=source, data_dir=data_dir)
 
 
+def check(name, *, data_dir=None):
+  """Raises UsageError, as `load` would, unless the data set is there and can be read."""
+  _open(name, data_dir)
+
+
 def load(name, *, split, data_dir=None, image_size=None, limit=None):
   """Reads one split of a prepared data set into memory.
 

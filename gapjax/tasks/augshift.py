@@ -2,7 +2,7 @@
 
 The functions take arrays and work with any network. In a training step of one's own:
 
-    pairs = crop_pairs(key, images, max_shift=4)                          # (2, b, h, w, c)
+    pairs = random_shifts(key, images, max_shift=4)                       # (2, b, h, w, c)
     logits, features = network(pairs.reshape(-1, *images.shape[1:]))      # one batch of both crops
     logits, features = (x.reshape(2, len(images), -1) for x in (logits, features))
     loss, parts = augshift_loss(logits, features, labels, weight=warm_up(step, 1.0, steps=500))
@@ -11,12 +11,19 @@ The paper gives the loss as a figure and no code; the weight and the range of th
 it.
 """
 
+import dataclasses
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 from gapjax.errors import UsageError
+from gapjax.metrics import PairMetrics, TrainMetrics
+from gapjax.tasks import consistency
+from gapjax.tasks.images import normalise, random_flips
 
 
 @jax.jit
@@ -44,34 +51,127 @@ def augshift_loss(logits: jax.Array, features: jax.Array, labels: jax.Array, *,
     'relative_distance': distance / jnp.maximum(spread, jnp.finfo(features.dtype).tiny)}
 
 
-def crop_pairs(key: jax.Array, images: jax.Array, *, max_shift: int) -> jax.Array:
-  """Two shifts of each image, independent and uniform in [-max_shift, max_shift]^2, zero-filled.
+def random_shifts(key: jax.Array, images: jax.Array, *, max_shift: int,
+                  count: int = 2) -> jax.Array:
+  """`count` shifts of each image, independent and uniform in [-max_shift, max_shift]^2.
 
   Args:
     key: one key (), or one an image (b,).
-    images: (b, h, w, c), normalised, so that the filling is the mean colour.
+    images: (b, h, w, c), normalised, so that the zeros that fill the border are the mean colour.
     max_shift: pixels.
+    count: shifts of each image; a pair by default.
 
   Returns:
-    (2, b, h, w, c).
+    (count, b, h, w, c).
 
   Raises:
     UsageError: max_shift is negative, or not smaller than the image.
   """
   b, h, w, _ = images.shape
-  if not 0 <= max_shift < min(h, w):
-    raise UsageError(f'a shift of {max_shift} pixels does not fit images of {h}x{w}; choose one '
-                     f'from 0 to {min(h, w) - 1}')
+  check_shift('a shift', max_shift, h, w)
   keys = jax.random.split(key, b) if key.ndim == 0 else key
-  offsets = jax.vmap(lambda k: jax.random.randint(k, (2, 2), 0, 2 * max_shift + 1))(keys)
+  offsets = jax.vmap(lambda k: jax.random.randint(k, (count, 2), 0, 2 * max_shift + 1))(keys)
   padded = jnp.pad(images, ((0, 0), (max_shift, max_shift), (max_shift, max_shift), (0, 0)))
 
   def crop(image, offset):
     return lax.dynamic_slice(image, (offset[0], offset[1], 0), images.shape[1:])
 
-  return jax.vmap(jax.vmap(crop), (None, 1))(padded, offsets)  # the pair is mapped outside
+  return jax.vmap(jax.vmap(crop), (None, 1))(padded, offsets)  # the shifts are mapped outside
+
+
+def check_shift(what: str, max_shift: int, height: int, width: int) -> None:
+  """Raises UsageError unless 0 <= max_shift < both sizes of the image, in pixels."""
+  if not 0 <= max_shift < min(height, width):
+    raise UsageError(f'{what} of {max_shift} pixels does not fit images of {height}x{width}; '
+                     f'choose one from 0 to {min(height, width) - 1}')
 
 
 def warm_up(step: jax.Array | int, weight: float, *, steps: int) -> jax.Array:
   """The weight of the pairwise term, linear from 0 to `weight` in `steps` steps (0: at once)."""
   return weight * jnp.clip(step / steps, 0, 1) if steps else jnp.asarray(weight)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AugShiftTask:
+  """Classification of randomly shifted images; with two shifts of each, AugShift.
+
+  Attributes:
+    mean, std: (3,), normalisation on the [0, 1] scale.
+    num_classes: K.
+    crops: shifts of each training image: 1, the usual augmentation, or 2, the pairwise loss.
+    max_shift: each shift is uniform in [-max_shift, max_shift]^2 pixels.
+    weight: of the pairwise term.
+    warm_up_steps: over which the weight rises from 0.
+    stacked: both crops go through the network as one batch, with one BatchNorm statistic; or one
+      after the other, each normalised by its own.
+    flip: whether training images are flipped, both crops alike.
+    map_offsets: shifts along each axis that the accuracy map is made of; see consistency.py.
+    dtype: of the images.
+  """
+  mean: np.ndarray
+  std: np.ndarray
+  num_classes: int
+  crops: int = 1
+  max_shift: int = 4
+  weight: float = 1.0
+  warm_up_steps: int = 0
+  stacked: bool = True
+  flip: bool = True
+  map_offsets: tuple[int, ...] = (0,)
+  dtype: jnp.dtype = jnp.float32
+  grid = 1  # the image is the whole input
+
+  def normalised(self, images: jax.Array) -> jax.Array:
+    return normalise(images, mean=self.mean, std=self.std, dtype=self.dtype)
+
+  def train_batch(self, keys: jax.Array, data: Mapping[str, jax.Array],
+                  indices: jax.Array) -> dict[str, jax.Array]:
+    """The training examples `indices` (b,) of data, each augmented by its own key (b,).
+
+    Returns 'images' (crops, b, h, w, 3) and 'labels' (b,).
+    """
+    images = self.normalised(data['images'][indices])
+    if self.flip:
+      images = random_flips(keys, images)
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 2)
+    return {'images': random_shifts(keys, images, max_shift=self.max_shift, count=self.crops),
+            'labels': data['labels'][indices]}
+
+  def loss(self, network, batch: Mapping[str, jax.Array],
+           step: jax.Array) -> tuple[jax.Array, TrainMetrics | PairMetrics]:
+    """The training loss of a batch, a scalar, and its metrics; network: see steps.Network."""
+    images, labels = batch['images'], batch['labels']
+    if self.stacked:
+      logits, features = network(images.reshape(-1, *images.shape[2:]))  # (crops * b, ...)
+      logits, z = (x.reshape(*images.shape[:2], -1) for x in (logits, features['pooled']))
+    else:
+      outputs = [network(crop) for crop in images]
+      logits = jnp.stack([logits for logits, _ in outputs])  # (crops, b, k)
+      z = jnp.stack([features['pooled'] for _, features in outputs])  # (crops, b, c)
+    correct = (logits.argmax(-1) == labels).mean(0).astype(logits.dtype)  # (b,), over the crops
+    if self.crops == 1:
+      losses = cross_entropy(logits[0], labels)
+      return losses.mean(), TrainMetrics.single_from_model_output(loss=losses, correct=correct)
+    weight = warm_up(step, self.weight, steps=self.warm_up_steps)
+    loss, parts = augshift_loss(logits, z, labels, weight=weight)
+    return loss, PairMetrics.single_from_model_output(
+      loss=jnp.broadcast_to(loss, labels.shape), correct=correct,
+      relative_distance=jnp.broadcast_to(parts['relative_distance'], labels.shape))
+
+  def samples(self, keys, data, indices):
+    """As many images as the network sees them, (n, h, w, 3) normalised, of pairs all first ones
+    before all second ones; which examples they are, (n,), and nothing of where (it is no canvas)."""
+    n = len(indices) // self.crops
+    images = self.train_batch(keys[:n], data, indices[:n])['images']
+    return images.reshape(-1, *images.shape[2:]), jnp.tile(jnp.arange(n), self.crops), None
+
+  def eval_inputs(self, data, common, batch) -> jax.Array:
+    """Test examples batch['index'] (b,), each moved by batch['offset'] (b, v, 2): (v * b, ...)."""
+    return consistency.shifted_views(self.normalised(data['images'][batch['index']]),
+                                     batch['offset'], protocol=common['protocol'],
+                                     max_shift=common['max_shift'])
+
+  def eval_counts(self, logits, features, data, common, batch) -> dict[str, jax.Array]:
+    """Sums over a batch of views, padding left out; see consistency.counts."""
+    return consistency.counts(logits, features['pooled'], data['labels'][batch['index']], batch,
+                              centre=common['centre'], num_cells=len(self.map_offsets) ** 2)

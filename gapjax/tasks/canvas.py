@@ -12,6 +12,7 @@ import numpy as np
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 from gapjax.metrics import EvalMetrics, TrainMetrics
+from gapjax.tasks.images import normalise, random_flips
 
 
 def place(patches: jax.Array, locations: jax.Array, *, grid: int, fill: jax.Array) -> jax.Array:
@@ -67,50 +68,55 @@ class CanvasTask:
 
   def canvases(self, images: jax.Array, locations: jax.Array) -> jax.Array:
     """uint8 (b, s, s, 3) images and (b,) locations -> normalised (b, k * s, k * s, 3) canvases."""
-    mean, std = jnp.asarray(self.mean, self.dtype), jnp.asarray(self.std, self.dtype)
-    patches = (images.astype(self.dtype) / 255 - mean) / std
-    fill = jnp.zeros_like(mean) if self.fill == 'zero' else -mean / std
+    patches = normalise(images, mean=self.mean, std=self.std, dtype=self.dtype)
+    black = normalise(jnp.zeros(3), mean=self.mean, std=self.std, dtype=self.dtype)
+    fill = jnp.zeros_like(black) if self.fill == 'zero' else black
     return place(patches, locations, grid=self.grid, fill=fill)
 
   def train_batch(self, keys: jax.Array, data: Mapping[str, jax.Array],
-                  indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+                  indices: jax.Array) -> dict[str, jax.Array]:
     """The training examples `indices` (b,) of data, each augmented and placed by its own key (b,).
 
-    Returns canvases (b, k * s, k * s, 3) and targets (b,).
+    Returns 'canvases' (b, k * s, k * s, 3), 'locations' (b,) and 'targets' (b,).
     """
     images, labels = data['images'][indices], data['labels'][indices]
-
     locations = self.locations(keys)
     if self.flip:
-      flips = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1)))(keys)
-      images = jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
-    targets = locations if self.target == 'location' else labels
-    return self.canvases(images, locations), targets
+      images = random_flips(keys, images)
+    return {'canvases': self.canvases(images, locations), 'locations': locations,
+            'targets': locations if self.target == 'location' else labels}
 
   def locations(self, keys: jax.Array) -> jax.Array:
     """The uniform location that each example's key (b,) draws, (b,) integers."""
     return jax.vmap(
       lambda key: jax.random.randint(jax.random.fold_in(key, 0), (), 0, self.num_locations))(keys)
 
-  def eval_batch(self, data: Mapping[str, jax.Array],
-                 batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Test examples batch['index'] (b,) of data at batch['location'] (b,): canvases and targets."""
-    index, locations = batch['index'], batch['location']
-    targets = locations if self.target == 'location' else data['labels'][index]
-    return self.canvases(data['images'][index], locations), targets
-
-  def train_metrics(self, logits, targets) -> tuple[jax.Array, TrainMetrics]:
-    """Mean cross entropy (a scalar) and the batch's metrics."""
-    losses = cross_entropy(logits, targets)  # (b, k), (b,) -> (b,)
-    correct = (logits.argmax(-1) == targets).astype(losses.dtype)
+  def loss(self, network, batch: Mapping[str, jax.Array],
+           step: jax.Array) -> tuple[jax.Array, TrainMetrics]:
+    """Mean cross entropy of a batch, a scalar, and its metrics; network: see steps.Network."""
+    del step  # the loss is the same throughout training
+    logits, _ = network(batch['canvases'])
+    losses = cross_entropy(logits, batch['targets'])  # (b, k), (b,) -> (b,)
+    correct = (logits.argmax(-1) == batch['targets']).astype(losses.dtype)
     return losses.mean(), TrainMetrics.single_from_model_output(loss=losses, correct=correct)
 
-  def eval_metrics(self, logits, targets, batch) -> EvalMetrics:
+  def samples(self, keys, data, indices):
+    """Training canvases as the network sees them, (n, k * s, k * s, 3) normalised; which examples
+    they are and at which location, (n,) each."""
+    batch = self.train_batch(keys, data, indices)
+    return batch['canvases'], jnp.arange(len(indices)), batch['locations']
+
+  def eval_inputs(self, data: Mapping[str, jax.Array], common,
+                  batch: Mapping[str, jax.Array]) -> jax.Array:
+    """Canvases of the test examples batch['index'] (b,) of data at batch['location'] (b,)."""
+    return self.canvases(data['images'][batch['index']], batch['location'])
+
+  def eval_counts(self, logits, features, data, common, batch) -> EvalMetrics:
     """Counts by location; padding (batch['mask'] false) counts for nothing."""
+    targets = (batch['location'] if self.target == 'location'
+               else data['labels'][batch['index']])
     correct = (logits.argmax(-1) == targets) & batch['mask']
     losses = jnp.where(batch['mask'], cross_entropy(logits, targets), 0)
     at = jax.nn.one_hot(batch['location'], self.num_locations, dtype=jnp.int32)  # (b, k * k)
     return EvalMetrics(correct=correct.astype(jnp.int32) @ at,
-                       count=batch['mask'].astype(jnp.int32) @ at,
-                       loss=losses.sum())
-
+                       count=batch['mask'].astype(jnp.int32) @ at, loss=losses.sum())

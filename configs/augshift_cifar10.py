@@ -1,0 +1,19 @@
+"""AugShift on CIFAR-10, and what it is compared with (section 4, table 2).
+
+    gapjax train --config=configs/augshift_cifar10.py --workdir=runs/augshift
+    gapjax train --config=configs/augshift_cifar10.py:network=resnet18 --workdir=runs/baseline
+
+Networks: resnet18 (the baseline), blurpool, aps, two_crops (AugShift's two crops at weight 0),
+augshift, augshift_blurpool, augshift_aps. Paper (top-1 / consistency, percent): ResNet-18 93.1 /
+90.8, BlurPool 92.5 / 92.5, AugShift 92.1 / 94.8.
+"""
+
+from gapjax import cells
+from gapjax import config as configs
+from gapjax.errors import check_choice
+
+
+def get_config(arg=None):
+  variant = configs.parse_arg(arg, network='augshift')
+  check_choice(variant.network, cells.SHIFT_NETWORKS, what='network')
+  return cells.shift_cell(variant.network, cells.cifar('cifar10')).config

@@ -1,0 +1,220 @@
+"""The cells of every table and figure: which networks, on what, at which scale.
+
+A cell is one network trained once a seed. Recipes that configs/ and the suites share are here, so
+that `gapjax train --config=...` and `gapjax reproduce` train the same thing.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from gapjax import config as configs
+
+# ---- Table 1: location and image classification on a canvas (section 3) --------------------------
+
+GRIDS = (3, 5, 7)
+TARGETS = ('location', 'image')
+# Table 1 of the paper: {(network, target): {grid: fraction}}; 5x5 was not published.
+TABLE1 = {
+  ('gapnet', 'location'): {3: 1.0, 7: 1.0},
+  ('permutenet', 'location'): {3: 0.788, 7: 0.214},
+  ('gapnet', 'image'): {3: 0.826, 7: 0.821},
+  ('permutenet', 'image'): {3: 0.736, 7: 0.699},
+}
+NETWORKS = {
+  'gapnet': dict(head='gap'),
+  'permutenet': dict(head='permuted', permutation='batch'),
+  'permutenet_fixed': dict(head='permuted', permutation='fixed'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One cell of a table: a network trained once a seed.
+
+  name: 'gapnet/location/3x3' or 'augshift/cifar10'. paper: {metric: published fraction}.
+  """
+  name: str
+  config: ConfigDict
+  paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def canvas_cell(network: str, target: str, grid: int, base: ConfigDict) -> Cell:
+  """A network (a key of NETWORKS), target and grid over a base config."""
+  config = ConfigDict(base.to_dict())
+  config.model.update(NETWORKS[network])
+  config.canvas.update(grid=grid, target=target)
+  published = TABLE1.get((network, target), {}).get(grid)
+  paper = {} if published is None else {f'{target}_accuracy_best_random': published}
+  return Cell(f'{network}/{target}/{grid}x{grid}', config, paper)
+
+
+def table1(scale: str) -> list[Cell]:
+  """{GAPNet, PermuteNet} x {location, image} x {3x3, 5x5, 7x7} on CIFAR-10 (table 1).
+
+  Scale 'small' is width 16, images shrunk to 16x16, the first 10,000 training and 500 test images,
+  and 10, 6 and 4 epochs with cosine decay: it shows the ordering in about an hour on 2 cores, not
+  the paper's numbers.
+  """
+  base = configs.default()
+  if scale == 'small':
+    base.data.update(image_size=16, train_images=10_000)
+    base.model.width = 16
+    base.schedule.name = 'cosine'
+    base.eval.images = 500
+  cells = [canvas_cell(network, target, grid, base)
+           for grid in GRIDS for target in TARGETS for network in ('gapnet', 'permutenet')]
+  for cell in cells:
+    if scale == 'small':
+      cell.config.num_epochs = {3: 10, 5: 6, 7: 4}[cell.config.canvas.grid]
+    else:  # the exact evaluation of 7x7 is 490,000 canvases
+      cell.config.eval.batch_size = 500
+  return cells
+
+
+# ---- Table 2: accuracy and shift consistency (section 4) -----------------------------------------
+
+# {(network, dataset): (top-1, consistency)}; the paper has no others.
+TABLE2 = {
+  ('resnet18', 'cifar10'): (.931, .908), ('resnet18', 'cifar100'): (.726, .701),
+  ('blurpool', 'cifar10'): (.925, .925), ('blurpool', 'cifar100'): (.724, .782),
+  ('augshift', 'cifar10'): (.921, .948), ('augshift', 'cifar100'): (.726, .856),
+}
+BLUR, APS = dict(downsample='blur'), dict(downsample='polyphase')
+SINGLE, PAIR = dict(crops=1, weight=0.0), dict(crops=2)
+# name -> (config.model, config.augshift). `two_crops` is the fair baseline: AugShift sees every
+# image twice a step, so part of its gain is not the pairwise term's.
+SHIFT_NETWORKS = {
+  'resnet18': ({}, SINGLE),
+  'blurpool': (BLUR, SINGLE),
+  'aps': (APS, SINGLE),
+  'two_crops': ({}, dict(crops=2, weight=0.0)),
+  'augshift': ({}, PAIR),
+  'augshift_blurpool': (BLUR, PAIR),
+  'augshift_aps': (APS, PAIR),
+}
+
+
+def shift_cell(network: str, base: ConfigDict, **pair) -> Cell:
+  """A network (a key of SHIFT_NETWORKS) over a base config; pair: fields of config.augshift.
+
+  With two crops the loss is the sum of two cross entropies. So that a step of SGD is what the
+  baseline's would be on both crops' mean, the rate is half of the base's and the decay twice.
+  """
+  config = ConfigDict(base.to_dict())
+  model, augshift = SHIFT_NETWORKS[network]
+  config.model.update(model)
+  config.augshift.update({**augshift, **pair})
+  if config.augshift.crops == 2 and config.optimizer.name == 'sgd':
+    config.optimizer.lr /= 2
+    config.optimizer.weight_decay *= 2
+  dataset = config.data.name
+  # The same network by its own name, when it is not the paper's.
+  name = config.model.name if network == 'resnet18' else network
+  setting = ','.join([name, *(f'{key}={value:g}' for key, value in pair.items())])
+  published = TABLE2.get((network, dataset)) if not pair else None
+  paper = dict(zip(('image_accuracy', 'consistency'), published or (), strict=False))
+  return Cell(f'{setting}/{dataset}', config, paper)
+
+
+def cifar(dataset: str) -> ConfigDict:
+  """ResNet-18's standard recipe on CIFAR-10 or CIFAR-100: SGD, cosine, random shifts and flips."""
+  c = configs.default()
+  c.task = 'classification'
+  c.data.name = dataset
+  c.num_epochs = 60
+  c.batch_size = 128
+  c.model.update(stem='cifar', head='linear')
+  c.optimizer.update(name='sgd', lr=0.1, weight_decay=5e-4)
+  c.schedule.update(name='cosine', warmup_epochs=2.0)
+  c.eval.update(batch_size=500, every_epochs=5)
+  c.checkpoint.every_epochs = 5.0
+  return c
+
+
+def small_cifar(dataset: str) -> ConfigDict:
+  """The same at width 12, on the first 10,000 images for 8 epochs: minutes on 2 CPU cores."""
+  c = cifar(dataset)
+  c.num_epochs = 8
+  c.batch_size = 64
+  c.data.train_images = 10_000
+  c.model.width = 12
+  c.optimizer.lr = 0.05
+  c.schedule.warmup_epochs = 0.5
+  c.eval.update(batch_size=250, images=4_000, every_epochs=4, shift_images=400, map_step=2)
+  c.checkpoint.every_epochs = 4.0
+  return c
+
+
+def table2(scale: str) -> list[Cell]:
+  """SHIFT_NETWORKS x {CIFAR-10, CIFAR-100} (table 2)."""
+  base = small_cifar if scale == 'small' else cifar
+  return [shift_cell(network, base(dataset))
+          for dataset in ('cifar10', 'cifar100') for network in SHIFT_NETWORKS]
+
+
+def augshift_sweep(scale: str) -> list[Cell]:
+  """AugShift on CIFAR-10 for several weights and maximum shifts, beside the baseline.
+
+  From it come the defaults of config.augshift. Small: 3 of the 8 epochs of table 2's small scale,
+  headline metrics only.
+  """
+  base = (small_cifar if scale == 'small' else cifar)('cifar10')
+  base.eval.max_shift = 0
+  if scale == 'small':
+    base.num_epochs = 3
+  settings = [(0.0, 4), (1.0, 4), (3.0, 4), (10.0, 4), (3.0, 2), (3.0, 8)]
+  return [shift_cell('resnet18', base),
+          *(shift_cell('augshift', base, weight=weight, max_shift=max_shift)
+            for weight, max_shift in settings)]
+
+
+# ---- Quickstart: the whole paper on scikit-learn's digits ----------------------------------------
+
+
+def digits() -> ConfigDict:
+  """The quickstart's recipe: scikit-learn's digits, a narrow ResNet-10, seconds an epoch."""
+  c = configs.default()
+  c.num_epochs = 24
+  c.data.update(name='digits', image_size=16, flip=False)
+  c.model.update(name='resnet10', width=16)
+  c.optimizer.lr = 2e-3
+  c.schedule.update(name='cosine', warmup_epochs=1.0)
+  c.eval.update(batch_size=200, every_epochs=4)
+  c.checkpoint.update(every_epochs=12.0)
+  return c
+
+
+def digits_moved() -> ConfigDict:
+  """The quickstart's recipe for shift consistency: digits moved by up to a quarter."""
+  c = digits()
+  c.task = 'classification'
+  c.num_epochs = 16
+  c.model.head = 'linear'
+  c.eval.update(every_epochs=8, map_step=2)
+  c.checkpoint.every_epochs = 8.0
+  return c
+
+
+def quickstart(scale: str) -> list[Cell]:
+  """On digits. Claim 1: GAPNet and PermuteNet, location and image, and the fixed control.
+  Claim 2: the baseline, BlurPool, two crops without and with the pairwise loss.
+  """
+  canvas, moved = digits(), digits_moved()
+  if scale == 'tiny':  # for continuous integration: shows that it runs, not what it finds
+    for base in (canvas, moved):
+      base.num_epochs = 2
+      base.data.image_size = 8
+      base.model.width = 8
+      base.eval.update(images=100, every_epochs=1)
+    moved.eval.update(max_shift=4, shift_images=20)
+  cells = [('gapnet', 'location'), ('permutenet', 'location'), ('permutenet_fixed', 'location'),
+           ('gapnet', 'image'), ('permutenet', 'image')]
+  return [*(canvas_cell(network, target, 3, canvas) for network, target in cells),
+          *(shift_cell(network, moved)
+            for network in ('resnet18', 'blurpool', 'two_crops', 'augshift'))]
+
+
+SUITES = {'quickstart': quickstart, 'table1': table1, 'table2': table2,
+          'augshift_sweep': augshift_sweep}

@@ -1,0 +1,181 @@
+"""Views of images against numpy and Pillow, and every number of the evaluation counted by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import tiny_config
+
+from gapjax import build, workdirs
+from gapjax.errors import UsageError
+from gapjax.parallel import Devices
+from gapjax.plan import Plan
+from gapjax.tasks.consistency import PROTOCOLS, shifted_views
+
+draw = np.random.default_rng(0)
+
+
+def by_hand(image, protocol, offset, s):
+  """The image (h, w, c) moved by (dy, dx), content down and right, in float64."""
+  (h, w, c), (dy, dx) = image.shape, offset
+  if protocol == 'circular':
+    return np.roll(image, offset, (0, 1))
+  if protocol == 'pad':
+    out = np.zeros(image.shape)
+    for y in range(h):
+      for x in range(w):
+        if 0 <= y - dy < h and 0 <= x - dx < w:
+          out[y, x] = image[y - dy, x - dx]
+    return out
+  size = (w + 2 * s, h + 2 * s)
+  large = [PIL.Image.fromarray(np.float32(image[..., i])).resize(size, PIL.Image.BILINEAR)
+           for i in range(c)]
+  large = np.stack([np.asarray(channel) for channel in large], -1)
+  return large[s - dy:s - dy + h, s - dx:s - dx + w]
+
+
+@pytest.mark.parametrize('protocol', PROTOCOLS)
+@pytest.mark.parametrize('s', [1, 4])
+def test_views(protocol, s):
+  images = draw.normal(size=(5, 6, 9, 2)).astype(np.float32)
+  offsets = draw.integers(-s, s + 1, (5, 3, 2))
+  offsets[0, :2] = [[-s, s], [s, -s]]  # the corners
+  views = jax.jit(shifted_views)(images, offsets, protocol=PROTOCOLS.index(protocol), max_shift=s)
+  expected = [by_hand(images[i], protocol, offsets[i, v], s) for v in range(3) for i in range(5)]
+  np.testing.assert_allclose(views, expected, atol=1e-5)
+
+
+# ---- The evaluation -----------------------------------------------------------------------------
+
+
+def moving_config(**changes):
+  return tiny_config(**{'task': 'classification', 'model.head': 'linear', 'eval.shift': 2,
+                        'eval.max_shift': 3, 'eval.map_step': 2, 'eval.shift_images': 20,
+                        **changes})
+
+
+@pytest.fixture(scope='module')
+def network(data_dir):
+  """A network with random weights, in float64, so that no near tie depends on the batch."""
+  with jax.enable_x64(True):
+    config = moving_config(**{'model.dtype': 'float64'})
+    train_set, test_set, task = build.load(config, data_dir=data_dir)
+    plan = Plan.of(workdirs.settle('new', config, platform='cpu'), num_images=160)
+    model, state, *_ = build.create(config, task, train_set, plan)
+    state = Devices.to_host(state)
+    variables = {'params': state.params, 'batch_stats': state.batch_stats}
+
+    @jax.jit
+    def forward(images):
+      logits, features = model.apply(variables, images, train=False)
+      return logits, features['pooled']
+
+    # Random weights alone would give one class to all images.
+    logits, _ = forward(task.normalised(train_set.images))
+    state.params['head']['classifier']['bias'] -= np.asarray(logits).mean(0)
+    yield config, model, state, task, test_set, forward
+
+
+@pytest.fixture(scope='module')
+def result(network):
+  """The final evaluation, on one device."""
+  with jax.enable_x64(True):
+    return evaluate(network, devices=1, batch_size=32)
+
+
+def evaluate(network, *, devices, batch_size):
+  _, model, state, task, test_set, _ = network
+  here = Devices(jax.local_devices()[:devices])
+  config = moving_config(**{'eval.batch_size': batch_size})
+  evaluator = build.create_evaluator(config, model, task, test_set, here)
+  return evaluator.final(here.replicate(state))
+
+
+def views_by_hand(network, protocol, s, count):
+  """Classes and features (2, count, ...) of the pairs that seed 0 draws."""
+  *_, task, test_set, forward = network
+  rng = np.random.default_rng((0, PROTOCOLS.index(protocol), s))
+  offsets = rng.integers(-s, s, endpoint=True, size=(30, 2, 2))
+  images = np.asarray(task.normalised(test_set.images), np.float64)
+  views = np.stack([[by_hand(images[i], protocol, offsets[i, v], s) for i in range(count)]
+                    for v in range(2)])
+  logits, features = forward(views.reshape(-1, *images.shape[1:]))
+  return (np.asarray(logits).argmax(-1).reshape(2, count),
+          np.asarray(features).reshape(2, count, -1))
+
+
+def test_headline_by_hand(network, result):
+  with jax.enable_x64(True):
+    *_, task, test_set, forward = network
+    classes, z = views_by_hand(network, 'pad', 2, 30)
+    still = np.asarray(forward(task.normalised(test_set.images))[0])
+  shares = np.bincount(still.argmax(1), minlength=10) / 30
+  assert shares.max() < 0.9  # it is no constant
+  assert result['consistency'] == (classes[0] == classes[1]).mean()
+  assert 0 < result['consistency'] < 1
+  assert result['accuracy'] == (still.argmax(1) == test_set.labels).mean()
+  log_p = still - np.log(np.exp(still).sum(1, keepdims=True))
+  np.testing.assert_allclose(result['loss'], -log_p[np.arange(30), test_set.labels].mean())
+  distance = ((z[0] - z[1]) ** 2).mean() / z.reshape(60, -1).var(0).mean()
+  np.testing.assert_allclose(result['feature_distance'], distance, rtol=1e-9)
+
+
+@pytest.mark.parametrize('protocol', ['pad', 'circular'])
+def test_curves_by_hand(network, result, protocol):
+  """On the first 20 images; `crop`'s views are compared above, in Pillow's float32."""
+  with jax.enable_x64(True):
+    curve = []
+    for s in (1, 2, 3):
+      classes, _ = views_by_hand(network, protocol, s, 20)
+      curve.append((classes[0] == classes[1]).mean())
+  assert result['shifts']['protocols'][protocol] == curve
+  assert len(result['shifts']['protocols']['crop']) == 3 and result['shifts']['images'] == 20
+
+
+def test_accuracy_map_by_hand(network, result):
+  *_, task, test_set, forward = network
+  assert result['shifts']['offsets'] == [-2, 0, 2]
+  with jax.enable_x64(True):
+    images = np.asarray(task.normalised(test_set.images[:20]), np.float64)
+    for row, dy in enumerate((-2, 0, 2)):
+      for column, dx in enumerate((-2, 0, 2)):
+        moved = np.stack([by_hand(image, 'pad', (dy, dx), 0) for image in images])
+        right = np.asarray(forward(moved)[0]).argmax(1) == test_set.labels[:20]
+        np.testing.assert_allclose(result['shifts']['accuracy_map'][row][column], right.mean())
+
+
+@pytest.mark.parametrize(('devices', 'batch_size'), [(1, 7), (4, 50)])
+def test_devices_and_batches_change_nothing(network, result, devices, batch_size):
+  with jax.enable_x64(True):
+    other = evaluate(network, devices=devices, batch_size=batch_size)
+  for name in ('loss', 'feature_distance'):
+    np.testing.assert_allclose(other.pop(name), result[name], rtol=1e-9)
+  assert other == {name: value for name, value in result.items() if name in other}
+
+
+def test_deterministic_for_a_seed(network, result):
+  with jax.enable_x64(True):
+    assert evaluate(network, devices=1, batch_size=32) == result
+
+
+def test_a_distance_that_would_cancel():
+  """Features far from 0 with a small spread: the variance does not drown in float32."""
+  from gapjax.tasks.consistency import counts
+  z = (1000 + 1e-2 * draw.normal(size=(2, 50, 3))).astype(np.float32)
+  batch = {'mask': np.arange(50) < 45, 'cell': np.zeros(50, int)}
+  found = counts(jnp.zeros((100, 4)), z.reshape(100, 3), np.zeros(50, int), batch,
+                 centre=np.float32([1000, 1000, 1000]), num_cells=1)
+  kept = z[:, :45].astype(np.float64)
+  variance = found['square'] / 90 - np.square(found['deviation'] / 90)
+  np.testing.assert_allclose(variance, kept.reshape(90, 3).var(0), rtol=1e-3)
+  np.testing.assert_allclose(found['distance'], ((kept[0] - kept[1]) ** 2).sum(), rtol=1e-3)
+  assert int(found['count'][0]) == 45 and int(found['agree']) == 45
+
+
+@pytest.mark.parametrize(('field', 'value'), [
+  ('augshift.max_shift', 8), ('eval.shift', 9), ('eval.max_shift', 8)])
+def test_a_shift_larger_than_the_image(data_dir, field, value):
+  config = moving_config(**{field: value})
+  with pytest.raises(UsageError, match=rf'{field}={value}.*8x8; choose one from 0 to 7'):
+    build.load(config, data_dir=data_dir)

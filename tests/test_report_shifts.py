@@ -1,0 +1,328 @@
+"""Reports of the second claim: numbers against the JSON, pixels against what was drawn."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from test_report import _html, _line, _markdown, _pixels, _records, _rows, _write
+
+from gapjax import plots, plots_shifts, report
+from gapjax.plots_shifts import ShiftPanel
+
+PAPER = {'resnet18': (.931, .908), 'augshift': (.921, .948)}
+NETWORKS = ('resnet18', 'blurpool', 'aps', 'two_crops', 'augshift', 'augshift_blurpool',
+            'augshift_aps')
+OFFSETS = [-2, 0, 2]
+
+
+def _detail(network, accuracy, consistency):
+  curve = [1 - (1 - consistency) * s / 4 for s in (1, 2, 3)]
+  return {
+    'shifts': {'protocols': {'pad': curve, 'crop': curve, 'circular': [1., 1., 1.]},
+               'offsets': OFFSETS, 'images': 1500,
+               'accuracy_map': (accuracy - .1 * np.random.default_rng(1).random((3, 3))).tolist()},
+    'curves': {'train_loss': [[0, 2.3], [50, 1.]], 'eval_accuracy': [[50, accuracy]],
+               'eval_consistency': [[50, consistency - .1], [90, consistency]]},
+    'wall_seconds': [14.0, 15.0], 'images_per_second': 900.4, 'epochs': 8, 'steps': 700,
+    'batch_size': 64, 'model': f'{network} width 16', 'train_images': 1000, 'test_images': 200,
+    'canvas_size': 32, 'chance': .1, 'parameters': 310000}
+
+
+def _shift_records(networks=NETWORKS, datasets=('cifar10',), *, suite='table2', scale='small',
+                   protocol='pad, s = 4', torch=None):
+  """In a wrong order: the report has one of its own."""
+  rng, records = np.random.default_rng(0), []
+  for dataset in reversed(datasets):
+    for network in reversed(networks):
+      for metric in ('image_accuracy_best', 'feature_distance', 'consistency', 'image_accuracy'):
+        values = rng.uniform(.6, .98, 2).round(4) / (10 if metric == 'feature_distance' else 1)
+        record = {'suite': suite, 'scale': scale, 'cell': f'{network}/{dataset}', 'metric': metric,
+                  'paper': None, 'torch': None, 'values': values.tolist(), 'seeds': [0, 1],
+                  'mean': float(values.mean()), 'std': float(values.std(ddof=1)), 'n': 2,
+                  'config': {}}
+        if metric in ('image_accuracy', 'consistency'):
+          record |= {'torch': torch, 'paper': PAPER.get(network, (None, None))[
+            metric == 'consistency']}
+        if metric == 'consistency':
+          record['protocol'] = protocol
+          consistency = record['mean']
+        if metric == 'image_accuracy':
+          record['detail'] = _detail(network, record['mean'], consistency)
+        records.append(record)
+  return records
+
+
+@pytest.fixture(scope='module')
+def shifts(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('shifts')
+  _write(workdir / 'results.json', _shift_records(('resnet18', 'two_crops', 'augshift')))
+  _write(workdir / 'run.json', {'command': 'gapjax reproduce table2', 'notes': ['<b>']})
+  (workdir / 'samples').mkdir()
+  plots.canvas_samples(np.full((2, 8, 8, 3), .4), labels=['a', 'b'], grid=1,
+                       path=workdir / 'samples/1x1.png')
+  report.build(workdir)
+  return workdir
+
+
+# --- the table -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('torch', [None, .771])
+def test_table_parses_back_to_the_json_in_the_papers_order(torch):
+  records = _shift_records(datasets=('cifar10', 'cifar100', 'digits'), torch=torch)
+  head, *rows = _rows(report.table(records))
+  names = {name: key for key, name in plots.NETWORKS.items()}
+  cells = [f'{names[row[0]]}/{row[1]}' for row in rows]
+  assert cells == [f'{n}/{d}' for d in ('cifar10', 'cifar100', 'digits') for n in NETWORKS]
+  by_name = {(r['cell'], r['metric']): r for r in records}
+  columns = {'gapjax: top-1': 'image_accuracy', 'gapjax: feature distance': 'feature_distance',
+             'gapjax: consistency (pad, s = 4)': 'consistency'}
+  for cell, row in zip(cells, rows, strict=True):
+    said = dict(zip(head, row, strict=True))
+    for column, metric in columns.items():
+      mean, std, n = re.fullmatch(r'([\d.]+) . ([\d.]+) \((\d+)\)', said[column]).groups()
+      unit = 1 if metric == 'feature_distance' else 100
+      record = by_name[cell, metric]
+      assert float(mean) == pytest.approx(unit * record['mean'], abs=.00051 * unit)
+      assert float(std) == pytest.approx(unit * record['std'], abs=.00051 * unit)
+      assert int(n) == 2
+    paper = PAPER.get(cell.split('/')[0])
+    for what, at in (('top-1', 0), ('consistency', 1)):
+      assert said[f'paper: {what}'] == (f'{100 * paper[at]:.1f}' if paper else '\N{EN DASH}')
+      assert said.get(f'PyTorch: {what}') == (None if torch is None else '77.1')
+
+
+def test_several_protocols_and_suites_are_told_apart():
+  records = [*_shift_records(('resnet18',)), *_shift_records(
+    ('resnet10', 'augshift'), ('flowers',), suite='other', protocol='circular, s = 2')]
+  head, *rows = _rows(report.table(records))
+  assert head[:4] == ['suite', 'network', 'dataset', 'protocol']
+  assert 'gapjax: consistency' in head
+  assert [row[:4] for row in rows] == [
+    ['other, small', 'ResNet-10', 'flowers', 'circular, s = 2'],
+    ['other, small', 'AugShift', 'flowers', 'circular, s = 2'],
+    ['table2, small', 'ResNet-18', 'cifar10', 'pad, s = 4']]
+
+
+def test_tables_come_in_the_papers_order_and_unknown_cells_last():
+  unknown = [{'cell': 'overall/N=100', 'metric': 'miou', 'mean': .5},
+             {'cell': 'augshift/cifar10', 'metric': 'loss', 'mean': 1.5}]
+  text = report.table([*unknown, *_shift_records(), *_records()])
+  heads = [table.splitlines()[0] for table in text.split('\n\n')]
+  assert ['grid' in head for head in heads] == [True, False, False]
+  assert ['feature distance' in head for head in heads] == [False, True, False]
+  assert 'overall/N=100' in text.split('\n\n')[2] and '1.5' in text.split('\n\n')[2]
+  assert 'image_accuracy_best' not in text
+
+
+def test_a_table_of_many_columns_may_leave_the_margins(tmp_path):
+  for torch, wide in ((None, False), (.771, True)):
+    _write(tmp_path / 'results.json', [{**r, 'detail': None} for r in _shift_records(torch=torch)])
+    page = report.build(tmp_path).read_text(encoding='utf-8')
+    assert ('<div class="scroll wide">' in page) == wide
+
+
+def test_a_cell_that_is_half_known():
+  row = _rows(report.table([{'cell': 'augshift/cifar10', 'metric': 'consistency', 'mean': .5}]))[1]
+  dash = '\N{EN DASH}'
+  assert row == ['AugShift', 'cifar10', dash, dash, dash, '50.0 (1)', dash]
+
+
+# --- the page --------------------------------------------------------------------------------
+
+
+def test_rebuilding_changes_no_byte(shifts):
+  folder = shifts / 'report'
+  before = {path.name: path.read_bytes() for path in folder.iterdir()}
+  assert set(before) == {'report.md', 'report.html', 'images.png', *(
+    f'{name}{dark}.png' for name in ('consistency', 'accuracy_maps', 'shift_curves')
+    for dark in ('', '-dark'))}
+  report.build(shifts)
+  assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+  assert not any(b'Software' in data for data in before.values())
+  page = before['report.html'].decode()
+  assert not re.search(r'https?://|url\(|@import|<script|<link|<iframe', page)
+  assert page.count('<img') == 4 and '<li>&lt;b&gt;</li>' in page
+
+
+def test_the_page_says_what_is_compared_and_measured(shifts):
+  for text in (_html(shifts), _markdown(shifts)):
+    assert 'Can a loss make a network translation invariant?' in text
+    for words in ('the fair control is two crops at weight 0', 'This run uses a narrow ResNet-18',
+                  'same for two random shifts of the same image; protocol pad, s = 4 (each shift',
+                  'on 1,500 test images, mean over seeds', 'not 0 to 100%', 'input, pixels',
+                  'Training images as the network sees them; with two', 'sum over both'):
+      assert words in text
+    assert 'GAPNet' not in text and 'BlurPool' not in text and 'canvas' not in text
+  records = {(r['cell'], r['metric']): r['mean'] for r in json.loads(
+    (shifts / 'results.json').read_text())}
+  for network, name in (('resnet18', 'ResNet-18'), ('augshift', 'AugShift')):
+    top, consistency = (100 * records[f'{network}/cifar10', metric]
+                        for metric in ('image_accuracy', 'consistency'))
+    assert (f'<dt>{consistency:.1f}%</dt><dd>consistency on cifar10: {name} (top-1 {top:.1f}%)'
+            in _html(shifts).replace('\N{NON-BREAKING HYPHEN}', '-'))
+
+
+def test_both_claims_on_one_page(tmp_path):
+  _write(tmp_path / 'results.json', [
+    *_shift_records(('augshift', 'resnet10'), ('digits',), suite='quickstart', scale='digits'),
+    *_records(), {'cell': 'overall/N=100', 'metric': 'miou', 'mean': .5}])
+  (tmp_path / 'samples').mkdir()
+  for k in (1, 3):
+    plots.canvas_samples(np.full((2, 8, 8, 3), .4), labels=['a', 'b'], grid=k,
+                         path=tmp_path / f'samples/{k}x{k}.png')
+  page = report.build(tmp_path).read_text(encoding='utf-8')
+  assert re.findall(r'!\[.*\]\((.*)\)', _markdown(tmp_path)) == [
+    'canvas_3x3.png', 'locations.png', 'curves.png', 'images.png', 'consistency.png',
+    'accuracy_maps.png', 'shift_curves.png']
+  assert '<h1>What global average pooling keeps' in page
+  headings = re.findall(r'<(h[23])>(.*?)</h', page)
+  assert headings == [
+    ('h2', 'First claim: position survives global pooling'), ('h3', 'What the network sees'),
+    ('h3', 'Where it succeeds'), ('h3', 'How it learned'),
+    ('h2', 'Second claim: AugShift makes networks translation invariant'),
+    ('h3', 'What the network sees'), ('h3', 'How far the image moves'),
+    ('h3', 'Where accuracy is lost'), ('h3', 'How it learned'),
+    ('h2', 'Other results'), ('h2', 'How it was made')]
+  assert headings == [(f'h{len(marks)}', text) for marks, text in re.findall(
+    r'^(##+) (.*)$', _markdown(tmp_path), re.M)]
+  assert page.count('small handwritten digits') == 1
+  assert page.index('GAPNet pools') < page.index('AugShift shows') < page.index('overall/N=100')
+
+
+@pytest.mark.parametrize(('config', 'name'), [
+  ({'augshift': {'crops': 2, 'weight': 1.}}, 'AugShift'),
+  ({'augshift': {'crops': 2, 'weight': 1.}, 'model': {'downsample': 'blur'}},
+   'AugShift + BlurPool'),
+  ({'augshift': {'crops': 2, 'weight': 0.}}, 'Two crops, weight 0'),
+  ({'augshift': {'crops': 1, 'weight': 1.}, 'model': {'downsample': 'polyphase'}}, 'APS'),
+  ({'model': {'name': 'resnet18', 'downsample': 'stride'}}, 'ResNet-18')])
+def test_title_of_a_single_run(tmp_path, config, name):
+  _write(tmp_path / 'summary.json', {'config': {
+    'task': 'classification', 'data': {'name': 'cifar10'}, **config}, 'final': {}})
+  assert f'<h1>{name} on cifar10</h1>' in report.build(tmp_path).read_text(encoding='utf-8')
+
+
+def test_single_run(tmp_path):
+  _write(tmp_path / 'summary.json', {
+    'config': {'task': 'classification', 'data': {'name': 'digits'}, 'eval': {'shift': 2},
+               'augshift': {'crops': 2, 'weight': 1.}},
+    'final': {'image_accuracy': .912, 'consistency': .876, 'feature_distance': .0321, 'loss': .5},
+    'shifts': _detail('augshift', .912, .876)['shifts']})
+  (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(point) + '\n' for point in (
+    {'step': 9, 'split': 'train', 'loss': 2., 'accuracy': .2, 'distance': .1},
+    {'step': 9, 'split': 'eval', 'accuracy': .5, 'consistency': .6, 'loss': 1.})))
+  plots.canvas_samples(np.full((2, 8, 8, 3), .4), labels=['a', 'b'], grid=1,
+                       path=tmp_path / 'canvas.png')
+  page = report.build(tmp_path).read_text(encoding='utf-8')
+  for text in ('>91.2<', '>87.6<', '>0.032<', '>0.5<', 'protocol pad, s = 2', 'pairs stand one',
+               'consistency; the dotted'):
+    assert text in page
+  assert page.count('<img') == 4 and 'mean over seeds' not in page
+
+
+def test_scale_notes_depend_on_the_suite():
+  table1, table2, unknown = (report.scale_notes([{'suite': suite, 'scale': 'small'}])
+                             for suite in ('table1', 'table2', 'mine'))
+  assert '16 x 16' in table1[0] and 'narrow ResNet-18' in table2[0] and len(unknown) == 1
+  sweep = {'suite': 'augshift_sweep', 'scale': 'small'}
+  assert report.scale_notes([{'suite': 'table2', 'scale': 'small'}, sweep]) == table2
+  assert report.scale_notes([{'suite': 'table2', 'scale': 'full'}]) == []
+
+
+# --- pictures --------------------------------------------------------------------------------
+
+
+def test_consistency_is_drawn_higher_for_the_more_consistent(tmp_path):
+  cells = [ShiftPanel(name, 'cifar10', protocols={'circular': [1.], 'pad': [.97, at]})
+           for name, at in (('augshift', .94), ('two_crops', .8))]
+  plots_shifts.consistency_curves(cells, tmp_path / 'x.png')
+  pixels = _pixels(tmp_path / 'x.png')[120:]  # without the legend
+  pad = pixels[:, :pixels.shape[1] // 2]  # the known order of protocols, not the dict's
+  better, worse = (_line(pad, plots.LINES[False][i]) for i in (0, 3))
+  assert len(better) and len(worse)
+  assert better[:, 0].max() < worse[:, 0].max() - 100
+  assert worse[worse[:, 0].argmax(), 1] > worse[:, 1].mean()  # it falls to the right
+
+
+def test_a_map_is_hot_where_the_accuracy_is(tmp_path):
+  hot = np.full((3, 3), .2)
+  hot[2, 0] = .6  # dy = 2, down; dx = -2, left
+  cells = [ShiftPanel(name, 'cifar10', offsets=OFFSETS, accuracy_map=values.tolist())
+           for name, values in (('resnet18', hot), ('augshift', np.full((3, 3), .2)))]
+  plots_shifts.accuracy_maps(cells, tmp_path / 'x.png')
+  pixels = _pixels(tmp_path / 'x.png')
+  pixels = pixels[:, :int(.87 * pixels.shape[1])]  # without the colour bar
+  def at(value):
+    return np.argwhere((abs(pixels - plots.ACCURACY_MAP(value, bytes=True)[:3]) < 2).all(-1))
+  # The scale ends at the data's own range.
+  full, empty = at(1.), at(0.)
+  assert 15 < len(empty) / len(full) < 19  # one square against eight and nine
+  left = empty[empty[:, 1] < pixels.shape[1] // 2]
+  assert full[:, 0].min() > np.median(left[:, 0]) and full[:, 1].max() < np.median(left[:, 1])
+
+
+def test_maps_without_contrast_and_with_one_offset(tmp_path):
+  plots_shifts.accuracy_maps([ShiftPanel('aps', 'digits', offsets=[0], accuracy_map=[[.5]])],
+                             tmp_path / 'x.png', dark=True)
+  assert _pixels(tmp_path / 'x.png')[0, 0].tolist() == [0x12, 0x16, 0x1b]
+
+
+def test_a_sweep_is_one_point_a_setting(tmp_path):
+  networks = ['resnet18', *(f'augshift,weight={w},max_shift={s}' for s in (8, 4)
+                            for w in ('10', '0.3', '1'))]
+  _write(tmp_path / 'results.json', _shift_records(networks, suite='augshift_sweep'))
+  page = report.build(tmp_path).read_text(encoding='utf-8')
+  assert page.count('<img') == 4 and 'sweep.png' in _markdown(tmp_path)
+  assert '<h1>AugShift: how strong' in page and 'the most consistent setting' in page
+  names = [row[0] for row in _rows(report.table(_shift_records(networks)))[1:]]
+  assert names == ['ResNet-18', *(f'AugShift, weight {w}, shift {s}' for s in (4, 8)
+                                  for w in ('0.3', '1', '10'))]
+  pixels = _pixels(tmp_path / 'report/sweep.png')
+  heat = [_line(pixels, plots.weight_color(rank, 3, dark=False)) for rank in range(3)]
+  assert all(len(found) > 150 for found in heat)
+
+
+def test_a_sweeps_better_setting_stands_up_and_right(tmp_path):
+  cells = [ShiftPanel(f'augshift,weight={w},max_shift=4', 'cifar10', accuracy=at, consistency=at)
+           for w, at in (('0', .7), ('1', .9))]
+  plots_shifts.sweep(cells, tmp_path / 'x.png')
+  pixels = _pixels(tmp_path / 'x.png')
+  worse, better = (_line(pixels, plots.weight_color(rank, 2, dark=False)).mean(0)
+                   for rank in (0, 1))
+  assert better[0] < worse[0] - 100 and better[1] > worse[1] + 100
+
+
+def test_labels_cover_neither_each_other_nor_points():
+  rng = np.random.default_rng(0)
+  for _ in range(20):
+    points = rng.uniform(60, [840, 540], (12, 2))
+    points[6:] = points[:6] + rng.uniform(12, 30, (6, 2))  # neighbours
+    sizes = np.column_stack([rng.uniform(14, 60, 12), np.full(12, 16)])
+    centres = plots_shifts.place_labels(points, sizes, lines=np.zeros((0, 2)), radius=8,
+                                        bounds=(0, 0, 900, 600))
+    boxes = np.hstack([centres - sizes / 2, centres + sizes / 2])
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= [900, 600]).all()
+    for i in range(12):
+      away = (boxes[:, :2] >= boxes[i, 2:]) | (boxes[:, 2:] <= boxes[i, :2])
+      assert away.any(1).sum() == 11
+    nearest = np.maximum(abs(points - centres) - sizes / 2, 0)
+    assert (nearest < 70).all()
+    line = np.linspace([0, 300], [900, 300], 200)
+  assert abs(plots_shifts.place_labels([[450, 300]], [[30, 16]], lines=line, radius=8,
+                                       bounds=(0, 0, 900, 600))[0, 1] - 300) > 8
+
+
+@pytest.mark.parametrize('draw', [plots_shifts.consistency_curves, plots_shifts.accuracy_maps,
+                                  plots_shifts.sweep])
+def test_pictures_of_nothing_are_refused(tmp_path, draw):
+  with pytest.raises(ValueError, match='no cell'):
+    draw([ShiftPanel('augshift', 'cifar10')], tmp_path / 'x.png')
+
+
+def test_one_look_a_network_and_all_different():
+  for dark in (False, True):
+    looks = plots.looks([*NETWORKS, 'mine', 'other'], dark=dark)
+    assert len({str(look) for look in looks.values()}) == len(looks)
+    assert looks['augshift'] == plots.looks(['augshift'], dark=dark)['augshift']
