@@ -82,7 +82,7 @@ TABLE2 = {
   ('augshift', 'cifar10'): (.921, .948), ('augshift', 'cifar100'): (.726, .856),
 }
 BLUR, APS = dict(downsample='blur'), dict(downsample='polyphase')
-SINGLE, PAIR = dict(crops=1, weight=0.0), dict(crops=2)
+SINGLE, PAIR = dict(crops=1, weight=0.0, max_shift=4), dict(crops=2)
 # name -> (config.model, config.augshift). `two_crops` is the fair baseline: AugShift sees every
 # image twice a step, so part of its gain is not the pairwise term's.
 SHIFT_NETWORKS = {
@@ -134,16 +134,20 @@ def cifar(dataset: str) -> ConfigDict:
 
 
 def small_cifar(dataset: str) -> ConfigDict:
-  """The same at width 12, on the first 10,000 images for 8 epochs: minutes on 2 CPU cores."""
+  """Width 12, the first 10,000 images, 5 epochs: minutes on 2 CPU cores.
+
+  Adam, because in so few steps it gets further than SGD: after 3 epochs the baseline had 54.6%
+  against 50.6% (batch 64) and 49.9% (batch 32) right.
+  """
   c = cifar(dataset)
-  c.num_epochs = 8
-  c.batch_size = 64
+  c.num_epochs = 5
+  c.batch_size = 32
   c.data.train_images = 10_000
   c.model.width = 12
-  c.optimizer.lr = 0.05
+  c.optimizer.update(name='adam', lr=2e-3, b1=0.9, weight_decay=0.0)
   c.schedule.warmup_epochs = 0.5
-  c.eval.update(batch_size=250, images=4_000, every_epochs=4, shift_images=400, map_step=2)
-  c.checkpoint.every_epochs = 4.0
+  c.eval.update(batch_size=250, images=4_000, every_epochs=3, shift_images=400, map_step=2)
+  c.checkpoint.every_epochs = 2.5
   return c
 
 
@@ -157,14 +161,14 @@ def table2(scale: str) -> list[Cell]:
 def augshift_sweep(scale: str) -> list[Cell]:
   """AugShift on CIFAR-10 for several weights and maximum shifts, beside the baseline.
 
-  From it come the defaults of config.augshift. Small: 3 of the 8 epochs of table 2's small scale,
+  From it come the defaults of config.augshift. Small: 3 of the 5 epochs of table 2's small scale,
   headline metrics only.
   """
   base = (small_cifar if scale == 'small' else cifar)('cifar10')
   base.eval.max_shift = 0
   if scale == 'small':
     base.num_epochs = 3
-  settings = [(0.0, 4), (1.0, 4), (3.0, 4), (10.0, 4), (3.0, 2), (3.0, 8)]
+  settings = [(0.0, 4), (10.0, 4), (3.0, 4), (1.0, 4), (3.0, 2), (3.0, 8)]
   return [shift_cell('resnet18', base),
           *(shift_cell('augshift', base, weight=weight, max_shift=max_shift)
             for weight, max_shift in settings)]

@@ -120,7 +120,7 @@ def lead(source):
     'to the cross entropy of both, times a weight, the mean squared distance of their features '
     'after global average pooling. ')
   if _is_sweep(source):
-    claim += ('The paper prints neither the weight nor the range of the shifts, so this page '
+    claim += ('Our sources give neither the weight nor the range of the shifts, so this page '
               'tries several: a larger weight should buy consistency, at some point for accuracy.')
   else:
     claim += ('If the claim holds, AugShift is more consistent than the network alone, at nearly '

@@ -68,7 +68,8 @@ def test_pairs_are_two_independent_uniform_shifts(one_key):
   n, size, s = 800, 7, 2
   images = np.arange(1.0, size * size + 1).reshape(1, size, size, 1).repeat(n, 0).astype(np.float32)
   key = jax.random.key(0)
-  pairs = np.asarray(random_shifts(key if one_key else jax.random.split(key, n), images, max_shift=s))
+  keys = key if one_key else jax.random.split(key, n)
+  pairs = np.asarray(random_shifts(keys, images, max_shift=s))
   assert pairs.shape == (2, n, size, size, 1)
   shifted = {}
   for dy in range(-s, s + 1):
@@ -108,7 +109,8 @@ DATA = {'images': IMAGES, 'labels': draw.integers(0, K, 12)}
 
 
 def make_task(**changes):
-  return AugShiftTask(**{**dict(mean=MEAN, std=STD, num_classes=K, crops=2, max_shift=2), **changes})
+  fields = dict(mean=MEAN, std=STD, num_classes=K, crops=2, max_shift=2)
+  return AugShiftTask(**{**fields, **changes})
 
 
 @pytest.mark.parametrize(('crops', 'flip'), [(1, True), (2, True), (2, False)])

@@ -3,6 +3,8 @@
 import json
 import re
 
+import jax
+import numpy as np
 from conftest import ROOT
 
 from gapjax import cells, config, report, suites
@@ -16,6 +18,22 @@ def test_the_quickstarts_table_is_what_it_printed():
   trained = {cell.name: cell for cell in cells.quickstart('digits')}
   for record in records:  # and the code still trains what was measured
     assert suites.holds(record, trained[record['cell']])
+
+
+def test_the_example_of_a_network_of_ones_own_trains():
+  """60 steps of it, as it stands in the README: the loss falls."""
+  names, draw = {}, np.random.default_rng(0)
+  exec(README.split('<!-- example: your own network -->\n```python\n')[1].split('```')[0], names)
+  labels = draw.integers(0, 10, 16)
+  images = np.float32(draw.normal(size=(16, 12, 12, 3)) + labels[:, None, None, None])
+  params = names['network'].init(jax.random.key(0), images)
+  opt_state, losses = names['optimizer'].init(params), []
+  for step in range(60):
+    params, opt_state, loss, distance = names['train_step'](params, opt_state, jax.random.key(step),
+                                                            images, labels)
+    losses.append(float(loss))
+    assert 0 < float(distance) < 2
+  assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
 
 def test_files_and_links_exist():

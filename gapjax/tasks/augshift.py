@@ -159,8 +159,8 @@ class AugShiftTask:
       relative_distance=jnp.broadcast_to(parts['relative_distance'], labels.shape))
 
   def samples(self, keys, data, indices):
-    """As many images as the network sees them, (n, h, w, 3) normalised, of pairs all first ones
-    before all second ones; which examples they are, (n,), and nothing of where (it is no canvas)."""
+    """Images as the network sees them, (n, h, w, 3) normalised, all first crops before all second
+    ones; which examples they are, (n,); and None, for where (an image is no canvas)."""
     n = len(indices) // self.crops
     images = self.train_batch(keys[:n], data, indices[:n])['images']
     return images.reshape(-1, *images.shape[2:]), jnp.tile(jnp.arange(n), self.crops), None

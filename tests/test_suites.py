@@ -1,0 +1,102 @@
+"""Which cells a suite has, how seeds are gathered, and what a recipe differs in."""
+
+import numpy as np
+import pytest
+
+from gapjax import cells, config, suites
+from gapjax.errors import UsageError
+
+
+def test_table2_is_the_papers_and_more():
+  both = cells.table2('full')
+  assert [cell.name for cell in both[:7]] == [
+    f'{name}/cifar10' for name in ('resnet18', 'blurpool', 'aps', 'two_crops', 'augshift',
+                                   'augshift_blurpool', 'augshift_aps')]
+  assert [cell.name.split('/')[1] for cell in both] == ['cifar10'] * 7 + ['cifar100'] * 7
+  paper = {cell.name: cell.paper for cell in both if cell.paper}
+  assert paper == {
+    'resnet18/cifar10': {'image_accuracy': .931, 'consistency': .908},
+    'blurpool/cifar10': {'image_accuracy': .925, 'consistency': .925},
+    'augshift/cifar10': {'image_accuracy': .921, 'consistency': .948},
+    'resnet18/cifar100': {'image_accuracy': .726, 'consistency': .701},
+    'blurpool/cifar100': {'image_accuracy': .724, 'consistency': .782},
+    'augshift/cifar100': {'image_accuracy': .726, 'consistency': .856}}
+
+
+@pytest.mark.parametrize('scale', ['full', 'small'])
+def test_cells_differ_in_their_method_alone(scale):
+  """The control in nothing but the weight, the baseline in crops and SGD's equal step."""
+  found = {cell.name.split('/')[0]: cell.config for cell in cells.table2(scale)[:7]}
+  weight = found['augshift'].augshift.weight
+  assert config.difference(found['two_crops'], config.as_json(found['augshift'])) == [
+    f'augshift.weight 0.0 (there: {weight})']
+  fields = {line.split()[0] for line in config.difference(
+    found['two_crops'], config.as_json(found['resnet18']))}
+  one, two = found['resnet18'].optimizer, found['two_crops'].optimizer
+  if scale == 'full':
+    assert fields == {'augshift.crops', 'optimizer.lr', 'optimizer.weight_decay'}
+    assert two.lr == one.lr / 2 and two.weight_decay == 2 * one.weight_decay
+  else:  # Adam's step does not depend on the loss's scale
+    assert fields == {'augshift.crops'}
+  for name in ('blurpool', 'aps'):
+    assert {line.split()[0] for line in config.difference(
+      found[name], config.as_json(found['resnet18']))} == {'model.downsample'}
+
+
+def test_every_suites_cells_are_valid_and_named_once():
+  for suite in cells.SUITES.values():
+    for scale in ('small', 'full', 'digits', 'tiny'):
+      found = suite(scale)
+      assert len({cell.name for cell in found}) == len(found)
+      for cell in found:
+        config.validate(cell.config)
+
+
+def test_chosen_cells():
+  found = cells.table2('small')
+  names = [cell.name for cell in suites.chosen(found, 'augshift*/cifar10 resnet18/*')]
+  assert names == ['resnet18/cifar10', 'augshift/cifar10', 'augshift_blurpool/cifar10',
+                   'augshift_aps/cifar10', 'resnet18/cifar100']
+  assert suites.chosen(found, None) == found
+  for only in ('augshift', 'resnet18/* resnet50/*', ''):
+    with pytest.raises(UsageError, match='no cell is named'):
+      suites.chosen(found, only)
+
+
+def _summary(cell, seed):
+  """A finished run of a shift cell, its numbers drawn by the seed."""
+  draw = np.random.default_rng(seed)
+  return {
+    'config': config.as_json(cell.config), 'step': 10,
+    'final': {'image_accuracy': draw.uniform(), 'consistency': draw.uniform(),
+              'feature_distance': draw.uniform(), 'loss': 1.0},
+    'best': {'image_accuracy_best': draw.uniform(), 'step': 5},
+    'shifts': {'protocol': 'pad, s = 4', 'images': 7, 'offsets': [-1, 0, 1],
+               'protocols': {'pad': draw.uniform(size=3).tolist()},
+               'accuracy_map': draw.uniform(size=(3, 3)).tolist()},
+    'wall_seconds': 10.0 + seed, 'images_per_second': 100.0, 'sizes': {'test_images': 7}}
+
+
+def test_seeds_are_gathered():
+  cell = cells.table2('small')[0]
+  lines = [{'step': 1, 'split': 'train', 'loss': 2.0},
+           {'step': 5, 'split': 'eval', 'accuracy': .5, 'consistency': .7, 'loss': 1.0}]
+  summaries, records = [_summary(cell, seed) for seed in range(3)], []
+  for seed, summary in enumerate(summaries):
+    records = suites.add(records, 'table2', 'small', cell, seed, summary, lines)
+  assert [r['metric'] for r in records] == ['image_accuracy', 'consistency', 'feature_distance',
+                                            'image_accuracy_best']
+  for record in records[:3]:
+    values = [summary['final'][record['metric']] for summary in summaries]
+    assert record['values'] == values and record['seeds'] == [0, 1, 2] and record['n'] == 3
+    np.testing.assert_allclose(record['mean'], np.mean(values), rtol=1e-12)
+    np.testing.assert_allclose(record['std'], np.std(values, ddof=1), rtol=1e-12)
+  assert [r.get('protocol') for r in records] == [None, 'pad, s = 4', None, None]
+  assert [r['paper'] for r in records] == [.931, .908, None, None]
+  detail = records[0]['detail']
+  assert detail['wall_seconds'] == [10.0, 11.0, 12.0]
+  assert detail['curves'] == {'train_loss': [[1, 2.0]], 'eval_accuracy': [[5, .5]],
+                              'eval_consistency': [[5, .7]]}
+  maps = [summary['shifts']['accuracy_map'] for summary in summaries]
+  np.testing.assert_allclose(detail['shifts']['accuracy_map'], np.mean(maps, 0), rtol=1e-12)
+  assert detail['shifts']['offsets'] == [-1, 0, 1] and detail['shifts']['images'] == 7
