@@ -91,7 +91,8 @@ def evaluate(argv):
   arguments = flags('evaluate', workdir='', data=True).parse_args(argv)
   from gapjax.evaluate import evaluate
   result = evaluate(arguments.workdir, data_dir=arguments.data_dir)
-  print(json.dumps({k: v for k, v in result.items() if k != 'per_location'}, indent=2))
+  numbers = {k: v for k, v in result.items() if not isinstance(v, dict | list)}
+  print(json.dumps(numbers, indent=2))
 
 
 def reproduce(argv):

@@ -55,11 +55,10 @@ def moving_config(**changes):
                         **changes})
 
 
-@pytest.fixture(scope='module')
-def network(data_dir):
+def random_network(data_dir, **changes):
   """A network with random weights, in float64, so that no near tie depends on the batch."""
   with jax.enable_x64(True):
-    config = moving_config(**{'model.dtype': 'float64'})
+    config = moving_config(**{'model.dtype': 'float64', **changes})
     train_set, test_set, task = build.load(config, data_dir=data_dir)
     plan = Plan.of(workdirs.settle('new', config, platform='cpu'), num_images=160)
     model, state, *_ = build.create(config, task, train_set, plan)
@@ -74,7 +73,12 @@ def network(data_dir):
     # Random weights alone would give one class to all images.
     logits, _ = forward(task.normalised(train_set.images))
     state.params['head']['classifier']['bias'] -= np.asarray(logits).mean(0)
-    yield config, model, state, task, test_set, forward
+    return config, model, state, task, test_set, forward
+
+
+@pytest.fixture(scope='module')
+def network(data_dir):
+  return random_network(data_dir)
 
 
 @pytest.fixture(scope='module')
@@ -157,6 +161,15 @@ def test_devices_and_batches_change_nothing(network, result, devices, batch_size
 def test_deterministic_for_a_seed(network, result):
   with jax.enable_x64(True):
     assert evaluate(network, devices=1, batch_size=32) == result
+
+
+def test_polyphase_is_exactly_consistent_when_all_is_circular(data_dir):
+  """Chaman & Dokmanic's theorem, through the whole evaluation; zero padding breaks it."""
+  aps = random_network(data_dir, **{'model.downsample': 'polyphase', 'model.padding': 'circular'})
+  with jax.enable_x64(True):
+    protocols = evaluate(aps, devices=1, batch_size=32)['shifts']['protocols']
+  assert protocols['circular'] == [1.0, 1.0, 1.0]
+  assert min(protocols['pad']) < 1
 
 
 def test_a_distance_that_would_cancel():
