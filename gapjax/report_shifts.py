@@ -69,8 +69,9 @@ def cells(source):
 
 def _shifts(said):
   said = said or {}
+  several = len(said.get('offsets') or []) > 1  # eval.max_shift=0 leaves a map of one point
   return {'protocols': said.get('protocols') or {}, 'offsets': said.get('offsets'),
-          'accuracy_map': said.get('accuracy_map') if said.get('offsets') else None}
+          'accuracy_map': said.get('accuracy_map') if several else None}
 
 
 def _run_cell(source):

@@ -1,5 +1,7 @@
 """Views of images against numpy and Pillow, and every number of the evaluation counted by hand."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,11 @@ from conftest import tiny_config
 
 from gapjax import build, workdirs
 from gapjax.errors import UsageError
+from gapjax.evaluate import evaluate as evaluate_workdir
 from gapjax.parallel import Devices
 from gapjax.plan import Plan
 from gapjax.tasks.consistency import PROTOCOLS, shifted_views
+from gapjax.train import train
 
 draw = np.random.default_rng(0)
 
@@ -184,6 +188,24 @@ def test_a_distance_that_would_cancel():
   np.testing.assert_allclose(variance, kept.reshape(90, 3).var(0), rtol=1e-3)
   np.testing.assert_allclose(found['distance'], ((kept[0] - kept[1]) ** 2).sum(), rtol=1e-3)
   assert int(found['count'][0]) == 45 and int(found['agree']) == 45
+
+
+def test_a_run_and_its_evaluation(data_dir, tmp_path):
+  """What a run of two crops leaves behind, and that `gapjax evaluate` finds the same again."""
+  config = moving_config(**{'augshift.crops': 2, 'augshift.max_shift': 2})
+  device = jax.local_devices()[:1]
+  summary = train(config, workdir=tmp_path, data_dir=data_dir, devices=device, progress=False)
+  assert json.loads((tmp_path / 'summary.json').read_text()) == summary
+  assert set(summary['final']) == {'image_accuracy', 'consistency', 'feature_distance', 'loss'}
+  assert set(summary['best']) == {'image_accuracy_best', 'step'}
+  assert summary['shifts']['protocol'] == 'pad, s = 2' and 'per_location' not in summary
+  lines = {line['split']: line for line in workdirs.read_lines(tmp_path / 'metrics.jsonl')}
+  assert lines['eval']['consistency'] == summary['final']['consistency']
+  assert 0 < lines['train']['distance'] < 2
+  found = evaluate_workdir(tmp_path, data_dir=data_dir, devices=device)
+  assert {name: found[name] for name in summary['final']} == summary['final']
+  assert {**found['shifts'], 'protocol': found['protocol']} == summary['shifts']
+  assert json.loads((tmp_path / 'evaluation.json').read_text()) == found
 
 
 @pytest.mark.parametrize(('field', 'value'), [

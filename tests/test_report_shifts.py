@@ -132,6 +132,17 @@ def test_a_cell_that_is_half_known():
 # --- the page --------------------------------------------------------------------------------
 
 
+def test_a_map_of_one_point_is_not_drawn(tmp_path):
+  records = _shift_records(('resnet18',))
+  for record in records:
+    if 'detail' in record:
+      record['detail']['shifts'] |= {'offsets': [0], 'accuracy_map': [[.5]], 'protocols': {}}
+  _write(tmp_path / 'results.json', records)
+  report.build(tmp_path)
+  assert not (tmp_path / 'report' / 'accuracy_maps.png').exists()
+  assert 'Where accuracy is lost' not in _html(tmp_path)
+
+
 def test_rebuilding_changes_no_byte(shifts):
   folder = shifts / 'report'
   before = {path.name: path.read_bytes() for path in folder.iterdir()}
