@@ -180,13 +180,13 @@ def augshift_sweep(scale: str) -> list[Cell]:
 def digits() -> ConfigDict:
   """The quickstart's recipe: scikit-learn's digits, a narrow ResNet-10, seconds an epoch."""
   c = configs.default()
-  c.num_epochs = 24
+  c.num_epochs = 20
   c.data.update(name='digits', image_size=16, flip=False)
   c.model.update(name='resnet10', width=16)
   c.optimizer.lr = 2e-3
   c.schedule.update(name='cosine', warmup_epochs=1.0)
   c.eval.update(batch_size=200, every_epochs=4)
-  c.checkpoint.update(every_epochs=12.0)
+  c.checkpoint.update(every_epochs=10.0)
   return c
 
 
@@ -194,10 +194,10 @@ def digits_moved() -> ConfigDict:
   """The quickstart's recipe for shift consistency: digits moved by up to a quarter."""
   c = digits()
   c.task = 'classification'
-  c.num_epochs = 16
+  c.num_epochs = 12
   c.model.head = 'linear'
-  c.eval.update(every_epochs=8, map_step=2)
-  c.checkpoint.every_epochs = 8.0
+  c.eval.update(every_epochs=6, map_step=2, shift_images=200)
+  c.checkpoint.every_epochs = 6.0
   return c
 
 
