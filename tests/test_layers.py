@@ -8,7 +8,6 @@ import reference
 
 from gapjax.errors import UsageError
 from gapjax.models import layers
-from gapjax.models.convolution import convolve
 from gapjax.parallel import AXIS, Devices
 
 draw = np.random.default_rng(0)
@@ -26,40 +25,6 @@ def test_conv_equals_its_definition(padding, kernel_size, stride, shape):
   expected = reference.conv(x, kernel, stride=stride, padding=padding, bias=np.asarray(bias))
   assert ours.shape == expected.shape
   np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(('kernel_size', 'stride', 'channels'), [
-  (3, 1, 9), (3, 1, 80), (3, 2, 9), (1, 2, 9), (7, 2, 3), (1, 1, 9)])
-@pytest.mark.parametrize('shape', [(7, 9), (8, 8)])
-def test_convolution_gradients_by_their_definition(kernel_size, stride, channels, shape):
-  """Every path of the CPU's kernel gradient: few and many channels, strided, 1x1, the stem."""
-  features = 64 if channels == 80 else 10
-  x = draw.normal(size=(2, *shape, channels))
-  kernel = draw.normal(size=(kernel_size, kernel_size, channels, features))
-  with jax.enable_x64(True):
-    out, pull_back = jax.vjp(lambda x, k: convolve(x, k, stride), x, kernel)
-    gradient = draw.normal(size=out.shape)
-    dx, dk = (np.asarray(g) for g in pull_back(gradient))
-  np.testing.assert_allclose(out, reference.conv(x, kernel, stride=stride, padding='none'),
-                             atol=1e-9)
-  expected_x, expected_k = np.zeros_like(x), np.zeros_like(kernel)
-  for i in range(out.shape[1]):
-    for j in range(out.shape[2]):
-      here = np.s_[:, stride * i:stride * i + kernel_size, stride * j:stride * j + kernel_size]
-      expected_x[here] += np.einsum('bo,hwco->bhwc', gradient[:, i, j], kernel)
-      expected_k += np.einsum('bo,bhwc->hwco', gradient[:, i, j], x[here])
-  np.testing.assert_allclose(dx, expected_x, atol=1e-9)
-  np.testing.assert_allclose(dk, expected_k, atol=1e-9)
-
-
-def test_accelerators_keep_xlas_own_kernel_gradient():
-  """Lowered for a GPU, the gradient of a convolution is two convolutions and no product."""
-  x, kernel = np.zeros((2, 8, 8, 16), np.float32), np.zeros((3, 3, 16, 16), np.float32)
-  gradient = jax.jit(jax.grad(lambda x, k: convolve(x, k, 1).sum(), (0, 1)))
-  for platform, dots in (('cuda', 0), ('tpu', 0), ('cpu', 3)):
-    text = gradient.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
-    assert text.count('dot_general') == dots
-    assert text.count('stablehlo.convolution') == (1 if dots else 2)
 
 
 def test_paddings_differ_at_the_border_only():
