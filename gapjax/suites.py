@@ -32,7 +32,7 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
     workdir: cells are trained in `workdir/cells/CELL/seedN`; `workdir/results.json` is written
       after each.
     data_dir: where datasets are; None is TFDS' default.
-    command: what the report says made it.
+    command: what the report says made it, below the earlier commands of this workdir.
     only: trains only the cells whose names match one of these patterns, parted by spaces.
     published: another results.json whose cells count as trained, if it exists.
     progress: whether to show progress bars.
@@ -41,10 +41,11 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
     The path of report.html.
   """
   workdir, start = pathlib.Path(workdir), time.perf_counter()
-  cells = chosen(SUITES[suite](scale), only)
+  every = SUITES[suite](scale)
+  cells = chosen(every, only)
   for name in dict.fromkeys(cell.config.data.name for cell in cells):
     data.check(name, data_dir=data_dir)  # before hours of training, not after
-  records = known_records([workdir / 'results.json', *([published] if published else [])], cells)
+  records = known_records([workdir / 'results.json', *([published] if published else [])], every)
   workdir.mkdir(parents=True, exist_ok=True)
   previous = workdirs.read_json(workdir / 'run.json') if (workdir / 'run.json').exists() else {}
   # Seeds outside, so that every cell has a value before any has a second one.
@@ -62,7 +63,8 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
       keep_samples(folder / 'canvas.png', workdir / 'samples', cell.config)
       workdirs.write_json(workdir / 'results.json', records)
       workdirs.write_json(workdir / 'run.json', {
-        'command': command, 'device': summary['device'], 'versions': versions(),
+        'command': '\n'.join(dict.fromkeys([*previous.get('command', '').splitlines(), command])),
+        'device': summary['device'], 'versions': versions(),
         'wall_seconds': previous.get('wall_seconds', 0.0) + time.perf_counter() - start})
   workdirs.write_json(workdir / 'results.json', records)
   return report.build(workdir)

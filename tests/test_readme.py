@@ -5,6 +5,7 @@ import re
 
 import jax
 import numpy as np
+import pytest
 from conftest import ROOT
 
 from gapjax import cells, config, report, suites
@@ -12,10 +13,13 @@ from gapjax import cells, config, report, suites
 README = (ROOT / 'README.md').read_text()
 
 
-def test_the_quickstarts_table_is_what_it_printed():
-  records = json.loads((ROOT / 'results' / 'quickstart' / 'results.json').read_text())
-  assert report.table(records).strip() in README
-  trained = {cell.name: cell for cell in cells.quickstart('digits')}
+@pytest.mark.parametrize(('suite', 'scale', 'printed'), [
+  ('quickstart', 'digits', 'README.md'), ('table2', 'small', 'README.md'),
+  ('augshift_sweep', 'small', 'results/README.md')])
+def test_tables_are_what_the_command_printed(suite, scale, printed):
+  records = json.loads((ROOT / 'results' / suite / 'results.json').read_text())
+  assert report.table(records).strip() in (ROOT / printed).read_text()
+  trained = {cell.name: cell for cell in cells.SUITES[suite](scale)}
   for record in records:  # and the code still trains what was measured
     assert suites.holds(record, trained[record['cell']])
 
@@ -37,7 +41,7 @@ def test_the_example_of_a_network_of_ones_own_trains():
 
 
 def test_files_and_links_exist():
-  targets = re.findall(r'\]\((?!http)([^)]+)\)', README) + re.findall(r'configs/\w+\.py', README)
+  targets = re.findall(r'\]\((?!http|#)([^)]+)\)', README) + re.findall(r'configs/\w+\.py', README)
   assert len(targets) > 8
   assert [t for t in targets if not (ROOT / t).exists()] == []
 

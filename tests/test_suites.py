@@ -1,5 +1,7 @@
 """Which cells a suite has, how seeds are gathered, and what a recipe differs in."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -63,6 +65,35 @@ def test_chosen_cells():
       suites.chosen(found, only)
 
 
+def test_commands_for_some_cells_add_up(monkeypatch, tmp_path, data_dir):
+  """Each keeps what the others of the same workdir trained, and the report names them all."""
+
+  def train(config, *, workdir, **_):
+    workdir.mkdir(parents=True)
+    (workdir / 'canvas.png').write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(32))
+    lines = [{'step': 5, 'split': 'eval', 'accuracy': .5, 'consistency': .7, 'loss': 1.0}]
+    (workdir / 'metrics.jsonl').write_text(json.dumps(lines[0]) + '\n')
+    cell = next(c for c in cells.quickstart('tiny') if not config_differs(c, config))
+    trained.append(cell.name)
+    return _summary(cell, config.seed)
+
+  def config_differs(cell, config_):
+    return [f for f in config.difference(cell.config, config.as_json(config_)) if 'seed' not in f]
+
+  trained = []
+  monkeypatch.setattr(suites, 'train', train)
+  for only in ('resnet10/*', 'augshift/*', '*/digits'):
+    suites.run('quickstart', scale='tiny', seeds=1, workdir=tmp_path, data_dir=data_dir,
+               command=f'only {only}', only=only)
+  assert trained == ['resnet10/digits', 'augshift/digits']
+  found = json.loads((tmp_path / 'results.json').read_text())
+  assert [r['cell'] for r in found] == ['resnet10/digits'] * 4 + ['augshift/digits'] * 4
+  assert json.loads((tmp_path / 'run.json').read_text())['command'] == (
+    'only resnet10/*\nonly augshift/*')
+  page = (tmp_path / 'report' / 'report.md').read_text()
+  assert '    only resnet10/*\n    only augshift/*' in page
+
+
 def _summary(cell, seed):
   """A finished run of a shift cell, its numbers drawn by the seed."""
   draw = np.random.default_rng(seed)
@@ -74,7 +105,8 @@ def _summary(cell, seed):
     'shifts': {'protocol': 'pad, s = 4', 'images': 7, 'offsets': [-1, 0, 1],
                'protocols': {'pad': draw.uniform(size=3).tolist()},
                'accuracy_map': draw.uniform(size=(3, 3)).tolist()},
-    'wall_seconds': 10.0 + seed, 'images_per_second': 100.0, 'sizes': {'test_images': 7}}
+    'wall_seconds': 10.0 + seed, 'images_per_second': 100.0, 'device': 'cpu x 1',
+    'sizes': {'test_images': 7}}
 
 
 def test_seeds_are_gathered():
