@@ -4,8 +4,10 @@
     gapjax train --config=configs/augshift_cifar100.py:network=resnet18 --workdir=runs/baseline
 
 Networks: resnet18 (the baseline), blurpool, aps, two_crops (AugShift's two crops at weight 0),
-augshift, augshift_blurpool, augshift_aps. Paper (top-1 / consistency, percent): ResNet-18 72.6 /
-70.1, BlurPool 72.4 / 78.2, AugShift 72.6 / 85.6.
+augshift, augshift_blurpool, augshift_aps. With two crops the loss is a sum over both, so the rate
+is half of the baseline's and the decay twice: choose by network=, not by --config.augshift.crops.
+Paper (top-1 / consistency, percent): ResNet-18 72.6 / 70.1, BlurPool 72.4 / 78.2,
+AugShift 72.6 / 85.6.
 """
 
 from gapjax import cells

@@ -19,6 +19,9 @@ FILLS = ('zero', 'black')
 OPTIMIZERS = ('adam', 'sgd')
 SCHEDULES = ('constant', 'cosine', 'poly', 'step')
 TASKS = ('canvas', 'classification')
+# task -> beginnings of the fields that it does not read
+NOT_READ = {'canvas': ('augshift.', 'eval.shift', 'eval.max_shift', 'eval.map_step'),
+            'classification': ('canvas.',)}
 
 
 def default() -> ConfigDict:
@@ -88,7 +91,7 @@ def default() -> ConfigDict:
 
   # Task 'classification', shift consistency; the protocols stand in gapjax/tasks/consistency.py:
   evaluation.shift = 4  # s of the headline, under protocol `pad`
-  evaluation.max_shift = 8  # curves for s = 1 .. max_shift; the accuracy map reaches as far
+  evaluation.max_shift = 8  # curves for s = 1 .. max_shift and a map of +-max_shift; 0: none
   evaluation.shift_images = 0  # curves and map of the first so many test images; 0: as `images`
   evaluation.map_step = 1  # pixels between two points of the accuracy map
 
@@ -182,12 +185,15 @@ def as_json(c: ConfigDict) -> dict:
 def difference(ours: ConfigDict, theirs: dict) -> list[str]:
   """'model.width 16 (there: 64)' for every field in which a config differs from one on disk.
 
-  A field that is not on disk was added to gapjax since, and counts as its default.
+  A field that is not on disk was added to gapjax since, and counts as its default. One that the
+  task does not read counts for nothing.
   """
   ours, known = _flatten(as_json(ours)), _flatten(as_json(default()))
   theirs = {**known, **_flatten(theirs)}
+  unread = NOT_READ[ours['task']] if ours['task'] == theirs['task'] else ()
   return [f'{name} {ours.get(name)} (there: {theirs.get(name)})'
-          for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+          for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)
+          and not name.startswith(unread)]
 
 
 def validate(c: ConfigDict) -> None:
@@ -230,6 +236,12 @@ def validate(c: ConfigDict) -> None:
     _check_range(name, fields[name], below=2 ** 32)  # what a threefry key holds
   _check_range('model.blur_size', c.model.blur_size,
                least=2 if c.model.downsample == 'blur' else 1, below=6)
+  if 0 < c.eval.max_shift < c.eval.map_step:
+    raise UsageError(f'eval.map_step={c.eval.map_step} leaves no map within eval.max_shift='
+                     f'{c.eval.max_shift}; make it smaller')
+  if c.augshift.warm_up_epochs > c.num_epochs:
+    raise UsageError(f'augshift.warm_up_epochs={c.augshift.warm_up_epochs} is longer than '
+                     f'num_epochs={c.num_epochs}: the weight would never be reached')
   _check_range('augshift.crops', c.augshift.crops, least=1, below=3)
   _check_range('checkpoint.every_epochs', fields['checkpoint.every_epochs'], least=0.001)
   for epoch in fields['schedule.step_epochs']:

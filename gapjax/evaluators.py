@@ -1,8 +1,8 @@
 """How each task is evaluated: which test images, where they are put, what is made of the counts.
 
 An evaluator has two protocols: `during`, run every few epochs of training, and `final`, run once on
-the final weights. Both return a dict of numbers that becomes a line of metrics.jsonl, with
-'accuracy' and 'loss' among them; `summary` makes the task's part of summary.json of those lines.
+the final weights. Both return a dict that becomes a line of metrics.jsonl, with the numbers
+'accuracy' and 'loss' in it; `summary` makes the task's part of summary.json of those lines.
 """
 
 import jax
@@ -140,9 +140,9 @@ class ShiftEvaluator(Evaluator):
     views = 2 * self.num_images
     variance = pairs['square'] / views - np.square(pairs['deviation'] / views)  # (c,)
     distance = pairs['distance'] / (self.num_images * len(centre))
-    return {'accuracy': float(still['correct'].sum() / self.num_images),
-            'loss': float(still['loss'] / self.num_images),
-            'consistency': float(pairs['agree'] / self.num_images),
+    return {'accuracy': float(still['correct'].sum() / still['count'].sum()),
+            'loss': float(still['loss'] / still['count'].sum()),
+            'consistency': float(pairs['agree'] / pairs['count'].sum()),
             'feature_distance': float(distance / max(variance.mean(), np.finfo(np.float32).tiny))}
 
   def _shifts(self, state, few: int, **rest) -> dict | None:
@@ -155,7 +155,7 @@ class ShiftEvaluator(Evaluator):
         pairs = self._pairs(state, images, protocol, s, **rest)
         if pairs is None:
           return None
-        protocols[protocol].append(float(pairs['agree'] / few))
+        protocols[protocol].append(float(pairs['agree'] / pairs['count'].sum()))
     offsets = np.array(self.task.map_offsets)
     side = len(offsets)
     cell, index = np.divmod(np.arange(side * side * few), few)
@@ -164,7 +164,7 @@ class ShiftEvaluator(Evaluator):
     if totals is None:
       return None
     return {'protocols': protocols, 'images': few, 'offsets': offsets.tolist(),
-            'accuracy_map': (totals['correct'] / few).reshape(side, side).tolist()}
+            'accuracy_map': (totals['correct'] / totals['count']).reshape(side, side).tolist()}
 
   def _pairs(self, state, index, protocol, s, **rest):
     """Two views of each image, with offsets that depend on (seed, protocol, s, image) alone."""

@@ -81,9 +81,11 @@ def _run_cell(source):
   plain = DOWNSAMPLING.get(model.get('downsample'))
   network = plain or str(model.get('name', 'network'))
   if augshift.get('crops') == 2:
-    network = 'two_crops'
-    if augshift.get('weight'):
-      network = f'augshift_{plain}' if plain else 'augshift'
+    network = f'augshift_{plain}' if plain else 'augshift'
+    if not augshift.get('weight'):
+      network = 'two_crops'
+      if plain:  # no cell of a suite, so it has no name of its own
+        network = f'Two crops at weight 0 + {plots.network_name(plain)}'
   return plots_shifts.ShiftPanel(
     network, str(data.get('name', 'images')), chance=(summary.get('sizes') or {}).get('chance'),
     accuracy=final.get('image_accuracy'), consistency=final.get('consistency'),

@@ -114,8 +114,8 @@ def many(train_step):
 def make_eval_step(model, task, *, axis_name: str):
   """A function (totals, state, key, data, common, batch) -> totals for one device's share.
 
-  key is the run's EVAL stream; common holds scalars for the whole batch, among them 'number' (),
-  the batch's, which with the state's step decides the permutation of PermuteNet; batch holds
+  key is the run's EVAL stream; common holds what the whole batch shares, among it 'number' (), the
+  batch's, which with the state's step decides the permutation of PermuteNet; batch holds
   'index' and 'mask', (b,) each, and what else the task's eval_inputs and eval_counts read.
   """
 

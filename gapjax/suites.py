@@ -45,6 +45,7 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
   cells = chosen(every, only)
   for name in dict.fromkeys(cell.config.data.name for cell in cells):
     data.check(name, data_dir=data_dir)  # before hours of training, not after
+  check_records(workdir / 'results.json', every)
   records = known_records([workdir / 'results.json', *([published] if published else [])], every)
   workdir.mkdir(parents=True, exist_ok=True)
   previous = workdirs.read_json(workdir / 'run.json') if (workdir / 'run.json').exists() else {}
@@ -83,6 +84,14 @@ def chosen(cells, only: str | None) -> list[Cell]:
       raise UsageError(f'--cells: no cell is named `{pattern}`; there are '
                        f'{", ".join(cell.name for cell in cells)}')
   return [cell for cell in cells if any(fnmatch.fnmatch(cell.name, p) for p in patterns)]
+
+
+def check_records(path, cells) -> None:
+  """Raises UsageError when results.json holds anything but these cells: it would be lost."""
+  for record in workdirs.read_json(path, list) if path.exists() else []:
+    if not any(holds(record, cell) for cell in cells):
+      raise UsageError(f'{path} holds {record.get("cell")} of another suite, scale or config; '
+                       'use another --workdir')
 
 
 def known_records(paths, cells) -> list[dict]:

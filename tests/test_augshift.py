@@ -63,6 +63,23 @@ def test_relative_distance_does_not_fall_by_shrinking_the_features():
   assert float(dead['relative_distance']) == 0
 
 
+@pytest.mark.parametrize(('logits', 'features'), [
+  ((3, B, K), (2, B, C)), ((2, B, K), (B, 2, C)), ((2, B, K), (2, B, 4, 4, C))])
+def test_other_layouts_are_refused(logits, features):
+  """(b, 2, c) would otherwise compare two images in silence."""
+  with pytest.raises(ValueError, match=r'features \(2, b, c\)'):
+    augshift_loss(np.zeros(logits), np.zeros(features), LABELS, weight=1.0)
+
+
+def test_older_keys_are_taken_too():
+  images = draw.normal(size=(3, 6, 6, 1)).astype(np.float32)
+  for old, new in ((jax.random.PRNGKey(0), jax.random.key(0)),
+                   (jax.random.split(jax.random.PRNGKey(0), 3),
+                    jax.random.split(jax.random.key(0), 3))):
+    np.testing.assert_array_equal(random_shifts(old, images, max_shift=2),
+                                  random_shifts(new, images, max_shift=2))
+
+
 @pytest.mark.parametrize('one_key', [True, False])
 def test_pairs_are_two_independent_uniform_shifts(one_key):
   n, size, s = 800, 7, 2

@@ -63,6 +63,10 @@ def complaint(capsys, *argv, code=2):
     '--config.model.blur_size=1'], 'model.blur_size must be a number at least 2 and below 6'),
   (['train', AUGSHIFT, '--workdir=w', '--config.augshift.weight=-1'],
    'augshift.weight must be a number at least 0, not -1'),
+  (['train', AUGSHIFT, '--workdir=w', '--config.eval.map_step=9'],
+   'eval.map_step=9 leaves no map within eval.max_shift=8'),
+  (['train', AUGSHIFT, '--workdir=w', '--config.augshift.warm_up_epochs=61.0'],
+   'augshift.warm_up_epochs=61.0 is longer than num_epochs=60'),
   (['train', AUGSHIFT, '--workdir=w', '--config.augshift.crops=3'],
    'augshift.crops must be a number at least 1 and below 3'),
   (['train', AUGSHIFT, '--workdir=w', '--config.task=classify'],
@@ -152,6 +156,17 @@ def test_overrides_and_variants_reach_the_config():
                          '--config.schedule.step_epochs=(1,2)', '--config.data.flip=false'])
   assert (c.canvas.grid, c.canvas.target) == (7, 'image')
   assert (c.optimizer.lr, tuple(c.schedule.step_epochs), c.data.flip) == (3e-4, (1, 2), False)
+
+
+def test_fields_that_a_task_does_not_read_make_no_other_config():
+  canvas, moved = config.default(), config.default()
+  moved.task = 'classification'
+  there = {c.task: config.as_json(c) for c in (canvas, moved)}
+  canvas.augshift.weight = moved.augshift.weight = 7.0
+  canvas.canvas.grid = moved.canvas.grid = 5
+  assert config.difference(canvas, there['canvas']) == ['canvas.grid 5 (there: 3)']
+  assert config.difference(moved, there['classification']) == ['augshift.weight 7.0 (there: 1.0)']
+  assert len(config.difference(moved, there['canvas'])) == 3
 
 
 def test_help(capsys):

@@ -207,6 +207,8 @@ def test_both_claims_on_one_page(tmp_path):
   ({'augshift': {'crops': 2, 'weight': 1.}, 'model': {'downsample': 'blur'}},
    'AugShift + BlurPool'),
   ({'augshift': {'crops': 2, 'weight': 0.}}, 'Two crops, weight 0'),
+  ({'augshift': {'crops': 2, 'weight': 0.}, 'model': {'downsample': 'blur'}},
+   'Two crops at weight 0 + BlurPool'),
   ({'augshift': {'crops': 1, 'weight': 1.}, 'model': {'downsample': 'polyphase'}}, 'APS'),
   ({'model': {'name': 'resnet18', 'downsample': 'stride'}}, 'ResNet-18')])
 def test_title_of_a_single_run(tmp_path, config, name):

@@ -40,9 +40,10 @@ def test_cells_differ_in_their_method_alone(scale):
     assert two.lr == one.lr / 2 and two.weight_decay == 2 * one.weight_decay
   else:  # Adam's step does not depend on the loss's scale
     assert fields == {'augshift.crops'}
-  for name in ('blurpool', 'aps'):
+  for name, changed in (('blurpool', {'model.downsample'}),
+                        ('aps', {'model.downsample', 'model.blur_size'})):  # APS does not blur
     assert {line.split()[0] for line in config.difference(
-      found[name], config.as_json(found['resnet18']))} == {'model.downsample'}
+      found[name], config.as_json(found['resnet18']))} == changed
 
 
 def test_every_suites_cells_are_valid_and_named_once():
@@ -92,6 +93,17 @@ def test_commands_for_some_cells_add_up(monkeypatch, tmp_path, data_dir):
     'only resnet10/*\nonly augshift/*')
   page = (tmp_path / 'report' / 'report.md').read_text()
   assert '    only resnet10/*\n    only augshift/*' in page
+
+
+def test_results_of_another_suite_are_not_overwritten(tmp_path, data_dir):
+  path = tmp_path / 'results.json'
+  path.write_text(json.dumps([{'cell': 'resnet18/cifar10', 'metric': 'consistency', 'seeds': [0],
+                               'config': config.as_json(config.default())}]))
+  before = path.read_bytes()
+  with pytest.raises(UsageError, match=r'resnet18/cifar10.*another suite, scale or config'):
+    suites.run('quickstart', scale='tiny', seeds=1, workdir=tmp_path, data_dir=data_dir,
+               command='', only='augshift/*')
+  assert path.read_bytes() == before
 
 
 def _summary(cell, seed):

@@ -42,7 +42,14 @@ def augshift_loss(logits: jax.Array, features: jax.Array, labels: jax.Array, *,
     (z1 - z2)^2 over b and c. And its parts, scalars: 'cross_entropy', 'distance' (that mean) and
     'relative_distance', the distance over the features' variance, since shrinking all features
     makes the distance small too.
+
+  Raises:
+    ValueError: the shapes are not those of two crops of b images.
   """
+  b = labels.shape[0]
+  if logits.shape[:2] != (2, b) or features.shape[:2] != (2, b) or features.ndim != 3:
+    raise ValueError(f'augshift_loss takes logits (2, b, k), features (2, b, c) and labels (b,), '
+                     f'not {logits.shape}, {features.shape} and {labels.shape}')
   entropy = cross_entropy(logits, jnp.broadcast_to(labels, logits.shape[:2])).mean(1).sum()
   distance = jnp.square(features[0] - features[1]).mean()
   spread = features.var((0, 1)).mean()  # over crops and images, then channels
@@ -69,6 +76,8 @@ def random_shifts(key: jax.Array, images: jax.Array, *, max_shift: int,
   """
   b, h, w, _ = images.shape
   check_shift('a shift', max_shift, h, w)
+  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    key = jax.random.wrap_key_data(key)  # from the older jax.random.PRNGKey
   keys = jax.random.split(key, b) if key.ndim == 0 else key
   offsets = jax.vmap(lambda k: jax.random.randint(k, (count, 2), 0, 2 * max_shift + 1))(keys)
   padded = jnp.pad(images, ((0, 0), (max_shift, max_shift), (max_shift, max_shift), (0, 0)))
@@ -161,7 +170,7 @@ class AugShiftTask:
   def samples(self, keys, data, indices):
     """Images as the network sees them, (n, h, w, 3) normalised, all first crops before all second
     ones; which examples they are, (n,); and None, for where (an image is no canvas)."""
-    n = len(indices) // self.crops
+    n = max(len(indices) // self.crops, 1)
     images = self.train_batch(keys[:n], data, indices[:n])['images']
     return images.reshape(-1, *images.shape[2:]), jnp.tile(jnp.arange(n), self.crops), None
 
