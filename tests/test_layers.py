@@ -7,7 +7,8 @@ import pytest
 import reference
 
 from gapjax.errors import UsageError
-from gapjax.models import layers
+from gapjax.models import convolution, layers
+from gapjax.models.convolution import kernel_gradient
 from gapjax.parallel import AXIS, Devices
 
 draw = np.random.default_rng(0)
@@ -25,6 +26,48 @@ def test_conv_equals_its_definition(padding, kernel_size, stride, shape):
   expected = reference.conv(x, kernel, stride=stride, padding=padding, bias=np.asarray(bias))
   assert ours.shape == expected.shape
   np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(('kernel_size', 'stride', 'channels'), [
+  (3, 1, 9), (3, 1, 80), (3, 2, 9), (1, 2, 9), (1, 1, 9)])
+@pytest.mark.parametrize('shape', [(7, 9), (8, 8)])
+def test_kernel_gradient_by_its_definition(kernel_size, stride, channels, shape):
+  """Every path of the CPU's products: few and many channels, strided, 1x1."""
+  features = 64 if channels == 80 else 10
+  x = draw.normal(size=(2, *shape, channels))
+  h, w = ((n - kernel_size) // stride + 1 for n in shape)
+  gradient = draw.normal(size=(2, h, w, features))
+  with jax.enable_x64(True):
+    found = kernel_gradient(x, gradient, size=kernel_size, stride=stride)
+  expected = np.zeros((kernel_size, kernel_size, channels, features))
+  for i in range(h):
+    for j in range(w):
+      here = x[:, stride * i:stride * i + kernel_size, stride * j:stride * j + kernel_size]
+      expected += np.einsum('bo,bhwc->hwco', gradient[:, i, j], here)
+  np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(('batch', 'channels'), [(2, 9), (60, 9), (60, 3)])
+def test_gradients_of_small_and_large_convolutions_are_xlas(monkeypatch, batch, channels):
+  """By products or not, on either side of the threshold: both gradients as XLA has them."""
+  monkeypatch.setattr(convolution, 'WORTH_PRODUCTS', 20_000)
+  x, kernel = draw.normal(size=(batch, 8, 8, channels)), draw.normal(size=(3, 3, channels, 10))
+  with jax.enable_x64(True):
+    values = [jax.grad(lambda x, k, c=c: (c(x, k, 1) ** 2).sum(), (0, 1))(x, kernel)
+              for c in (convolution.convolve, convolution._convolve)]
+  for ours, theirs in zip(*values, strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=1e-9 * np.abs(theirs).max())
+
+
+def test_products_are_for_large_convolutions_on_cpu_alone():
+  """Lowered for a GPU or TPU, the gradient of a convolution is two convolutions, no product."""
+  gradient = jax.jit(jax.grad(lambda x, k: convolution.convolve(x, k, 1).sum(), (0, 1)))
+  kernel = jax.ShapeDtypeStruct((3, 3, 16, 16), np.float32)
+  for batch, platform, products in ((64, 'cuda', 0), (64, 'tpu', 0), (64, 'cpu', 3), (2, 'cpu', 0)):
+    x = jax.ShapeDtypeStruct((batch, 34, 34, 16), np.float32)
+    text = gradient.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+    assert text.count('dot_general') == products
+    assert text.count('stablehlo.convolution') == (1 if products else 2)
 
 
 def test_paddings_differ_at_the_border_only():

@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from gapjax.errors import UsageError
+from gapjax.models.convolution import convolve
 
 # Our names (PyTorch's names) -> numpy.pad modes; the other two need more than a pad.
 PAD_MODES = {'zero': 'constant', 'reflect': 'reflect', 'replicate': 'edge', 'circular': 'wrap'}
@@ -96,9 +97,7 @@ class Conv(nn.Module):
         f'padding `{self.padding}` leaves a {x.shape[1]}x{x.shape[2]} feature map{where}, smaller '
         f'than its {k}x{k} kernel; use a larger canvas (canvas.grid, data.image_size) or another '
         'padding')
-    x = lax.conv_general_dilated(
-      x.astype(self.dtype), kernel.astype(self.dtype), (self.stride, self.stride), 'VALID',
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
     if self.padding == 'partial' and size:
       x = x * jnp.asarray(partial_ratio(unpadded, k, self.stride), self.dtype)
     if self.use_bias:

@@ -1,0 +1,77 @@
+"""The convolution that every network calls, with a gradient that is not slow on CPU.
+
+XLA's CPU backend computes the gradient of a convolution's kernel as a convolution whose window is
+the whole feature map, up to nine times slower than the forward pass. The same sum is a few matrix
+products of shifted inputs, which pays where there is much to do. GPU and TPU keep XLA's gradient.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Output pixels of the batch times input and output channels, from which on products are quicker on
+# CPU. ResNet-18 and -10, whole training steps, products against XLA: 0.9 times as fast at 4.7
+# million (a layer), 0.96 and 0.8 to 1.1 at 7, 1.03 at 9.4, 1.33 at 34.
+WORTH_PRODUCTS = 8_000_000
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+  """(b, h, w, c) and a (k, k, c, o) kernel -> (b, (h - k) // stride + 1, ..., o), unpadded."""
+  return _convolve(x, kernel, stride)
+
+
+def _convolve(x, kernel, stride):
+  return lax.conv_general_dilated(x, kernel, (stride, stride), 'VALID',
+                                  dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def _forward(x, kernel, stride):
+  return _convolve(x, kernel, stride), (x, kernel)
+
+
+def _backward(stride, saved, gradient):
+  x, kernel = saved
+  _, transpose_x = jax.vjp(lambda x: _convolve(x, kernel, stride), x)
+
+  def by_xla(x, gradient):
+    _, transpose_kernel = jax.vjp(lambda kernel: _convolve(x, kernel, stride), kernel)
+    return transpose_kernel(gradient)[0]
+
+  few = x.shape[-1] < 8  # the stem's input channels: XLA is quicker there
+  if few or gradient.size * x.shape[-1] < WORTH_PRODUCTS:
+    return transpose_x(gradient)[0], by_xla(x, gradient)
+  products = functools.partial(kernel_gradient, size=kernel.shape[0], stride=stride)
+  return transpose_x(gradient)[0], lax.platform_dependent(x, gradient, cpu=products,
+                                                          default=by_xla)
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def kernel_gradient(x: jax.Array, gradient: jax.Array, *, size: int, stride: int) -> jax.Array:
+  """The kernel's gradient (size, size, c, o) from x (b, h, w, c) and the output's (b, h', w', o).
+
+  Kernel entry (i, j) is the product over b, h', w' of x, shifted by (i, j), and the gradient.
+  """
+  (h, w, c), (n, m, o) = x.shape[1:], gradient.shape[1:]
+  if stride == 1 and size > 1 and c * o <= 64 * 64:
+    # Few channels make narrow products, and those are slow: the gradient's horizontal shifts stand
+    # side by side, and a vertical one is a contiguous slice of the flattened maps.
+    shifted = [jnp.pad(gradient, ((0, 0), (0, h - n), (j, w - m - j), (0, 0)))
+               for j in range(size)]
+    shifted = jnp.concatenate(shifted, -1).reshape(-1, size * o)  # (b * h * w, size * o)
+    pixels = x.reshape(-1, c)  # (b * h * w, c)
+    rows = len(pixels) - (size - 1) * w
+    products = [pixels[i * w:i * w + rows].T @ shifted[:rows] for i in range(size)]
+    return jnp.stack(products).reshape(size, c, size, o).swapaxes(1, 2)
+  gradient = gradient.reshape(-1, o)
+
+  def product(i, j):
+    ends = (i + stride * (n - 1) + 1, j + stride * (m - 1) + 1)
+    here = x[:, i:ends[0]:stride, j:ends[1]:stride]  # (b, h, w, c) -> (b, h', w', c)
+    return here.reshape(-1, c).T @ gradient
+
+  return jnp.stack([jnp.stack([product(i, j) for j in range(size)]) for i in range(size)])
