@@ -30,13 +30,15 @@ def test_conv_equals_its_definition(padding, kernel_size, stride, shape):
 
 @pytest.mark.parametrize(('kernel_size', 'stride', 'channels'), [
   (3, 1, 9), (3, 1, 80), (3, 2, 9), (1, 2, 9), (1, 1, 9)])
-@pytest.mark.parametrize('shape', [(7, 9), (8, 8)])
-def test_kernel_gradient_by_its_definition(kernel_size, stride, channels, shape):
-  """Every path of the CPU's products: few and many channels, strided, 1x1."""
+@pytest.mark.parametrize(('shape', 'part'), [((7, 9), 10 ** 6), ((8, 8), 10 ** 6), ((7, 9), 2000),
+                                             ((8, 8), 1)])
+def test_kernel_gradient_by_its_definition(monkeypatch, kernel_size, stride, channels, shape, part):
+  """Every path of the CPU's products: few and many channels, strided, 1x1; batches in parts."""
+  monkeypatch.setattr(convolution, 'PART', part)
   features = 64 if channels == 80 else 10
-  x = draw.normal(size=(2, *shape, channels))
+  x = draw.normal(size=(6, *shape, channels))
   h, w = ((n - kernel_size) // stride + 1 for n in shape)
-  gradient = draw.normal(size=(2, h, w, features))
+  gradient = draw.normal(size=(6, h, w, features))
   with jax.enable_x64(True):
     found = kernel_gradient(x, gradient, size=kernel_size, stride=stride)
   expected = np.zeros((kernel_size, kernel_size, channels, features))
