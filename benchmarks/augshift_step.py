@@ -18,10 +18,13 @@ from gapjax.data import ImageDataset
 from gapjax.parallel import AXIS, Devices
 from gapjax.plan import Plan
 
+APART = 'augshift_apart'  # the two crops one after the other: augshift.stacked=False
+
 
 def prepare(network, *, width, batch):
-  """A function that takes one training step of a table 2 network and waits for it."""
-  config = cells.shift_cell(network, cells.cifar('cifar10')).config
+  """A function that takes one training step of a table 2 network, or APART, and waits for it."""
+  pair = {'stacked': False} if network == APART else {}
+  config = cells.shift_cell(network.removesuffix('_apart'), cells.cifar('cifar10'), **pair).config
   config.model.width, config.batch_size, config.steps_per_call = width, batch, 1
   draw = np.random.default_rng(0)
   images = ImageDataset('cifar10', draw.integers(0, 256, (4 * batch, 32, 32, 3)).astype(np.uint8),
@@ -49,11 +52,12 @@ def main():
   parser.add_argument('--width', type=int, default=64)
   parser.add_argument('--batch', type=int, default=128)
   parser.add_argument('--rounds', type=int, default=7)
-  parser.add_argument('--alone', action='store_true', help='AugShift alone, not the others too')
+  parser.add_argument('--alone', action='store_true', help='AugShift alone')
   arguments = parser.parse_args()
-  if jax.default_backend() == 'cpu':
-    system.keep_freed_memory()
-  networks = ('resnet18', 'augshift') if arguments.alone else tuple(cells.SHIFT_NETWORKS)
+  system.keep_freed_memory()
+  networks = ('resnet18', 'augshift', APART)
+  if not arguments.alone:
+    networks = (*cells.SHIFT_NETWORKS, APART)
   runs = {name: prepare(name, width=arguments.width, batch=arguments.batch) for name in networks}
   seconds = {name: [] for name in runs}
   for number in range(arguments.rounds + 1):

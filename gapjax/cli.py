@@ -9,6 +9,7 @@ import shlex
 import sys
 
 from gapjax.errors import Interrupted, TrainingFailed, UsageError, check_choice
+from gapjax.system import keep_freed_memory
 
 USAGE = """usage: gapjax VERB [flags]
 
@@ -164,6 +165,7 @@ def main(argv=None) -> int:
   logging.getLogger('absl').setLevel(logging.CRITICAL)
   try:
     check_choice(argv[0], VERBS, what='verb')
+    keep_freed_memory()
     VERBS[argv[0]](argv[1:])
   except UsageError as error:
     return complain(error, code=2)

@@ -19,7 +19,7 @@ from gapjax.errors import Interrupted, TrainingFailed
 from gapjax.metrics import Writer
 from gapjax.parallel import AXIS, Devices
 from gapjax.plan import Plan
-from gapjax.system import Clock, StopSignals, describe_devices, keep_freed_memory, versions
+from gapjax.system import Clock, StopSignals, describe_devices, versions
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,6 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
   devices = Devices(devices)
   devices.check_batch(config.batch_size)
   workdir = pathlib.Path(workdir)
-  if devices.platform == 'cpu':
-    keep_freed_memory()
 
   with contextlib.ExitStack() as stack:
     stop = stack.enter_context(StopSignals())

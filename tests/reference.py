@@ -27,18 +27,19 @@ def pad(x, size, mode):
   return out
 
 
-def conv(x, kernel, *, stride=1, padding='zero', bias=None):
+def conv(x, kernel, *, stride=1, padding='zero', bias=None, dilation=1):
   """(b, h, w, c) with a (k, k, c, o) kernel, one output at a time."""
   k = kernel.shape[0]
-  size = 0 if padding == 'none' else (k - 1) // 2
+  reach = dilation * (k - 1) + 1
+  size = 0 if padding == 'none' else reach // 2
   x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
   padded = np.stack([pad(image, size, padding) for image in x])
   inside = pad(np.ones((*x.shape[1:3], 1)), size, 'zero')[..., 0]
-  h, w = ((n - k) // stride + 1 for n in padded.shape[1:3])
+  h, w = ((n - reach) // stride + 1 for n in padded.shape[1:3])
   out = np.zeros((len(x), h, w, kernel.shape[-1]))
   for i in range(h):
     for j in range(w):
-      rows, columns = (slice(stride * n, stride * n + k) for n in (i, j))
+      rows, columns = (slice(stride * n, stride * n + reach, dilation) for n in (i, j))
       out[:, i, j] = np.einsum('bhwc,hwco->bo', padded[:, rows, columns], kernel)
       if padding == 'partial':
         out[:, i, j] *= k * k / inside[rows, columns].sum()

@@ -15,36 +15,43 @@ draw = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize('padding', layers.PADDINGS)
-@pytest.mark.parametrize(('kernel_size', 'stride', 'shape'),
-                         [(3, 1, (5, 6)), (3, 2, (6, 7)), (7, 2, (8, 9)), (1, 2, (5, 5))])
-def test_conv_equals_its_definition(padding, kernel_size, stride, shape):
+@pytest.mark.parametrize(('kernel_size', 'stride', 'dilation', 'shape'), [
+  (3, 1, 1, (5, 6)), (3, 2, 1, (6, 7)), (7, 2, 1, (8, 9)), (1, 2, 1, (5, 5)), (3, 1, 2, (6, 7)),
+  (3, 2, 3, (8, 7))])
+def test_conv_equals_its_definition(padding, kernel_size, stride, dilation, shape):
   x = draw.normal(size=(2, *shape, 3))
-  conv = layers.Conv(4, kernel_size, stride, padding, use_bias=True)
+  conv = layers.Conv(4, kernel_size, stride, padding, use_bias=True, dilation=dilation)
   variables = conv.init(jax.random.key(1), x)
   ours = conv.apply(variables, x)
   kernel, bias = variables['params']['kernel'], variables['params']['bias']
-  expected = reference.conv(x, kernel, stride=stride, padding=padding, bias=np.asarray(bias))
+  expected = reference.conv(x, kernel, stride=stride, padding=padding, bias=np.asarray(bias),
+                            dilation=dilation)
   assert ours.shape == expected.shape
   np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(('kernel_size', 'stride', 'channels'), [
-  (3, 1, 9), (3, 1, 80), (3, 2, 9), (1, 2, 9), (1, 1, 9)])
+@pytest.mark.parametrize(('kernel_size', 'stride', 'padding', 'dilation', 'channels'), [
+  (3, 1, 0, 1, 9), (3, 1, 1, 1, 80), (3, 2, 1, 1, 9), (1, 2, 0, 1, 9), (1, 1, 0, 1, 9),
+  (3, 1, 2, 2, 9), (3, 1, 3, 3, 80), (3, 2, 0, 2, 9)])
 @pytest.mark.parametrize(('shape', 'part'), [((7, 9), 10 ** 6), ((8, 8), 10 ** 6), ((7, 9), 2000),
                                              ((8, 8), 1)])
-def test_kernel_gradient_by_its_definition(monkeypatch, kernel_size, stride, channels, shape, part):
-  """Every path of the CPU's products: few and many channels, strided, 1x1; batches in parts."""
+def test_kernel_gradient_by_its_definition(monkeypatch, kernel_size, stride, padding, dilation,
+                                           channels, shape, part):
+  """Every path of the CPU's products: few and many channels, strided, dilated, 1x1; in parts."""
   monkeypatch.setattr(convolution, 'PART', part)
   features = 64 if channels == 80 else 10
   x = draw.normal(size=(6, *shape, channels))
-  h, w = ((n - kernel_size) // stride + 1 for n in shape)
+  reach = dilation * (kernel_size - 1) + 1
+  h, w = ((n + 2 * padding - reach) // stride + 1 for n in shape)
   gradient = draw.normal(size=(6, h, w, features))
   with jax.enable_x64(True):
-    found = kernel_gradient(x, gradient, size=kernel_size, stride=stride)
+    found = kernel_gradient(x, gradient, size=kernel_size, stride=stride, padding=padding,
+                            dilation=dilation)
+  x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
   expected = np.zeros((kernel_size, kernel_size, channels, features))
   for i in range(h):
     for j in range(w):
-      here = x[:, stride * i:stride * i + kernel_size, stride * j:stride * j + kernel_size]
+      here = x[:, stride * i:stride * i + reach:dilation, stride * j:stride * j + reach:dilation]
       expected += np.einsum('bo,bhwc->hwco', gradient[:, i, j], here)
   np.testing.assert_allclose(found, expected, atol=1e-9)
 
@@ -55,7 +62,7 @@ def test_gradients_of_small_and_large_convolutions_are_xlas(monkeypatch, batch, 
   monkeypatch.setattr(convolution, 'WORTH_PRODUCTS', 20_000)
   x, kernel = draw.normal(size=(batch, 8, 8, channels)), draw.normal(size=(3, 3, channels, 10))
   with jax.enable_x64(True):
-    values = [jax.grad(lambda x, k, c=c: (c(x, k, 1) ** 2).sum(), (0, 1))(x, kernel)
+    values = [jax.grad(lambda x, k, c=c: (c(x, k, 1, 1, 2) ** 2).sum(), (0, 1))(x, kernel)
               for c in (convolution.convolve, convolution._convolve)]
   for ours, theirs in zip(*values, strict=True):
     np.testing.assert_allclose(ours, theirs, atol=1e-9 * np.abs(theirs).max())

@@ -20,33 +20,43 @@ WORTH_PRODUCTS = 8_000_000
 PART = 5_000_000
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-  """(b, h, w, c) and a (k, k, c, o) kernel -> (b, (h - k) // stride + 1, ..., o), unpadded."""
-  return _convolve(x, kernel, stride)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0,
+             dilation: int = 1) -> jax.Array:
+  """Convolves x (b, h, w, c), padded with zeros by `padding` a side, with a (k, k, c, o) kernel.
+
+  Padding here rather than before makes the input's gradient a smaller convolution.
+
+  Returns:
+    (b, h', w', o), h' = (h + 2 padding - dilation (k - 1) - 1) // stride + 1.
+  """
+  return _convolve(x, kernel, stride, padding, dilation)
 
 
-def _convolve(x, kernel, stride):
-  return lax.conv_general_dilated(x, kernel, (stride, stride), 'VALID',
-                                  dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+def _convolve(x, kernel, stride, padding, dilation):
+  return lax.conv_general_dilated(
+    x, kernel, (stride, stride), [(padding, padding)] * 2, rhs_dilation=(dilation, dilation),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
-def _forward(x, kernel, stride):
-  return _convolve(x, kernel, stride), (x, kernel)
+def _forward(x, kernel, *geometry):
+  return _convolve(x, kernel, *geometry), (x, kernel)
 
 
-def _backward(stride, saved, gradient):
+def _backward(stride, padding, dilation, saved, gradient):
   x, kernel = saved
-  _, transpose_x = jax.vjp(lambda x: _convolve(x, kernel, stride), x)
+  geometry = stride, padding, dilation
+  _, transpose_x = jax.vjp(lambda x: _convolve(x, kernel, *geometry), x)
 
   def by_xla(x, gradient):
-    _, transpose_kernel = jax.vjp(lambda kernel: _convolve(x, kernel, stride), kernel)
+    _, transpose_kernel = jax.vjp(lambda kernel: _convolve(x, kernel, *geometry), kernel)
     return transpose_kernel(gradient)[0]
 
   few = x.shape[-1] < 8  # the stem's input channels: XLA is quicker there
   if few or gradient.size * x.shape[-1] < WORTH_PRODUCTS:
     return transpose_x(gradient)[0], by_xla(x, gradient)
-  products = functools.partial(kernel_gradient, size=kernel.shape[0], stride=stride)
+  products = functools.partial(kernel_gradient, size=kernel.shape[0], stride=stride,
+                               padding=padding, dilation=dilation)
   return transpose_x(gradient)[0], lax.platform_dependent(x, gradient, cpu=products,
                                                           default=by_xla)
 
@@ -54,29 +64,31 @@ def _backward(stride, saved, gradient):
 convolve.defvjp(_forward, _backward)
 
 
-def kernel_gradient(x: jax.Array, gradient: jax.Array, *, size: int, stride: int) -> jax.Array:
+def kernel_gradient(x: jax.Array, gradient: jax.Array, *, size: int, stride: int, padding: int,
+                    dilation: int) -> jax.Array:
   """The kernel's gradient (size, size, c, o) from x (b, h, w, c) and the output's (b, h', w', o).
 
-  Kernel entry (i, j) is the product over b, h', w' of x, shifted by (i, j), and the gradient. The
-  batch is cut in equal parts whose results are added.
+  Kernel entry (i, j) is the product over b, h', w' of x, padded and shifted by dilation * (i, j),
+  and the gradient. The batch is cut in equal parts whose results are added.
   """
-  b = len(x)
+  b, border = len(x), (padding, padding)
   parts = next(n for n in range(1, b + 1) if b % n == 0 and (x.size <= n * PART or n == b))
-  return sum(_products(*part, size=size, stride=stride)
-             for part in zip(jnp.split(x, parts), jnp.split(gradient, parts), strict=True))
+  return sum(_products(jnp.pad(x, ((0, 0), border, border, (0, 0))), gradient, size, stride,
+                       dilation)
+             for x, gradient in zip(jnp.split(x, parts), jnp.split(gradient, parts), strict=True))
 
 
-def _products(x, gradient, *, size, stride):
+def _products(x, gradient, size, stride, dilation):
   (h, w, c), (n, m, o) = x.shape[1:], gradient.shape[1:]
+  shifts = range(0, size * dilation, dilation)
   if stride == 1 and size > 1 and c * o <= 64 * 64:
     # Few channels make narrow products, and those are slow: the gradient's horizontal shifts stand
     # side by side, and a vertical one is a contiguous slice of the flattened maps.
-    shifted = [jnp.pad(gradient, ((0, 0), (0, h - n), (j, w - m - j), (0, 0)))
-               for j in range(size)]
+    shifted = [jnp.pad(gradient, ((0, 0), (0, h - n), (j, w - m - j), (0, 0))) for j in shifts]
     shifted = jnp.concatenate(shifted, -1).reshape(-1, size * o)  # (b * h * w, size * o)
     pixels = x.reshape(-1, c)  # (b * h * w, c)
-    rows = len(pixels) - (size - 1) * w
-    products = [pixels[i * w:i * w + rows].T @ shifted[:rows] for i in range(size)]
+    rows = len(pixels) - shifts[-1] * w
+    products = [pixels[i * w:i * w + rows].T @ shifted[:rows] for i in shifts]
     return jnp.stack(products).reshape(size, c, size, o).swapaxes(1, 2)
   gradient = gradient.reshape(-1, o)
 
@@ -85,4 +97,4 @@ def _products(x, gradient, *, size, stride):
     here = x[:, i:ends[0]:stride, j:ends[1]:stride]  # (b, h, w, c) -> (b, h', w', c)
     return here.reshape(-1, c).T @ gradient
 
-  return jnp.stack([jnp.stack([product(i, j) for j in range(size)]) for i in range(size)])
+  return jnp.stack([jnp.stack([product(i, j) for j in shifts]) for i in shifts])

@@ -71,7 +71,8 @@ class Conv(nn.Module):
   zero padding, and each output is scaled by (kernel area / area of the kernel inside the image).
   padding 'none' shrinks the map by kernel_size - 1.
 
-  Call: (b, h, w, c) -> (b, h', w', features), h' = (h + 2 p - k) // stride + 1, p = (k - 1) // 2.
+  Call: (b, h, w, c) -> (b, h', w', features), h' = (h + 2 p - r (k - 1) - 1) // stride + 1, where
+  p = r (k - 1) // 2 and r is the dilation.
 
   Raises UsageError when nothing would be left of the feature map.
   """
@@ -81,37 +82,44 @@ class Conv(nn.Module):
   padding: str = 'zero'
   use_bias: bool = False
   dtype: Any = jnp.float32
+  dilation: int = 1
 
   @nn.compact
   def __call__(self, x):
     k, channels = self.kernel_size, x.shape[-1]
-    size = 0 if self.padding == 'none' else (k - 1) // 2
+    reach = self.dilation * (k - 1)
+    size = 0 if self.padding == 'none' else reach // 2
     init = torch_uniform(channels * k * k)
     kernel = self.param('kernel', init, (k, k, channels, self.features), param_dtype(self.dtype))
     where = f' at `{"/".join(self.path)}`'
-    unpadded = x.shape[1:3]
-    x = pad(x, size, mode='zero' if self.padding in ('partial', 'none') else self.padding,
-            where=where)
-    if min(x.shape[1:3]) < k:
+    shape = x.shape[1:3]
+    zeros = size if self.padding in ('zero', 'partial') else 0
+    if size > zeros:
+      x = pad(x, size, mode=self.padding, where=where)
+    if min(x.shape[1:3]) + 2 * zeros <= reach:
       raise UsageError(
         f'padding `{self.padding}` leaves a {x.shape[1]}x{x.shape[2]} feature map{where}, smaller '
         f'than its {k}x{k} kernel; use a larger canvas (canvas.grid, data.image_size) or another '
         'padding')
-    x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+    x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, zeros,
+                 self.dilation)
     if self.padding == 'partial' and size:
-      x = x * jnp.asarray(partial_ratio(unpadded, k, self.stride), self.dtype)
+      x = x * jnp.asarray(partial_ratio(shape, k, self.stride, self.dilation), self.dtype)
     if self.use_bias:
       x = x + self.param('bias', init, (self.features,), param_dtype(self.dtype)).astype(self.dtype)
     return x
 
 
-def partial_ratio(shape: tuple[int, int], kernel_size: int, stride: int) -> np.ndarray:
+def partial_ratio(shape: tuple[int, int], kernel_size: int, stride: int,
+                  dilation: int = 1) -> np.ndarray:
   """Kernel area over the part of it inside the image, (h', w', 1), for partial convolution."""
-  p = (kernel_size - 1) // 2
+  taps = dilation * np.arange(kernel_size)
+  p = taps[-1] // 2
 
   def inside(n):  # how many of the kernel's rows fall inside [0, n) at each output position
-    start = np.arange(0, n + 2 * p - kernel_size + 1, stride) - p
-    return np.minimum(start + kernel_size, n) - np.maximum(start, 0)
+    start = np.arange(0, n + 2 * p - taps[-1], stride) - p
+    rows = start[:, None] + taps  # (h', k)
+    return ((rows >= 0) & (rows < n)).sum(1)
 
   area = np.outer(inside(shape[0]), inside(shape[1]))
   return (kernel_size ** 2 / area)[..., None]
