@@ -14,11 +14,20 @@ from gapjax.tasks.canvas import CanvasTask
 
 
 def load(config, *, data_dir):
-  """The training set, the test set and the task that a config names."""
+  """The training set, what is evaluated, and the task that a config names."""
   c = config.data
   read = functools.partial(data.load, c.name, data_dir=data_dir, image_size=c.image_size or None)
-  train_set = read(split='train', limit=c.train_images or None)
-  test_set = read(split='test', limit=config.eval.images or None)
+  if c.held_out:
+    both = read(split='train', limit=c.train_images and c.train_images + c.held_out)
+    n = len(both.images) - c.held_out
+    if n < max(c.train_images, 1):
+      raise UsageError(f'data.held_out={c.held_out} leaves {max(n, 0)} of the {len(both.images)} '
+                       f'training images of {c.name} that are read; make it or data.train_images '
+                       'smaller')
+    train_set, test_set = both.part(0, n), both.part(n, n + (config.eval.images or c.held_out))
+  else:
+    train_set = read(split='train', limit=c.train_images or None)
+    test_set = read(split='test', limit=config.eval.images or None)
   return train_set, test_set, create_task(config, train_set)
 
 

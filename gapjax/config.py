@@ -39,6 +39,7 @@ def default() -> ConfigDict:
   data.name = 'cifar10'  # a dataset that `gapjax prepare` knows, or a folder that TFDS prepared
   data.image_size = 0  # resize the images to this many pixels a side; 0: leave them
   data.train_images = 0  # train on the first so many images; 0: on all
+  data.held_out = 0  # evaluate on so many training images, left out of training; 0: on test images
   data.flip = True  # horizontal flips of the training images
 
   c.canvas = canvas = ConfigDict()
@@ -224,7 +225,8 @@ def validate(c: ConfigDict) -> None:
                'eval.batch_size', 'eval.every_epochs', 'eval.map_step', 'checkpoint.keep',
                'optimizer.lr', 'schedule.power', 'schedule.step_factor'):
     _check_range(name, fields[name], above=0)
-  for name in ('seed', 'steps_per_call', 'data.image_size', 'data.train_images', 'eval.images',
+  for name in ('seed', 'steps_per_call', 'data.image_size', 'data.train_images', 'data.held_out',
+               'eval.images',
                'model.permutation_seed', 'optimizer.weight_decay', 'optimizer.clip_norm',
                'optimizer.b1', 'optimizer.b2', 'optimizer.momentum', 'schedule.warmup_epochs',
                'augshift.max_shift', 'augshift.weight', 'augshift.warm_up_epochs', 'eval.shift',

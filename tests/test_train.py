@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import ROOT, tiny_config
 
-from gapjax import build, steps, workdirs
+from gapjax import build, data, steps, workdirs
 from gapjax.checkpoint import Checkpoints, digest
 from gapjax.errors import TrainingFailed, UsageError
 from gapjax.evaluate import evaluate
@@ -369,3 +369,17 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path, value):
   with pytest.raises(TrainingFailed, match='evaluation after step 10'):
     check_finite(value, 10)
   check_finite(1.0, 10)
+
+
+def test_held_out_images_are_evaluated_and_not_trained_on(data_dir):
+  config = tiny_config(**{'data.held_out': 40, 'eval.images': 0})
+  train_set, held_out, _ = build.load(config, data_dir=data_dir)
+  images = data.load('digits', split='train', data_dir=data_dir).images
+  np.testing.assert_array_equal(train_set.images, images[:160])
+  np.testing.assert_array_equal(held_out.images, images[160:200])
+  config.data.train_images = 0
+  train_set, held_out, _ = build.load(config, data_dir=data_dir)
+  np.testing.assert_array_equal(np.concatenate([train_set.images, held_out.images]), images)
+  config.data.train_images = len(images) - 39
+  with pytest.raises(UsageError, match='smaller'):
+    build.load(config, data_dir=data_dir)

@@ -36,6 +36,11 @@ class ImageDataset:
   labels: np.ndarray
   class_names: tuple[str, ...]
 
+  def part(self, start, stop):
+    """The images [start, stop)."""
+    return dataclasses.replace(self, images=self.images[start:stop],
+                               labels=self.labels[start:stop])
+
 
 def prepare(name, *, source=None, data_dir=None):
   """Builds a data set on disk, as TFDS array_record; does nothing when it is there already.
