@@ -2,12 +2,14 @@
 
 import flax.linen as nn
 
+from gapjax.models.deeplab import DEEPLABS, RATES, DeepLab
 from gapjax.models.heads import Permute
 from gapjax.models.layers import DTYPES
 from gapjax.models.resnet import RESNETS, ResNet
 from gapjax.models.vgg import VGG, VGGS
 
-MODELS = (*RESNETS, *VGGS)
+MODELS = (*RESNETS, *VGGS, *DEEPLABS)
+OUTPUT_STRIDES = tuple(RATES)
 
 
 def create(model_config, *, num_classes: int, axis_name: str | None = None) -> nn.Module:
@@ -21,7 +23,11 @@ def create(model_config, *, num_classes: int, axis_name: str | None = None) -> n
   c = model_config
   arguments = dict(
     variant=c.name, num_classes=num_classes, width=c.width, padding=c.padding,
-    downsample=c.downsample, blur_size=c.blur_size, head=c.head,
-    permute=Permute(c.permutation, c.permutation_seed) if c.head == 'permuted' else None,
-    permute_at=c.permute_at, axis_name=axis_name, dtype=DTYPES[c.dtype])
+    downsample=c.downsample, blur_size=c.blur_size, axis_name=axis_name, dtype=DTYPES[c.dtype])
+  if c.name in DEEPLABS:
+    return DeepLab(backbone_name=c.backbone, output_stride=c.output_stride, stem=c.stem,
+                   dropout=c.dropout, backbone_momentum=c.backbone_momentum, **arguments)
+  arguments.update(
+    head=c.head, permute_at=c.permute_at,
+    permute=Permute(c.permutation, c.permutation_seed) if c.head == 'permuted' else None)
   return VGG(**arguments) if c.name in VGGS else ResNet(stem=c.stem, **arguments)

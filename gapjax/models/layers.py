@@ -183,9 +183,29 @@ class BatchNorm(nn.Module):
     return mean, (variances + jnp.square(means - mean)).mean(0), n * means.shape[0]
 
 
-def max_pool(x: jax.Array, *, stride: int = 2) -> jax.Array:
-  """2x2 max-pool: (b, h, w, c) -> (b, (h - 2) // stride + 1, (w - 2) // stride + 1, c)."""
-  return nn.max_pool(x, (2, 2), (stride, stride))
+def max_pool(x: jax.Array, *, size: int = 2, stride: int = 2, padding: int = 0) -> jax.Array:
+  """Max-pool: (b, h, w, c) -> (b, (h + 2 padding - size) // stride + 1, ..., c)."""
+  return nn.max_pool(x, (size, size), (stride, stride), [(padding, padding)] * 2)
+
+
+class Dropout(nn.Module):
+  """Zeroes elements of x (b, ...) with probability `rate` in training, and scales up the others.
+
+  Each example's mask depends on the rng stream 'dropout' and its place in the global batch alone,
+  so that the number of devices changes nothing.
+  """
+  rate: float
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x, *, train: bool):
+    if not train or not self.rate or self.is_initializing():
+      return x
+    first = 0 if self.axis_name is None else lax.axis_index(self.axis_name) * len(x)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng('dropout'),
+                                                   first + jnp.arange(len(x)))
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:

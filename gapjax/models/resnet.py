@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from gapjax.models.downsample import halve
 from gapjax.models.heads import Head, Permute
-from gapjax.models.layers import BatchNorm, Conv
+from gapjax.models.layers import BatchNorm, Conv, global_average_pool, max_pool
 
 # name -> (blocks a stage, is the block a bottleneck)
 RESNETS = {
@@ -19,7 +19,8 @@ RESNETS = {
   'resnet50': ((3, 4, 6, 3), True),
   'resnet101': ((3, 4, 23, 3), True),
 }
-STEMS = ('canvas', 'cifar')
+# name -> (kernel, stride, is a 3x3 max-pool with stride 2 behind it)
+STEMS = {'canvas': (7, 2, False), 'cifar': (3, 1, False), 'imagenet': (7, 2, True)}
 STRIDES = (1, 2, 2, 2)
 
 
@@ -39,6 +40,7 @@ class Block(nn.Module):
   blur_size: int = 3
   norm: Any = BatchNorm
   dtype: Any = jnp.float32
+  dilation: int = 1
 
   @nn.compact
   def __call__(self, x, *, train):
@@ -51,7 +53,7 @@ class Block(nn.Module):
     y = x
     for i, (features, kernel, stride) in enumerate(path, 1):
       y = Conv(features, kernel, 1 if dense else stride, self.padding, dtype=self.dtype,
-               name=f'conv{i}')(y)
+               dilation=self.dilation if kernel > 1 else 1, name=f'conv{i}')(y)
       y = self.norm(name=f'bn{i}')(y, train=train)
       if i < len(path):
         y = nn.relu(y)
@@ -75,12 +77,14 @@ class ResNet(nn.Module):
   """ResNet on images (b, h, w, 3).
 
   Stem 'canvas' is the authors': a 7x7 convolution with stride 2 and no max-pool. Stem 'cifar' is a
-  3x3 convolution with stride 1. Stages have `width` times 1, 2, 4, 8 channels, strides 1-2-2-2.
+  3x3 convolution with stride 1. Stem 'imagenet' is torchvision's, 7x7 and a max-pool, stride 4 in
+  all. Stages have `width` times 1, 2, 4, 8 channels and strides 1-2-2-2; where the whole stride
+  would exceed `output_stride` (if any) a stage is dilated instead, as torchvision does it.
 
   Call: (images, train=...) -> (logits (b, num_classes), features), features a dict of 'stem',
   'stage1' to 'stage4' (b, h, w, c) and 'pooled' (b, c). `permute`, if any, is applied before the
   stage that `permute_at` names, or to the pooled features; in mode 'batch' it needs the rng
-  stream 'permutation'.
+  stream 'permutation'. Without a head (None), the logits are None.
   """
   variant: str
   num_classes: int
@@ -89,32 +93,44 @@ class ResNet(nn.Module):
   padding: str = 'zero'
   downsample: str = 'stride'
   blur_size: int = 3
-  head: str = 'gap'
+  head: str | None = 'gap'
   permute: Permute | None = None
   permute_at: str = 'pooled'
   axis_name: str | None = None
   dtype: Any = jnp.float32
+  output_stride: int | None = None
+  momentum: float = 0.1  # BatchNorm's
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
     blocks, bottleneck = RESNETS[self.variant]
-    norm = functools.partial(BatchNorm, axis_name=self.axis_name, dtype=self.dtype)
-    kernel, stride = (7, 2) if self.stem == 'canvas' else (3, 1)
+    norm = functools.partial(BatchNorm, self.momentum, axis_name=self.axis_name, dtype=self.dtype)
+    kernel, stride, pool = STEMS[self.stem]
     dense = self.downsample != 'stride'
+    how = dict(method=self.downsample, blur_size=self.blur_size, padding=self.padding)
     x = Conv(self.width, kernel, 1 if dense else stride, self.padding, dtype=self.dtype,
              name='conv1')(x)
     x = nn.relu(norm(name='bn1')(x, train=train))
     if dense and stride == 2:
-      x, _ = halve(x, method=self.downsample, blur_size=self.blur_size, padding=self.padding)
-    features = {'stem': x}
+      x, _ = halve(x, **how)
+    if pool:
+      x = max_pool(x, size=3, stride=1 if dense else 2, padding=1)
+      x = halve(x, **how)[0] if dense else x
+    features, whole, dilation = {'stem': x}, stride * (2 if pool else 1), 1
     for s, (count, stride) in enumerate(zip(blocks, STRIDES, strict=True), 1):
+      first = dilation  # torchvision: a dilated stage's first block has the dilation before it
+      if self.output_stride and whole * stride > self.output_stride:
+        stride, dilation = 1, dilation * stride
+      whole *= stride
       if self.permute is not None and self.permute_at == f'stage{s}':
         x = self.permute(x)
       for i in range(count):
         x = Block(self.width * 2 ** (s - 1), stride if i == 0 else 1, bottleneck, self.padding,
                   self.downsample, self.blur_size, norm, self.dtype,
-                  name=f'layer{s}_{i}')(x, train=train)
+                  dilation if i else first, name=f'layer{s}_{i}')(x, train=train)
       features[f'stage{s}'] = x  # (b, h, w, c) -> (b, h / stride, w / stride, c')
+    if self.head is None:
+      return None, {**features, 'pooled': global_average_pool(x)}
     logits, features['pooled'] = Head(
       self.num_classes, self.head, self.padding,
       self.permute if self.permute_at == 'pooled' else None, self.dtype, name='head')(x)
