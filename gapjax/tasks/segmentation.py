@@ -1,0 +1,166 @@
+"""Semantic segmentation: the loss with void pixels, exact confusion counts, mIoU by region.
+
+Labels are (b, h, w); what lies outside [0, num_classes), such as 255, is void and counts nowhere.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
+
+from gapjax.errors import UsageError
+from gapjax.metrics import TrainMetrics
+from gapjax.tasks.images import normalise
+
+LOSSES = ('cross_entropy', 'focal')
+VOID = 255
+# name -> (top, left, bottom, right), fractions of the image's size, rounded down to pixels: left
+# and right are the columns [0, w // 2) and [w // 2, w).
+REGIONS = {'all': (0.0, 0.0, 1.0, 1.0), 'left': (0.0, 0.0, 1.0, 0.5), 'right': (0.0, 0.5, 1.0, 1.0),
+           'top': (0.0, 0.0, 0.5, 1.0), 'bottom': (0.5, 0.0, 1.0, 1.0),
+           'center': (0.25, 0.25, 0.75, 0.75)}
+
+
+def region(where: str | Sequence[float]) -> tuple[float, float, float, float]:
+  """A rectangle (top, left, bottom, right) in fractions of the image, from a name or 'T,L,B,R'.
+
+  Raises UsageError on an unknown name or a rectangle that is empty or leaves the image.
+  """
+  if where in REGIONS:
+    return REGIONS[where]
+  try:
+    numbers = where.split(',') if isinstance(where, str) else where
+    top, left, bottom, right = map(float, numbers)
+  except ValueError:
+    raise UsageError(f'unknown region `{where}`; known: {", ".join(REGIONS)}, or a rectangle '
+                     'TOP,LEFT,BOTTOM,RIGHT in fractions such as 0,0.5,1,1') from None
+  if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
+    raise UsageError(f'region {where} is empty or leaves the image: TOP,LEFT,BOTTOM,RIGHT are '
+                     'fractions with 0 <= top < bottom <= 1 and 0 <= left < right <= 1')
+  return top, left, bottom, right
+
+
+def pixels(rectangle: Sequence[float], height: int, width: int) -> tuple[slice, slice]:
+  """The rows and columns of a rectangle in fractions, in an image of height x width pixels."""
+  top, left, bottom, right = rectangle
+  return (slice(int(top * height), int(bottom * height)),
+          slice(int(left * width), int(right * width)))
+
+
+def confusion(predicted: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
+  """How often each class is taken for which: (num_classes, num_classes) int32, [true, predicted].
+
+  predicted: (b, h, w) integers in [0, num_classes). labels: (b, h, w); others than those are void.
+  An image may have up to 2^24 pixels (the products' sums are exact in float32 so far).
+  """
+  b = labels.shape[0]
+  true, taken = (jax.nn.one_hot(x.reshape(b, -1), num_classes, dtype=jnp.float32)
+                 for x in (labels, predicted))  # (b, h * w, num_classes); void is all zeros
+  counts = jnp.einsum('bpt,bpq->btq', true, taken, precision=lax.Precision.HIGHEST)
+  return counts.astype(jnp.int32).sum(0)
+
+
+def iou(matrix) -> tuple[np.ndarray, float]:
+  """Intersection over union of each class, (num_classes,), and their mean, from a confusion matrix.
+
+  A class that occurs in no label has NaN and is left out of the mean, as in the authors' code.
+  """
+  matrix = np.asarray(matrix, np.int64)
+  hit, true, taken = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+  per_class = np.where(true > 0, hit / np.maximum(true + taken - hit, 1), np.nan)
+  return per_class, float(np.nanmean(per_class)) if (true > 0).any() else float('nan')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SegmentationTask:
+  """A class for every pixel.
+
+  Attributes:
+    mean, std: (3,), normalisation on the [0, 1] scale.
+    num_classes: K.
+    loss_name: 'cross_entropy' or 'focal' (Lin et al. 2017): (1 - p)^gamma times cross entropy, p
+      the true class' probability.
+    gamma: the focal loss' exponent.
+    axis_name: the pmap axis; the loss is the mean over all its pixels that are not void.
+    dtype: of the images.
+  """
+  mean: np.ndarray
+  std: np.ndarray
+  num_classes: int
+  loss_name: str = 'cross_entropy'
+  gamma: float = 2.0
+  axis_name: str | None = None
+  dtype: jnp.dtype = jnp.float32
+  grid = 1  # the image is the whole input
+
+  def normalised(self, images: jax.Array) -> jax.Array:
+    return normalise(images, mean=self.mean, std=self.std, dtype=self.dtype)
+
+  def train_batch(self, keys, data, examples: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Examples come augmented from the host: 'images' (b, h, w, 3) uint8, 'labels' (b, h, w)."""
+    del keys, data
+    return {'images': self.normalised(examples['images']),
+            'labels': examples['labels'].astype(jnp.int32)}
+
+  def losses(self, logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Loss of each pixel, 0 where void, and whether it counts: (b, h, w) each."""
+    valid = (labels >= 0) & (labels < self.num_classes)
+    losses = cross_entropy(logits, jnp.where(valid, labels, 0))
+    if self.loss_name == 'focal':
+      losses = (1 - jnp.exp(-losses)) ** self.gamma * losses
+    return jnp.where(valid, losses, 0), valid
+
+  def loss(self, network, batch, step) -> tuple[jax.Array, TrainMetrics]:
+    """The mean loss of the batch's pixels, and its metrics; network: see steps.Network."""
+    del step
+    logits, _ = network(batch['images'])
+    losses, valid = self.losses(logits, batch['labels'])
+    total, share = valid.sum(), 1
+    if self.axis_name is not None:  # gradients are averaged over devices, pixels are not equal
+      total, share = lax.psum((total, 1), self.axis_name)
+    correct = (logits.argmax(-1) == batch['labels']).astype(losses.dtype)
+    return losses.sum() * share / jnp.maximum(total, 1), TrainMetrics.single_from_model_output(
+      loss=losses.ravel(), correct=correct.ravel(), mask=valid.ravel())
+
+  def samples(self, keys, data, examples):
+    """Training crops as the network sees them, (n, h, w, 3) normalised."""
+    return self.train_batch(keys, data, examples)['images']
+
+  def eval_inputs(self, data, common, batch) -> jax.Array:
+    """Whole images, batch['images'] (b, h, w, 3) uint8."""
+    del data, common
+    return self.normalised(batch['images'])
+
+  def eval_counts(self, logits, features, data, common, batch) -> dict[str, jax.Array]:
+    """'matrix' (REGIONS, K, K) int32, and 'loss' and 'count', sums over pixels that count.
+
+    batch['labels'] (b, h, w) is void where an image, or the batch, is filled up; batch['size']
+    (b, 2) is each image's own size, which regions are fractions of.
+    """
+    del features, data, common
+    labels = batch['labels'].astype(jnp.int32)
+    losses, valid = self.losses(logits, labels)
+    predicted = logits.argmax(-1)
+    return {'matrix': jnp.stack([
+              confusion(predicted, jnp.where(inside(rectangle, batch['size'], labels.shape[1:]),
+                                             labels, VOID), self.num_classes)
+              for rectangle in REGIONS.values()]),
+            'loss': losses.sum(), 'count': valid.sum()}
+
+
+def inside(rectangle, sizes: jax.Array, shape: tuple[int, int]) -> jax.Array:
+  """Which pixels of a batch lie in a rectangle: (b, h, w) bool.
+
+  sizes: (b, 2) integers, each image's height and width; the image stands in the top left corner of
+  an array of `shape`.
+  """
+  masks = []
+  for n, low, high, axis in zip(shape, rectangle[:2], rectangle[2:], (1, 2), strict=True):
+    size = sizes[:, axis - 1, None]
+    place = jnp.arange(n)
+    masks.append((place >= jnp.floor(low * size)) & (place < jnp.floor(high * size)))
+  return masks[0][:, :, None] & masks[1][:, None, :]
