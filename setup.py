@@ -25,6 +25,7 @@ setup(
     'orbax-checkpoint>=0.12,<0.13',
     'tensorflow-datasets>=4.9.10,<5',
     'array-record>=0.8',
+    'grain>=0.2.18,<0.3',
     'ml-collections>=1.1,<2',
     'clu>=0.0.12,<0.1',
     'numpy>=2.0',

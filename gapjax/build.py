@@ -8,39 +8,49 @@ import numpy as np
 from gapjax import data, models, optimizer, steps
 from gapjax.errors import UsageError
 from gapjax.evaluators import CanvasEvaluator, ShiftEvaluator
+from gapjax.feeds import ImageFeed, SceneFeed
 from gapjax.parallel import AXIS
+from gapjax.scene_evaluator import SceneEvaluator
 from gapjax.tasks.augshift import AugShiftTask, check_shift
 from gapjax.tasks.canvas import CanvasTask
+from gapjax.tasks.images import IMAGENET
+from gapjax.tasks.segmentation import SegmentationTask
 
 
 def load(config, *, data_dir):
   """The training set, what is evaluated, and the task that a config names."""
   c = config.data
-  read = functools.partial(data.load, c.name, data_dir=data_dir, image_size=c.image_size or None)
+  loader = data.load_scenes if config.task == 'segmentation' else data.load
+  read = functools.partial(loader, c.name, data_dir=data_dir, image_size=c.image_size or None)
   if c.held_out:
-    both = read(split='train', limit=c.train_images and c.train_images + c.held_out)
-    n = len(both.images) - c.held_out
+    both = read(split=c.train_split, limit=c.train_images and c.train_images + c.held_out)
+    n = len(both) - c.held_out
     if n < max(c.train_images, 1):
-      raise UsageError(f'data.held_out={c.held_out} leaves {max(n, 0)} of the {len(both.images)} '
+      raise UsageError(f'data.held_out={c.held_out} leaves {max(n, 0)} of the {len(both)} '
                        f'training images of {c.name} that are read; make it or data.train_images '
                        'smaller')
     train_set, test_set = both.part(0, n), both.part(n, n + (config.eval.images or c.held_out))
   else:
-    train_set = read(split='train', limit=c.train_images or None)
-    test_set = read(split='test', limit=config.eval.images or None)
+    train_set = read(split=c.train_split, limit=c.train_images or None)
+    test_set = read(split=c.eval_split, limit=config.eval.images or None)
   return train_set, test_set, create_task(config, train_set)
 
 
-def create_task(config, train_set) -> CanvasTask | AugShiftTask:
+def create_task(config, train_set) -> CanvasTask | AugShiftTask | SegmentationTask:
   """The task of a config on a dataset."""
+  dtype = np.float64 if config.model.dtype == 'float64' else np.float32
+  if dtype == np.float64 and not jax.config.jax_enable_x64:
+    raise UsageError('model.dtype float64 needs the environment variable JAX_ENABLE_X64=1')
+  if config.task == 'segmentation':
+    c, (mean, std) = config.segmentation, IMAGENET
+    return SegmentationTask(mean=np.array(mean), std=np.array(std), dtype=dtype,
+                            num_classes=len(train_set.class_names), loss_name=c.loss,
+                            gamma=c.gamma, axis_name=AXIS)
   height, width = train_set.images.shape[1:3]
   if config.task == 'canvas' and height != width:
     raise UsageError(f'the images of {train_set.name} are {height}x{width}, and a canvas is made '
                      'of squares; set data.image_size')
   mean, std = data.normalisation(train_set.name, train_set.images)
-  dtype = np.float64 if config.model.dtype == 'float64' else np.float32
-  if dtype == np.float64 and not jax.config.jax_enable_x64:
-    raise UsageError('model.dtype float64 needs the environment variable JAX_ENABLE_X64=1')
   common = dict(mean=mean, std=std, flip=config.data.flip, dtype=dtype)
   if config.task == 'canvas':
     return CanvasTask(grid=config.canvas.grid, target=config.canvas.target,
@@ -59,18 +69,32 @@ def create_task(config, train_set) -> CanvasTask | AugShiftTask:
 
 def create_evaluator(config, model, task, test_set, devices):
   """The evaluator that goes with a config's task."""
-  evaluator = CanvasEvaluator if config.task == 'canvas' else ShiftEvaluator
+  evaluator = {'canvas': CanvasEvaluator, 'classification': ShiftEvaluator,
+               'segmentation': SceneEvaluator}[config.task]
   return evaluator(config, model, task, test_set, devices)
+
+
+def create_feed(config, task, train_set, plan) -> ImageFeed | SceneFeed:
+  """What gives a run its batches."""
+  if config.task == 'segmentation':
+    return SceneFeed(config, train_set, plan)
+  return ImageFeed(config, task, train_set, plan)
+
+
+def input_shape(config, task, train_set) -> tuple[int, int]:
+  """Height and width of what the network is trained on."""
+  if config.task == 'segmentation':
+    return tuple(config.segmentation.crop)
+  return tuple(side * task.grid for side in train_set.images.shape[1:3])
 
 
 def create(config, task, train_set, plan):
   """The network, its initial state, the optimiser and its schedule."""
-  shape = [side * task.grid for side in train_set.images.shape[1:3]]
   model = models.create(config.model, num_classes=task.num_classes,
                         axis_name=AXIS if config.sync_batch_norm else None)
   schedule = optimizer.create_schedule(config, steps_per_epoch=plan.steps_per_epoch,
                                        total_steps=plan.total_steps)
   rule = optimizer.create(config, schedule)
-  state = steps.create_state(model, rule, seed=config.seed, image_shape=(*shape, 3),
-                             dtype=task.dtype)
+  state = steps.create_state(model, rule, seed=config.seed, dtype=task.dtype,
+                             image_shape=(*input_shape(config, task, train_set), 3))
   return model, state, rule, schedule

@@ -173,6 +173,43 @@ def augshift_sweep(scale: str) -> list[Cell]:
             for weight, max_shift in settings)]
 
 
+# ---- Position channels: segmentation to attack (section 5) ---------------------------------------
+
+
+def deeplab(dataset: str) -> ConfigDict:
+  """DeepLabv3-ResNet-50 as the authors train it: SGD, the backbone at a tenth of the rate, poly."""
+  c = configs.default()
+  c.task = 'segmentation'
+  c.data.update(name=dataset, eval_split='val')
+  c.batch_size = 16
+  c.model.update(name='deeplabv3', stem='imagenet')
+  c.optimizer.update(name='sgd', lr=0.1, weight_decay=1e-4, backbone_factor=0.1)
+  c.schedule.name = 'poly'
+  c.eval.update(batch_size=4, every_epochs=5)
+  c.checkpoint.every_epochs = 5.0
+  return c
+
+
+def camvid(scale: str = 'full') -> ConfigDict:
+  """CamVid from scratch: 367 street scenes of 480x360. Small: at half the size and width, with
+  ResNet-18 and Adam, which gets further in so few steps."""
+  c = deeplab('camvid')
+  c.data.eval_split = 'test'
+  c.num_epochs, c.batch_size = 200, 8
+  c.segmentation.update(crop=(352, 480), scale=(0.75, 1.5))
+  c.model.backbone_momentum = 0.1  # the statistics start from nothing, too
+  c.optimizer.update(lr=0.02, backbone_factor=1.0)
+  c.eval.every_epochs, c.checkpoint.every_epochs = 20, 20.0
+  c.neurons.classes = ('pedestrian', 'car', 'bicyclist')
+  if scale == 'small':
+    c.num_epochs = 60
+    c.data.image_size = 180
+    c.segmentation.crop = (176, 240)
+    c.model.update(backbone='resnet18', width=32)
+    c.optimizer.update(name='adam', lr=2e-3, b1=0.9)
+  return c
+
+
 # ---- Quickstart: the whole paper on scikit-learn's digits ----------------------------------------
 
 

@@ -64,8 +64,8 @@ def prepare(argv):
   from gapjax import data
   parser = flags('prepare', data=True)
   parser.add_argument('dataset', help=', '.join(data.NAMES))
-  parser.add_argument('--source', help="the publisher's files: a folder or the .tar.gz "
-                      '(default: download them)')
+  parser.add_argument('--source', help="the publisher's files: a folder or archive "
+                      '(default: download CIFAR; digits and digit_scenes need none)')
   arguments = parser.parse_args(argv)
   print(data.prepare(arguments.dataset, source=arguments.source, data_dir=arguments.data_dir))
 

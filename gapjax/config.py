@@ -8,7 +8,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from gapjax.errors import UsageError, check_choice, nearest
-from gapjax.models import DTYPES, MODELS, VGGS
+from gapjax.models import BACKBONES, DEEPLABS, DTYPES, MODELS, OUTPUT_STRIDES, VGGS
 from gapjax.models.downsample import DOWNSAMPLINGS
 from gapjax.models.heads import HEADS, PERMUTATIONS
 from gapjax.models.layers import PADDINGS
@@ -16,18 +16,23 @@ from gapjax.models.resnet import STEMS
 
 TARGETS = ('location', 'image')
 FILLS = ('zero', 'black')
+LOSSES = ('cross_entropy', 'focal')
 OPTIMIZERS = ('adam', 'sgd')
 SCHEDULES = ('constant', 'cosine', 'poly', 'step')
-TASKS = ('canvas', 'classification')
-# task -> beginnings of the fields that it does not read
-NOT_READ = {'canvas': ('augshift.', 'eval.shift', 'eval.max_shift', 'eval.map_step'),
-            'classification': ('canvas.',)}
+TASKS = ('canvas', 'classification', 'segmentation')
+# Beginnings of the fields that a task does not read, and that only deeplab networks do.
+_DEEPLAB = ('model.backbone', 'model.output_stride', 'model.dropout', 'optimizer.backbone')
+_SHIFTS = ('augshift.', 'eval.shift', 'eval.max_shift', 'eval.map_step')
+_SCENES = ('segmentation.', 'eval.padded', *_DEEPLAB)
+NOT_READ = {
+  'canvas': (*_SHIFTS, *_SCENES), 'classification': ('canvas.', *_SCENES),
+  'segmentation': ('canvas.', *_SHIFTS, 'data.flip', 'model.head', 'model.permut')}
 
 
 def default() -> ConfigDict:
   """GAPNet's location task on a 3x3 canvas of CIFAR-10, as the authors train it (section 3)."""
   c = ConfigDict()
-  c.task = 'canvas'  # 'canvas' (section 3) or 'classification' of shifted images (section 4)
+  c.task = 'canvas'  # canvas (section 3), classification of shifted images (4), segmentation (5)
   c.seed = 0  # initialisation, order of the data, augmentation, placement, permutations
   c.num_epochs = 20  # passes over the training images
   c.batch_size = 48  # global: shared by all devices
@@ -37,7 +42,9 @@ def default() -> ConfigDict:
 
   c.data = data = ConfigDict()
   data.name = 'cifar10'  # a dataset that `gapjax prepare` knows, or a folder that TFDS prepared
-  data.image_size = 0  # resize the images to this many pixels a side; 0: leave them
+  data.train_split = 'train'  # what is trained on
+  data.eval_split = 'test'  # what is evaluated
+  data.image_size = 0  # resize to so many pixels a side (segmentation: the shorter one); 0: leave
   data.train_images = 0  # train on the first so many images; 0: on all
   data.held_out = 0  # evaluate on so many training images, left out of training; 0: on test images
   data.flip = True  # horizontal flips of the training images
@@ -56,10 +63,29 @@ def default() -> ConfigDict:
   augshift.warm_up_epochs = 0.0  # the weight rises linearly from 0
   augshift.stacked = True  # both crops in one batch and BatchNorm statistic; False: one by one
 
+  # Task 'segmentation'; training crops of randomly scaled scenes.
+  c.segmentation = segmentation = ConfigDict()
+  segmentation.crop = (513, 513)  # height and width
+  segmentation.scale = (0.5, 2.0)  # of the scene before the crop, uniform between these
+  segmentation.flip = True  # left to right, with probability 1/2
+  segmentation.loss = 'cross_entropy'  # cross_entropy, focal (Lin et al. 2017)
+  segmentation.gamma = 2.0  # focal: the exponent
+
+  # Position channels (`gapjax rank`, `gapjax attack`), measured on data.eval_split.
+  c.neurons = neurons = ConfigDict()
+  neurons.classes = ()  # names of the object of interest's classes, for rankings by region
+  neurons.split = 'train'  # the images that rank the channels
+  neurons.images = 0  # rank with at most so many images a region; 0: all
+  neurons.least_area = 0.005  # the object's pixels in the region, over the image's
+  neurons.purity = 0.9  # the share of the object's pixels that lie in the region
+  neurons.counts = 20  # attack: so many N, equally spaced up to `largest`
+  neurons.largest = 0.95  # the largest N, over the number of channels
+  neurons.random_orders = 5  # attack: the baseline's
+
   c.model = model = ConfigDict()
-  model.name = 'resnet18'  # resnet10/18/34/50/101, vgg11/16
+  model.name = 'resnet18'  # resnet10/18/34/50/101, vgg11/16, deeplabv3, deeplabv3plus
   model.width = 64  # channels of the first stage
-  model.stem = 'canvas'  # resnets: 'canvas' (7x7, stride 2), 'cifar' (3x3, stride 1)
+  model.stem = 'canvas'  # resnets: 'canvas' (7x7, stride 2), 'cifar' (3x3), 'imagenet' (stride 4)
   model.padding = 'zero'  # zero, reflect, replicate, circular, partial, none
   model.downsample = 'stride'  # stride, blur (Zhang 2019), polyphase (Chaman & Dokmanic 2021)
   model.blur_size = 3  # taps of the filter: blur 2 to 5; polyphase 1 (no blur) to 5
@@ -67,6 +93,10 @@ def default() -> ConfigDict:
   model.permutation = 'batch'  # head 'permuted': drawn anew every 'batch', or 'fixed' for ever
   model.permute_at = 'pooled'  # head 'permuted': after GAP, or before 'stage1', 'stage2', ...
   model.permutation_seed = 0  # which permutation 'fixed' is
+  model.backbone = 'resnet50'  # deeplab: a resnet
+  model.output_stride = 16  # deeplab: 8 or 16 pixels of the image are one of stage 4
+  model.dropout = 0.1  # deeplab: after ASPP
+  model.backbone_momentum = 0.01  # deeplab: BatchNorm's in the backbone
   model.dtype = 'float32'  # computation: float32, bfloat16, or float64 (needs JAX_ENABLE_X64=1)
 
   c.optimizer = optimizer = ConfigDict()
@@ -76,6 +106,7 @@ def default() -> ConfigDict:
   optimizer.b2 = 0.999  # adam: decay of the second moment
   optimizer.momentum = 0.9  # sgd
   optimizer.weight_decay = 0.0  # added to the gradient of every parameter, as PyTorch does
+  optimizer.backbone_factor = 1.0  # deeplab: the backbone's rate over the head's
   optimizer.clip_norm = 0.0  # clip the gradient's global norm to this; 0: never
 
   c.schedule = schedule = ConfigDict()
@@ -87,6 +118,7 @@ def default() -> ConfigDict:
 
   c.eval = evaluation = ConfigDict()
   evaluation.batch_size = 100  # canvases; rounded up to a multiple of the devices
+  evaluation.padded = False  # segmentation: all images filled up to one shape (for TPU)
   evaluation.images = 0  # evaluate on the first so many test images; 0: on all
   evaluation.every_epochs = 1  # between evaluations with random placement (the authors' protocol)
 
@@ -218,21 +250,24 @@ def validate(c: ConfigDict) -> None:
       (c.model.padding, PADDINGS, 'padding'), (c.model.head, HEADS, 'head'),
       (c.model.permutation, PERMUTATIONS, 'permutation'), (c.model.dtype, DTYPES, 'dtype'),
       (c.model.downsample, DOWNSAMPLINGS, 'model.downsample'),
+      (c.model.backbone, BACKBONES, 'model.backbone'), (c.segmentation.loss, LOSSES, 'loss'),
       (c.model.permute_at, ('pooled', *stages(c.model.name)), 'model.permute_at'),
       (c.optimizer.name, OPTIMIZERS, 'optimizer'), (c.schedule.name, SCHEDULES, 'schedule')):
     check_choice(value, known, what=what)
   for name in ('num_epochs', 'batch_size', 'log_every', 'canvas.grid', 'model.width',
                'eval.batch_size', 'eval.every_epochs', 'eval.map_step', 'checkpoint.keep',
-               'optimizer.lr', 'schedule.power', 'schedule.step_factor'):
+               'optimizer.lr', 'optimizer.backbone_factor', 'schedule.power',
+               'schedule.step_factor'):
     _check_range(name, fields[name], above=0)
   for name in ('seed', 'steps_per_call', 'data.image_size', 'data.train_images', 'data.held_out',
                'eval.images',
                'model.permutation_seed', 'optimizer.weight_decay', 'optimizer.clip_norm',
                'optimizer.b1', 'optimizer.b2', 'optimizer.momentum', 'schedule.warmup_epochs',
+               'model.dropout', 'model.backbone_momentum', 'segmentation.gamma',
                'augshift.max_shift', 'augshift.weight', 'augshift.warm_up_epochs', 'eval.shift',
                'eval.max_shift', 'eval.shift_images'):
     _check_range(name, fields[name], least=0)
-  for name in ('optimizer.b1', 'optimizer.b2', 'optimizer.momentum'):
+  for name in ('optimizer.b1', 'optimizer.b2', 'optimizer.momentum', 'model.dropout'):
     _check_range(name, fields[name], below=1)
   for name in ('seed', 'model.permutation_seed'):
     _check_range(name, fields[name], below=2 ** 32)  # what a threefry key holds
@@ -244,6 +279,13 @@ def validate(c: ConfigDict) -> None:
   if c.augshift.warm_up_epochs > c.num_epochs:
     raise UsageError(f'augshift.warm_up_epochs={c.augshift.warm_up_epochs} is longer than '
                      f'num_epochs={c.num_epochs}: the weight would never be reached')
+  _validate_segmentation(c)
+  for name in ('neurons.least_area', 'neurons.images'):
+    _check_range(name, fields[name], least=0)
+  for name in ('neurons.purity', 'neurons.largest'):
+    _check_range(name, fields[name], above=0, below=1.0001)
+  for name in ('neurons.counts', 'neurons.random_orders'):
+    _check_range(name, fields[name], above=0)
   _check_range('augshift.crops', c.augshift.crops, least=1, below=3)
   _check_range('checkpoint.every_epochs', fields['checkpoint.every_epochs'], least=0.001)
   for epoch in fields['schedule.step_epochs']:
@@ -251,6 +293,25 @@ def validate(c: ConfigDict) -> None:
   if c.model.head != 'permuted' and c.model.permute_at != 'pooled':
     raise UsageError(f'model.permute_at={c.model.permute_at} needs model.head=permuted, '
                      f'not {c.model.head}')
+
+
+def _validate_segmentation(c):
+  if (c.task == 'segmentation') != (c.model.name in DEEPLABS):
+    raise UsageError(f'task {c.task} and model {c.model.name} do not fit: segmentation needs '
+                     f'{" or ".join(DEEPLABS)}, the other tasks any other network')
+  if c.model.output_stride not in OUTPUT_STRIDES:
+    raise UsageError(f'model.output_stride must be {" or ".join(map(str, OUTPUT_STRIDES))}, '
+                     f'not {c.model.output_stride}')
+  if c.task == 'segmentation' and c.data.held_out:
+    raise UsageError('data.held_out is for images; segmentation evaluates data.eval_split')
+  for name, least in (('crop', 1), ('scale', 0.01)):
+    values = c.segmentation[name]
+    if len(values) != 2:
+      raise UsageError(f'segmentation.{name} must be two numbers, not {values}')
+    for value in values:
+      _check_range(f'segmentation.{name}', value, least=least)
+  if c.segmentation.scale[0] > c.segmentation.scale[1]:
+    raise UsageError(f'segmentation.scale must be (least, largest), not {c.segmentation.scale}')
 
 
 def _check_range(name, value, *, above=-math.inf, least=-math.inf, below=math.inf):

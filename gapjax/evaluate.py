@@ -14,13 +14,14 @@ def evaluate(workdir, *, data_dir=None, devices=None) -> dict:
 
   Returns {'step', 'loss', and those of the task}: on a canvas '<target>_accuracy' (every place),
   '<target>_accuracy_random' (the authors' test script) and 'per_location'; in classification
-  'image_accuracy', 'consistency' with its 'protocol', 'feature_distance' and 'shifts'.
+  'image_accuracy', 'consistency' with its 'protocol', 'feature_distance' and 'shifts'; in
+  segmentation 'miou', 'miou_left' and so on, 'pixel_accuracy' and 'per_class'.
   """
   workdir = pathlib.Path(workdir)
   config = workdirs.read_config(workdir)
   devices = Devices(devices)
   train_set, test_set, task = build.load(config, data_dir=data_dir)
-  plan = Plan.of(config, num_images=len(train_set.images))
+  plan = Plan.of(config, num_images=len(train_set))
   model, state, _, _ = build.create(config, task, train_set, plan)
   found = None
   if (workdir / 'checkpoints').exists():

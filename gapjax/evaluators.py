@@ -35,6 +35,9 @@ class Evaluator:
       steps.make_eval_step(model, task, axis_name=AXIS),
       split=(False, False, False, False, False, True), donate=0)
 
+  def save_pictures(self, state, workdir) -> None:
+    """What else a finished run leaves to look at: nothing here."""
+
   def count(self, state, zeros, examples, *, common=(), stop=None, bar=None):
     """The totals, starting from `zeros`, over examples: a dict of arrays (n, ...), 'index' among
     them; `common` is the same for all. None when `stop` was requested on the way."""

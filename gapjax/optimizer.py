@@ -1,5 +1,6 @@
 """Learning-rate schedules and optimisers, with PyTorch's meaning of weight decay."""
 
+import jax
 import optax
 from ml_collections import ConfigDict
 
@@ -31,4 +32,12 @@ def create(config: ConfigDict, schedule) -> optax.GradientTransformation:
   return optax.chain(
     optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity(),
     optax.add_decayed_weights(c.weight_decay) if c.weight_decay else optax.identity(),
-    rule, optax.scale_by_learning_rate(schedule))
+    rule, optax.scale_by_learning_rate(schedule),
+    optax.identity() if c.backbone_factor == 1 else optax.masked(
+      optax.scale(c.backbone_factor), backbone))
+
+
+def backbone(params):
+  """Which parameters are the backbone's: a tree of bools."""
+  return {name: jax.tree.map(lambda _, name=name: name == 'backbone', tree)
+          for name, tree in params.items()}

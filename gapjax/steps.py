@@ -65,23 +65,25 @@ class Network:
 
 
 def make_train_step(model, task, optimizer, *, axis_name: str):
-  """A function (state, key, data, indices) -> (state, metrics) for one device's share of a batch.
+  """A function (state, key, data, examples) -> (state, metrics) for one device's share of a batch.
 
   key is the run's TRAIN stream (an argument, so that runs of all seeds are one program); data
-  holds the training set; indices (b,) are this device's examples. Gradients, metrics and, when the
+  holds the training set if it fits the device; examples (b, ...) are this device's: their indices,
+  or a tree of the examples themselves. Gradients, metrics and, when the
   model does not synchronise them itself, BatchNorm's running statistics are averaged over
   `axis_name`. metrics: {'batch': task's metrics, 'grad_norm': ()}.
   """
 
-  def train_step(state, key, data, indices):
-    b = indices.shape[0]
-    augment, permute = jax.random.split(jax.random.fold_in(key, state.step))
+  def train_step(state, key, data, examples):
+    b = jax.tree.leaves(examples)[0].shape[0]
+    augment, draws = jax.random.split(jax.random.fold_in(key, state.step))
     positions = lax.axis_index(axis_name) * b + jnp.arange(b)  # in the global batch
     keys = jax.vmap(jax.random.fold_in, (None, 0))(augment, positions)
-    batch = task.train_batch(keys, data, indices)
+    batch = task.train_batch(keys, data, examples)
 
     def loss_of(params):
-      network = Network(model, params, state.batch_stats, {'permutation': permute})
+      network = Network(model, params, state.batch_stats,
+                        {'permutation': draws, 'dropout': draws})
       loss, metrics = task.loss(network, batch, state.step)
       return loss, (metrics, network.batch_stats)
 
@@ -97,15 +99,15 @@ def make_train_step(model, task, optimizer, *, axis_name: str):
 
 
 def many(train_step):
-  """Takes K steps in one dispatch: indices (K, b), metrics with a leading axis K.
+  """Takes K steps in one dispatch: examples (K, b, ...), metrics with a leading axis K.
 
   K = 1 is not scanned: on CPU the gradients of convolutions are many times slower inside a loop.
   """
 
-  def train_steps(state, key, data, indices):
-    if indices.shape[0] > 1:
-      return lax.scan(lambda s, i: train_step(s, key, data, i), state, indices)
-    state, metrics = train_step(state, key, data, indices[0])
+  def train_steps(state, key, data, examples):
+    if jax.tree.leaves(examples)[0].shape[0] > 1:
+      return lax.scan(lambda s, e: train_step(s, key, data, e), state, examples)
+    state, metrics = train_step(state, key, data, jax.tree.map(lambda x: x[0], examples))
     return state, jax.tree.map(lambda x: x[None], metrics)
 
   return train_steps

@@ -12,7 +12,7 @@ from clu import parameter_overview
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from gapjax import build, plots, steps, workdirs
+from gapjax import build, steps, workdirs
 from gapjax import config as configs
 from gapjax.checkpoint import Checkpoints
 from gapjax.errors import Interrupted, TrainingFailed
@@ -62,7 +62,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
       return finished
 
     # ---- Network, optimiser, compiled steps ----------------------------------------------------
-    plan = Plan.of(config, num_images=len(train_set.images))
+    plan = Plan.of(config, num_images=len(train_set))
     model, state, rule, schedule = build.create(config, task, train_set, plan)
     workdirs.claim(workdir, config)
     log.info('%s\n%s', describe(config, plan, devices),
@@ -80,10 +80,11 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
       log.info('resumed from step %d of %d', step, plan.total_steps)
     clock = Clock(meta['wall_seconds'])
     writer = stack.enter_context(Writer(workdir, step=step))
-    save_samples(workdir / 'canvas.png', config=config, task=task, train_set=train_set)
+    feed = build.create_feed(config, task, train_set, plan)
+    feed.save_samples(workdir / 'canvas.png')
 
-    # ---- On the device: the training set, the state, the key -----------------------------------
-    images = devices.replicate({'images': train_set.images, 'labels': train_set.labels})
+    # ---- On the device: the training set if it fits, the state, the key ------------------------
+    data = devices.replicate(feed.data)
     state = devices.replicate(state)
     key = devices.replicate(steps.stream(config.seed, steps.TRAIN))
 
@@ -92,6 +93,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
       total=plan.total_steps * config.batch_size, initial=step * config.batch_size, unit='img',
       unit_scale=True, disable=not progress, file=sys.stderr, dynamic_ncols=True))
     pending = []  # (step, metrics still on the device)
+    batches = feed.batches(step)
 
     while True:
       stopping = stop.requested
@@ -126,19 +128,20 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
         break
 
       # ---- Train: `steps_per_call` steps in one dispatch ---------------------------------------
-      indices = plan.batch_indices(step)  # (steps, batch)
-      state, metrics = train_steps(state, key, images, devices.split(indices, axis=1))
+      batch = next(batches)  # (steps, batch, ...)
+      state, metrics = train_steps(state, key, data, devices.split(batch, axis=1))
       step += plan.steps_per_call
       pending.append((step, metrics))
-      bar.update(indices.size)
+      bar.update(plan.steps_per_call * config.batch_size)
 
-    # ---- Final: on a canvas, every test image at every location; else, consistency -------------
+    # ---- Final: every test image at every location; consistency; mIoU --------------------------
     checkpoints.wait()
     final = evaluator.final(state, stop=stop, progress=progress)
     if final is None:
       raise Interrupted(f'stopped in the final evaluation; training is complete in {workdir}; '
                         'the same command evaluates', code=stop.code)
     check_finite(final['loss'], step)
+    evaluator.save_pictures(state, workdir)
     writer.write(step, 'final', **final)
     evaluations = [line for line in writer.lines if line['split'] == 'eval']
     summary = {
@@ -146,8 +149,9 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
       'wall_seconds': clock.wall_seconds(), 'images_per_second': clock.images_per_second(),
       'device': describe_devices(devices.devices), 'versions': versions()}
     summary['sizes'] = {
-      'train_images': len(train_set.images), 'test_images': len(test_set.images),
-      'canvas_size': train_set.images.shape[1] * task.grid, 'chance': 1 / task.num_classes,
+      'train_images': len(train_set), 'test_images': len(test_set),
+      'canvas_size': build.input_shape(config, task, train_set)[1],
+      'chance': 1 / task.num_classes,
       'parameters': sum(x.size for x in jax.tree.leaves(state.params))}
     workdirs.write_json(workdir / 'summary.json', summary)
     return summary
@@ -156,29 +160,13 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
 def describe(config, plan, devices) -> str:
   """One line on what is about to run."""
   m, k, pair = config.model, config.canvas.grid, config.augshift
-  what = f'{config.canvas.target} on a {k}x{k} canvas of' if config.task == 'canvas' else (
-    f'two crops, pairwise weight {pair.weight} on' if pair.crops == 2 else 'one crop of')
-  return (f'{m.name} width {m.width}, head {m.head}, padding {m.padding}, {m.dtype}; '
-          f'{what} {config.data.name}; {plan.total_steps} steps of batch {config.batch_size} on '
-          f'{describe_devices(devices.devices)}')
-
-
-def save_samples(path, *, config, task, train_set, count=12):
-  """A picture of the first training images, moved or placed at random as the network sees them."""
-  indices = np.arange(min(count, len(train_set.images)))
-  examples = {'images': train_set.images[indices], 'labels': train_set.labels[indices]}
-
-  @jax.jit
-  def draw(key):
-    keys = jax.random.split(key, len(indices))
-    return task.samples(keys, examples, indices)
-
-  pictures, which, where = draw(steps.stream(config.seed, steps.SAMPLES))
-  labels = [train_set.class_names[examples['labels'][i]] for i in which]
-  if where is not None:
-    labels = [f'{label} at {location}' for label, location in zip(labels, where, strict=True)]
-  plots.canvas_samples(np.clip(np.asarray(pictures) * task.std + task.mean, 0, 1), labels=labels,
-                       path=path, grid=task.grid)
+  what = {'canvas': f'head {m.head}, {config.canvas.target} on a {k}x{k} canvas of',
+          'classification': f'head {m.head}, ' + (
+            f'two crops, pairwise weight {pair.weight} on' if pair.crops == 2 else 'one crop of'),
+          'segmentation': f'{m.backbone}, output stride {m.output_stride}, scenes of'}
+  return (f'{m.name} width {m.width}, padding {m.padding}, {m.dtype}; '
+          f'{what[config.task]} {config.data.name}; {plan.total_steps} steps of batch '
+          f'{config.batch_size} on {describe_devices(devices.devices)}')
 
 
 def check_finite(loss: float, step: int) -> None:

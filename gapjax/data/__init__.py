@@ -1,8 +1,12 @@
-"""Data sets as arrays: CIFAR-10, CIFAR-100, the embedded digits, and any folder TFDS prepared.
+"""Data sets: images with one label, scenes with a class for every pixel, folders TFDS prepared.
 
-Importing this costs nothing: TFDS, scikit-learn and Pillow load on first use, TensorFlow never.
+Importing this costs nothing: TFDS, Grain, scikit-learn and Pillow load on first use, TensorFlow
+never.
 """
 
-from gapjax.data.images import NAMES, ImageDataset, check, load, normalisation, prepare
+from gapjax.data.catalogue import NAMES, prepare
+from gapjax.data.images import ImageDataset, check, load, normalisation
+from gapjax.data.scenes import Scenes, load_scenes, training_batches
 
-__all__ = ['NAMES', 'ImageDataset', 'check', 'load', 'normalisation', 'prepare']
+__all__ = ['NAMES', 'ImageDataset', 'Scenes', 'check', 'load', 'load_scenes', 'normalisation',
+           'prepare', 'training_batches']

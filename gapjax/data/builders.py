@@ -1,4 +1,4 @@
-"""TFDS builders that need no TensorFlow: images go in PNG encoded, array_record comes out.
+"""TFDS builders that need no TensorFlow: encoded images go in, array_record comes out.
 
 The CIFAR builders have the names, versions, features, keys and (hashed) order of TFDS' own, so a
 folder that either prepared serves both.
@@ -17,7 +17,7 @@ from tensorflow_datasets.core.download import checksums, resource
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
 from gapjax import errors
-from gapjax.data import prepared, sources
+from gapjax.data import digit_scenes, prepared, scenes_sources, sources
 
 _KRIZHEVSKY = '''@techreport{krizhevsky2009learning,
   author = {Alex Krizhevsky},
@@ -43,7 +43,7 @@ class _ArraysBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   # importlib_resources, which TFDS uses without requiring it.
   code_path = None
 
-  def __init__(self, *, arrays, data_dir):
+  def __init__(self, arrays, *, data_dir):
     self._arrays = arrays
     super().__init__(data_dir=data_dir)
 
@@ -64,11 +64,16 @@ class _ArraysBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _generate_examples(self, split):
     for i, image in enumerate(self._arrays.images[split]):
-      png = io.BytesIO()
-      PIL.Image.fromarray(image).save(png, 'PNG')
-      png.seek(0)
       labels = {key: int(values[i]) for key, values in self._arrays.labels[split].items()}
-      yield i, {'id': f'{split}_{i:05d}', 'image': png, **labels}
+      yield i, {'id': f'{split}_{i:05d}', 'image': _png(image), **labels}
+
+
+def _png(array):
+  """A PNG file of a uint8 array, as TFDS takes it without TensorFlow."""
+  png = io.BytesIO()
+  PIL.Image.fromarray(array).save(png, 'PNG')
+  png.seek(0)
+  return png
 
 
 class Cifar10(_ArraysBuilder, skip_registration=True):
@@ -98,7 +103,78 @@ class Digits(_ArraysBuilder, skip_registration=True):
   SHUFFLE = False
 
 
-BUILDERS = {'cifar10': Cifar10, 'cifar100': Cifar100, 'digits': Digits}
+class _ScenesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Writes a `scenes_sources.SceneSet`: the publisher's images as they are, masks of our labels.
+
+  The order is hashed, so that the first scenes are a sample of all cities.
+  """
+
+  VERSION = tfds.core.Version('1.0.0')
+  DESCRIPTION = ''
+  HOMEPAGE = ''
+  CITATION = ''
+  code_path = None  # as above
+
+  def __init__(self, scenes, *, data_dir):
+    self._scenes = scenes
+    super().__init__(data_dir=data_dir)
+
+  def _info(self):
+    return tfds.core.DatasetInfo(
+        builder=self, description=self.DESCRIPTION, homepage=self.HOMEPAGE,
+        citation=self.CITATION, supervised_keys=('image', 'label'),
+        metadata=tfds.core.MetadataDict(class_names=list(self._scenes.class_names),
+                                        palette=self._scenes.palette.tolist()),
+        features=tfds.features.FeaturesDict({
+            'id': tfds.features.Text(), 'image': tfds.features.Image(shape=(None, None, 3)),
+            'label': tfds.features.Image(shape=(None, None, 1), encoding_format='png')}))
+
+  def _split_generators(self, dl_manager):
+    del dl_manager  # the files are here
+    return {split: self._generate_examples(split) for split in self._scenes.splits}
+
+  def _generate_examples(self, split):
+    for scene in self._scenes.splits[split]:
+      yield scene.id, {'id': scene.id, 'image': io.BytesIO(scene.image()),
+                       'label': _png(scene.label())}
+
+
+class Voc2012(_ScenesBuilder, skip_registration=True):
+  """Pascal VOC 2012 segmentation: 1,464 training and 1,449 validation images, 21 classes."""
+
+  DESCRIPTION = __doc__
+  HOMEPAGE = 'http://host.robots.ox.ac.uk/pascal/VOC/voc2012/'
+  CITATION = 'Everingham, M., et al.: The Pascal Visual Object Classes Challenge. IJCV (2010).'
+
+
+class Cityscapes(_ScenesBuilder, skip_registration=True):
+  """Cityscapes: 2,975 training and 500 validation street scenes, 19 classes."""
+
+  DESCRIPTION = __doc__
+  HOMEPAGE = 'https://www.cityscapes-dataset.com'
+  CITATION = ('Cordts, M., et al.: The Cityscapes Dataset for Semantic Urban Scene Understanding. '
+              'CVPR (2016).')
+
+
+class Camvid(_ScenesBuilder, skip_registration=True):
+  """CamVid: 367 training, 101 validation and 233 test street scenes, 11 classes."""
+
+  DESCRIPTION = __doc__
+  HOMEPAGE = 'http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/'
+  CITATION = ('Brostow, G., Fauqueur, J., Cipolla, R.: Semantic Object Classes in Video. Pattern '
+              'Recognition Letters (2009).')
+
+
+class DigitScenes(_ScenesBuilder, skip_registration=True):
+  """Handwritten digits scattered over scenes of 64 x 96 pixels, a class for every pixel."""
+
+  DESCRIPTION = __doc__
+  HOMEPAGE = Digits.HOMEPAGE
+  CITATION = Digits.CITATION
+
+
+BUILDERS = {'cifar10': Cifar10, 'cifar100': Cifar100, 'digits': Digits, 'voc2012': Voc2012,
+            'cityscapes': Cityscapes, 'camvid': Camvid, 'digit_scenes': DigitScenes}
 
 
 def prepare(name, *, source=None, data_dir=None, quiet=False):
@@ -106,8 +182,8 @@ def prepare(name, *, source=None, data_dir=None, quiet=False):
 
   Args:
     name: one of BUILDERS.
-    source: the publisher's folder or archive; None downloads it (CIFAR) or reads it from
-      scikit-learn (digits).
+    source: the publisher's folder or archive (see sources.py and scenes_sources.py). None
+      downloads CIFAR; the digits and their scenes come from scikit-learn.
     data_dir: the folder of all data sets, TFDS' default when None.
     quiet: no progress bars.
 
@@ -124,17 +200,29 @@ def prepare(name, *, source=None, data_dir=None, quiet=False):
     return folder
   if problem:
     raise errors.UsageError(prepared.explain(name, data_dir, problem=problem))
-  if name == 'digits':
+  with _open_source(name, source, root) as content:
+    return _build(name, content, root=root, quiet=quiet)
+
+
+@contextlib.contextmanager
+def _open_source(name, source, root):
+  """What the builder of `name` takes: sources.Arrays, or a scenes_sources.SceneSet."""
+  if name in prepared.EMBEDDED:
     if source:
-      raise errors.UsageError('digits comes with scikit-learn: run `gapjax prepare digits` '
+      raise errors.UsageError(f'{name} comes with scikit-learn: run `gapjax prepare {name}` '
                               'without --source')
-    arrays = sources.read_digits()
+    yield sources.read_digits() if name == 'digits' else digit_scenes.digit_scenes()
+  elif name in sources.CIFAR:
+    yield sources.read_cifar(name, source or _download(name, root))
+  elif source:
+    with scenes_sources.open_scenes(name, source) as scenes:
+      yield scenes
   else:
-    arrays = sources.read_cifar(name, source or _download(name, root))
-  return _build(name, arrays, root=root, quiet=quiet)
+    raise errors.UsageError(f'{name} is not downloaded: get {scenes_sources.ORIGINS[name]}, then '
+                            f'run `gapjax prepare {name} --source=PATH`')
 
 
-def _build(name, arrays, *, root, quiet):
+def _build(name, content, *, root, quiet):
   """Builds in a folder of our own and renames it into place, whole or not at all.
 
   TFDS renames too, but names its temporary folder with `random`: two processes with the same
@@ -147,7 +235,7 @@ def _build(name, arrays, *, root, quiet):
       stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
       if quiet:
         stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-      builder = BUILDERS[name](arrays=arrays, data_dir=temporary)
+      builder = BUILDERS[name](content, data_dir=temporary)
       builder.download_and_prepare(file_format='array_record')
     folder = root / name / str(builder.version)
     folder.parent.mkdir(exist_ok=True)

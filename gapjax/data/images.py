@@ -2,13 +2,11 @@
 
 import dataclasses
 import io
-import os
 
 import numpy as np
 
 from gapjax import errors
-
-NAMES = ('cifar10', 'cifar100', 'digits')
+from gapjax.data import catalogue
 
 # Published mean and standard deviation of the training pixels, red green blue, on [0, 1].
 _NORMALISATION = {
@@ -36,36 +34,18 @@ class ImageDataset:
   labels: np.ndarray
   class_names: tuple[str, ...]
 
+  def __len__(self):
+    return len(self.images)
+
   def part(self, start, stop):
     """The images [start, stop)."""
     return dataclasses.replace(self, images=self.images[start:stop],
                                labels=self.labels[start:stop])
 
 
-def prepare(name, *, source=None, data_dir=None):
-  """Builds a data set on disk, as TFDS array_record; does nothing when it is there already.
-
-  Args:
-    name: one of NAMES.
-    source: the publisher's files: the folder of the binary or python version, its parent, or the
-      .tar.gz. None downloads them. The digits need none.
-    data_dir: the folder of all data sets; None means TFDS' default.
-
-  Returns:
-    The pathlib.Path of the prepared version folder.
-
-  Raises:
-    UsageError: unknown name; files missing, damaged or unsafe; no network. No half-built data set
-      is left.
-  """
-  errors.check_choice(name, NAMES, what='data set')
-  from gapjax.data import builders
-  return builders.prepare(name, source=source, data_dir=data_dir)
-
-
 def check(name, *, data_dir=None):
   """Raises UsageError, as `load` would, unless the data set is there and can be read."""
-  _open(name, data_dir)
+  catalogue.open_set(name, data_dir, known=catalogue.IMAGES)
 
 
 def load(name, *, split, data_dir=None, image_size=None, limit=None):
@@ -75,8 +55,8 @@ def load(name, *, split, data_dir=None, image_size=None, limit=None):
   one for CIFAR, so that the first `limit` images are a fixed sample of all classes.
 
   Args:
-    name: one of NAMES, or a folder that TFDS prepared (a data set with an image and a label). The
-      digits are prepared on first use.
+    name: one of catalogue.IMAGES, or a folder that TFDS prepared (a data set with an image and a
+      label). The digits are prepared on first use.
     split: 'train' or 'test', or another split that the folder has.
     data_dir: the folder of all data sets; None means TFDS' default.
     image_size: resize every image to image_size x image_size pixels, whatever its proportions:
@@ -94,7 +74,7 @@ def load(name, *, split, data_dir=None, image_size=None, limit=None):
   limit = limit or 0
   if limit < 0:
     raise errors.UsageError(f'limit is {limit}; it must be a number of images, or 0 for all')
-  builder = _open(name, data_dir)
+  builder = catalogue.open_set(name, data_dir, known=catalogue.IMAGES)
   errors.check_choice(split, tuple(builder.info.splits), what=f'split of {name}')
   image_key, label_key = _keys(builder, name)
   encoded, labels = _records(builder, split, image_key=image_key, label_key=label_key, limit=limit)
@@ -137,22 +117,6 @@ def normalisation(name, images=None):
   mean = weights @ values
   variance = (weights * (values - mean[:, None]) ** 2).sum(axis=1)
   return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
-
-
-def _open(name, data_dir):
-  """A TFDS builder of the prepared data set."""
-  if name not in NAMES and not _is_path(name):
-    errors.check_choice(name, NAMES, what='data set or folder')
-  from gapjax.data import builders, prepared
-  if name not in NAMES:
-    return prepared.open_folder(name)
-  if name == 'digits':
-    builders.prepare(name, data_dir=data_dir, quiet=True)
-  return prepared.open_named(name, data_dir)
-
-
-def _is_path(name):
-  return os.path.exists(name) or any(sign in str(name) for sign in (os.sep, '~'))
 
 
 def _keys(builder, name):

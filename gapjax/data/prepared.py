@@ -10,6 +10,9 @@ import tensorflow_datasets as tfds
 
 from gapjax import errors
 
+# Made of what scikit-learn ships: prepared on first use, without a source.
+EMBEDDED = ('digits', 'digit_scenes')
+
 _FORMAT = tfds.core.FileFormat.ARRAY_RECORD
 
 
@@ -69,7 +72,7 @@ def explain(name, data_dir, *, problem):
 
 
 def _command(name, data_dir):
-  source = '' if name == 'digits' else ' --source=PATH'
+  source = '' if name in EMBEDDED else ' --source=PATH'
   where = f' --data_dir={shlex.quote(str(data_dir))}' if data_dir else ''
   return f'gapjax prepare {name}{source}{where}'
 

@@ -9,7 +9,7 @@ from gapjax.models.resnet import RESNETS, ResNet
 from gapjax.models.vgg import VGG, VGGS
 
 MODELS = (*RESNETS, *VGGS, *DEEPLABS)
-OUTPUT_STRIDES = tuple(RATES)
+OUTPUT_STRIDES, BACKBONES = tuple(RATES), tuple(RESNETS)
 
 
 def create(model_config, *, num_classes: int, axis_name: str | None = None) -> nn.Module:

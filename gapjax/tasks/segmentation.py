@@ -16,7 +16,6 @@ from gapjax.errors import UsageError
 from gapjax.metrics import TrainMetrics
 from gapjax.tasks.images import normalise
 
-LOSSES = ('cross_entropy', 'focal')
 VOID = 255
 # name -> (top, left, bottom, right), fractions of the image's size, rounded down to pixels: left
 # and right are the columns [0, w // 2) and [w // 2, w).

@@ -1,0 +1,19 @@
+"""DeepLabv3-ResNet-50 on Cityscapes, 30,000 steps, as the authors train it (section 5).
+
+    gapjax prepare cityscapes --source=PATH
+    gapjax train --config=configs/deeplab_cityscapes.py --workdir=runs/cityscapes
+    gapjax attack --workdir=runs/cityscapes
+
+The paper shows curves without values: removing the top-N position channels hurts mIoU far more
+than removing N random ones does, and left channels hurt the left half more than right ones do.
+"""
+
+from gapjax import cells
+
+
+def get_config():
+  config = cells.deeplab('cityscapes')
+  config.num_epochs = 161  # 30,000 steps of batch 16 over 2,975 images
+  config.segmentation.crop = (768, 768)
+  config.neurons.classes = ('person', 'rider')
+  return config

@@ -1,0 +1,27 @@
+"""DeepLabv3-ResNet-50 on VOC 2012, 30,000 steps, as the authors train it (section 5).
+
+    gapjax prepare voc2012 --source=PATH
+    gapjax train --config=configs/deeplab_voc.py --workdir=runs/voc
+    gapjax train --config=configs/deeplab_voc.py:train=train_aug --workdir=runs/voc_aug
+    gapjax attack --workdir=runs/voc
+
+train=train_aug needs SegmentationClassAug and its list when the set is prepared. The paper shows
+curves without values.
+"""
+
+from gapjax import cells
+from gapjax import config as configs
+from gapjax.errors import check_choice
+
+# 30,000 steps of batch 16, in whole passes over 1,464 or 10,582 images.
+EPOCHS = {'train': 328, 'train_aug': 45}
+
+
+def get_config(arg=None):
+  variant = configs.parse_arg(arg, train='train')
+  check_choice(variant.train, EPOCHS, what='train')
+  config = cells.deeplab('voc2012')
+  config.data.train_split = variant.train
+  config.num_epochs = EPOCHS[variant.train]
+  config.neurons.update(split=variant.train, classes=('person',))
+  return config

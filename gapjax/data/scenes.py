@@ -1,0 +1,229 @@
+"""Segmentation sets: scenes read one by one, and endless batches of augmented crops.
+
+A training batch is a function of (seed, step) alone: Grain shuffles, repeats and augments by
+position in one global order, and the step is that position. Nothing is saved to resume.
+"""
+
+import dataclasses
+import io
+import os
+
+import numpy as np
+
+from gapjax import errors
+from gapjax.data import catalogue
+
+VOID = 255
+
+# Batches made at once, each in a thread: Pillow decodes and resizes without Python's lock.
+_THREADS = 8
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scenes:
+  """One split of a segmentation set, on disk; `scenes[i]` reads and decodes one scene.
+
+  `len(scenes)` is the number of scenes. `scenes[i]`, for i in [0, len(scenes)), is a dictionary:
+  'image' (h, w, 3) uint8, 'label' (h, w) uint8 in [0, K) or 255 for void, 'id' str. Any number of
+  threads may read.
+
+  Attributes:
+    name: what TFDS calls the data set.
+    class_names: K names, in the order of the labels.
+    palette: (K, 3) uint8, the classes' colours.
+    image_size: pixels of the shorter side after resizing; None leaves the size.
+  """
+
+  name: str
+  class_names: tuple[str, ...]
+  palette: np.ndarray
+  image_size: int | None
+  _folder: os.PathLike
+  _records: object
+  _indices: range
+
+  def __len__(self):
+    return len(self._indices)
+
+  def __getitem__(self, i):
+    """One scene. Raises IndexError beyond the last, UsageError where the files are damaged."""
+    import PIL.Image
+    try:
+      record = self._records[self._indices[i]]
+      image, label = (PIL.Image.open(io.BytesIO(record[key])) for key in ('image', 'label'))
+      image, label = image.convert('RGB'), label.convert('L')
+    except (RuntimeError, OSError) as error:  # array_record's, Pillow's
+      raise errors.UsageError(f'{self._folder} is damaged ({error}): remove it and prepare the '
+                              'data set again') from error
+    size = _shorter_side(image.size, self.image_size)
+    return {'image': np.asarray(_resize(image, size)), 'label': np.asarray(_resize(label, size)),
+            'id': record['id'] if isinstance(record['id'], str) else record['id'].decode()}
+
+  def part(self, start, stop):
+    """The scenes [start, stop)."""
+    return dataclasses.replace(self, _indices=self._indices[start:stop])
+
+
+def load_scenes(name, *, split, data_dir=None, image_size=None, limit=None):
+  """One split of a prepared segmentation set.
+
+  The order is that of the records on disk, always the same and hashed: the first `limit` scenes are
+  a fixed sample of all.
+
+  Args:
+    name: one of catalogue.SCENES, or a folder that TFDS prepared from one (image, label and id;
+      class_names and palette in its metadata). digit_scenes is prepared on first use.
+    split: 'train' or 'val' (digit_scenes: 'test'), or another split that the folder has.
+    data_dir: the folder of all data sets; None means TFDS' default.
+    image_size: resize each scene so that its shorter side has this many pixels: the image bilinear,
+      antialiased (means of blocks where it shrinks by whole factors), the label nearest.
+    limit: only the first `limit` scenes; None or 0 means all.
+
+  Returns:
+    Scenes.
+
+  Raises:
+    UsageError: unknown name or split; not prepared (with the command to run); not a segmentation
+      set; a limit or size below 0.
+  """
+  for what, value in (('limit', limit or 0), ('image_size', image_size or 0)):
+    if value < 0:
+      raise errors.UsageError(f'{what} is {value}; it must be at least 0, and 0 means whole')
+  builder = catalogue.open_set(name, data_dir, known=catalogue.SCENES)
+  import tensorflow_datasets as tfds
+  features, metadata = builder.info.features, dict(builder.info.metadata or {})
+  if not ({'image', 'label', 'id'} <= set(features) and {'class_names', 'palette'} <= set(metadata)
+          and isinstance(features['label'], tfds.features.Image)):
+    raise errors.UsageError(f'{name} does not hold scenes with a class for every pixel: it needs '
+                            'image, label and id, and class_names and palette in metadata.json')
+  errors.check_choice(split, tuple(builder.info.splits), what=f'split of {name}')
+  # Undecoded: TFDS would advise OpenCV on stderr, and take twice as long.
+  records = builder.as_data_source(split, decoders={
+      key: tfds.decode.SkipDecoding() for key in ('image', 'label')})
+  indices = range(len(records))
+  return Scenes(name=builder.name, class_names=tuple(metadata['class_names']),
+                palette=np.array(metadata['palette'], np.uint8), image_size=image_size or None,
+                _folder=builder.data_dir, _records=records,
+                _indices=indices[:limit] if limit else indices)
+
+
+def training_batches(scenes, *, batch_size, seed, crop_size, scale, flip, fill, num_hosts=1,
+                     host=0):
+  """Endless batches of random crops, the same for the same (seed, step) whatever happened before.
+
+  All scenes in a seeded order, a new one each epoch, each scaled, cropped and flipped as a function
+  of seed and position in that order alone; batches run across the borders of epochs. The parts of
+  the hosts, one after the other, are the batch that one host alone would get.
+
+  Args:
+    scenes: Scenes, or any sequence of its dictionaries.
+    batch_size: of all hosts together.
+    seed: a non-negative integer.
+    crop_size: (height, width) of the crops, pixels.
+    scale: (low, high): each scene is resized by a uniform factor in between, bilinear (label:
+      nearest).
+    flip: whether to mirror every other scene, at random.
+    fill: (3,) uint8, the colour around a scene smaller than the crop. Such a scene stands in the
+      middle; its surroundings are void.
+    num_hosts: number of processes that share a batch.
+    host: which of them this is.
+
+  Returns:
+    Batches.
+
+  Raises:
+    UsageError: no scenes; a batch that the hosts cannot share; a crop or scale not above 0.
+  """
+  import grain
+  if batch_size < 1 or batch_size % num_hosts:
+    raise errors.UsageError(f'batch_size {batch_size} cannot be shared by {num_hosts} hosts; use a '
+                            f'multiple of {num_hosts}')
+  if min(crop_size) < 1 or not 0 < scale[0] <= scale[1]:
+    raise errors.UsageError(f'crops of {crop_size} pixels at scales {scale} cannot be: crops have '
+                            'at least one pixel, and 0 < low <= high')
+  if not len(scenes):
+    raise errors.UsageError('there are no scenes to train on; choose another split or limit')
+  fill = np.asarray(fill, np.uint8)
+
+  def augment(scene, rng):
+    return _augment(scene, rng, crop_size=crop_size, scale=scale, flip=flip, fill=fill)
+
+  # Grain shuffles epoch e with seed + e: spread the seeds, so that 0 and 1 share no epoch.
+  shuffle_seed, augment_seed = (int(x) for x in np.random.SeedSequence(seed).generate_state(2))
+  order = grain.MapDataset.source(scenes).shuffle(seed=shuffle_seed).repeat()
+  batches = order.random_map(augment, seed=augment_seed).batch(
+      batch_size // num_hosts, drop_remainder=True)
+  return Batches(batches[host::num_hosts])
+
+
+class Batches:
+  """This host's batches: {'images': (b, h, w, 3) uint8, 'labels': (b, h, w) uint8, 255 void}."""
+
+  def __init__(self, batches):
+    self._batches = batches
+
+  def at(self, step):
+    """The batch of one step."""
+    return self._batches[step]
+
+  def iterate(self, start_step=0):
+    """Yields the batches of start_step, start_step + 1, ...; threads make them ahead of time.
+
+    An endless generator: `close()` it (or leave it to the garbage collector) to end the threads.
+    """
+    import grain
+    threads = min(_THREADS, os.cpu_count() or 1)
+    iterator = iter(self._batches[start_step:].to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)))
+    try:
+      yield from iterator
+    finally:
+      iterator.close()
+
+
+def _augment(scene, rng, *, crop_size, scale, flip, fill):
+  """One crop: {'images': (h, w, 3), 'labels': (h, w)} uint8."""
+  import PIL.Image
+  factor = rng.uniform(*scale)
+  image, label = (PIL.Image.fromarray(scene[key]) for key in ('image', 'label'))
+  size = tuple(max(1, round(side * factor)) for side in image.size)  # width, height
+  image, label = _resize(image, size, block_means=False), _resize(label, size)
+  # Where the crop's corner lies in the scene; beyond it where the scene is smaller: in the middle.
+  corner = []
+  for have, want in zip(size, crop_size[::-1], strict=True):
+    corner.append(rng.integers(have - want + 1) if have > want else (have - want) // 2)
+  mirrored = rng.random() < 0.5 and flip
+  box = (*corner, corner[0] + crop_size[1], corner[1] + crop_size[0])
+  crop = {}
+  for name, picture, around in (('images', image, fill), ('labels', label, VOID)):
+    inside = [max(box[0], 0), max(box[1], 0), min(box[2], size[0]), min(box[3], size[1])]
+    pixels = np.asarray(picture.crop(inside))
+    out = np.empty((*crop_size, *pixels.shape[2:]), np.uint8)
+    out[:] = around
+    top, left = inside[1] - box[1], inside[0] - box[0]
+    out[top:top + pixels.shape[0], left:left + pixels.shape[1]] = pixels
+    crop[name] = out[:, ::-1] if mirrored else out
+  return crop
+
+
+def _shorter_side(size, pixels):
+  """(width, height) scaled so that the shorter has `pixels`, or as it is where that is None."""
+  if pixels is None:
+    return size
+  return tuple(max(1, round(side * pixels / min(size))) for side in size)
+
+
+def _resize(picture, size, *, block_means=True):
+  """A Pillow image of another (width, height): bilinear, antialiased; nearest for labels.
+
+  block_means: means of blocks instead where both sides shrink by whole factors.
+  """
+  import PIL.Image
+  if picture.size == size:
+    return picture
+  method = PIL.Image.Resampling.BILINEAR
+  if picture.mode == 'L':
+    method = PIL.Image.Resampling.NEAREST
+  elif block_means and all(old % new == 0 for old, new in zip(picture.size, size, strict=True)):
+    method = PIL.Image.Resampling.BOX
+  return picture.resize(size, method)

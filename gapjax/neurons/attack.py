@@ -1,0 +1,361 @@
+"""Removes position channels from a network and measures what is lost (section 5 of the paper).
+
+The channels of an order are zeroed, the first N of them for every N of a sweep, and the predictions
+are counted: mIoU by region (`sweep`) or accuracy (`accuracy_sweep`). For any network:
+
+    from gapjax.neurons import attack, network, rank
+    cut = network.deeplab(model, variables)                    # or network.Network(...): your own
+    orders = {'overall': overall, 'left': left, 'right': right,    # from rank, (c,) each
+              'random': attack.random_orders(2048, 5, seed=0)}     # five orders: mean and band
+    result = attack.sweep(cut, batches, orders=orders, counts=range(100, 2001, 100))
+    attack.write_csv('attack.csv', result)
+
+One pass serves all N. Everything between the cut and the head's first BatchNorm is linear in the
+channels: an order is split into blocks between consecutive N, each block is convolved once, and
+their running sums, from the last block backwards, are the convolutions for every N. The features
+and the whole network's convolutions are shared by all orders; only the rest runs for every N.
+"""
+
+import csv
+import dataclasses
+import functools
+import io
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gapjax import workdirs
+from gapjax.errors import UsageError
+from gapjax.neurons.network import Network
+from gapjax.tasks import segmentation
+
+CLEAN = 'clean'  # the name of N = 0, which all orders share
+ATTACK_REGIONS = ('all', 'left', 'right', 'center')
+# A block's convolution costs about as much as this many channels more than it has: what its result
+# costs to write and to add.
+OVERHEAD = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+  """What a sweep measured.
+
+  Attributes:
+    counts: (0, N_1, ..., N_m), ascending: how many channels were removed.
+    metrics: {metric: {order: (repeats, m + 1) fractions in [0, 1]}}, repeats the orders of that
+      name. NaN where no pixel counted.
+    matrices: {order: (repeats, m + 1, regions, K, K) int64} confusion counts, [true, predicted],
+      regions in the order of `metrics`; empty for accuracies.
+  """
+  counts: tuple[int, ...]
+  metrics: dict[str, dict[str, np.ndarray]]
+  matrices: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  def records(self) -> list[dict]:
+    """{'cell': 'left/N=100', 'metric', 'values', 'mean', 'std', 'n'} for every order, N and metric.
+
+    N = 0 is 'clean/N=0'. `values` has one value a repeat, None where nothing counted; `std` is the
+    sample's, 0 of one value.
+    """
+    records = []
+    for metric, by_order in self.metrics.items():
+      first = next(iter(by_order.values()))
+      records.append(_record(f'{CLEAN}/N=0', metric, first[:1, 0]))
+      for name, values in by_order.items():
+        records += [_record(f'{name}/N={count}', metric, values[:, i])
+                    for i, count in enumerate(self.counts) if i]
+    return records
+
+
+def _record(cell, metric, values):
+  values = [float(v) if np.isfinite(v) else None for v in values]
+  known = [v for v in values if v is not None]
+  return {'cell': cell, 'metric': metric, 'values': values,
+          'mean': float(np.mean(known)) if known else None,
+          'std': float(np.std(known, ddof=1)) if len(known) > 1 else 0.0 if known else None,
+          'n': len(known)}
+
+
+def from_records(records: Iterable[Mapping]) -> Sweep:
+  """The Sweep, without matrices, that has these records: `Sweep.records` backwards.
+
+  Raises UsageError unless the records are a whole sweep.
+  """
+  values = {(r['metric'], *r['cell'].split('/N=')): r['values'] for r in records
+            if '/N=' in r['cell']}
+  counts = tuple(sorted({int(key[2]) for key in values}))
+  metrics = {}
+  try:
+    for metric, name in dict.fromkeys(key[:2] for key in values if key[1] != CLEAN):
+      columns = [values[metric, name, str(count)] for count in counts[1:]]
+      clean = values[metric, CLEAN, '0'] * len(columns[0])
+      metrics.setdefault(metric, {})[name] = np.array([clean, *columns], float).T
+  except (KeyError, ValueError, IndexError) as error:
+    raise UsageError(f'the records of the attack are not a whole sweep ({error!r}); '
+                     'run gapjax attack again') from None
+  if not metrics:
+    raise UsageError('there are no records of an attack; run gapjax attack first')
+  return Sweep(counts, metrics)
+
+
+def write_json(path, sweep: Sweep) -> None:
+  """Writes `sweep.records()`, a list of objects."""
+  workdirs.write_json(path, sweep.records())
+
+
+def write_csv(path, sweep: Sweep) -> None:
+  """Writes one line for every value: order,N,repeat,metric,value; empty where nothing counted."""
+  text = io.StringIO()
+  lines = csv.writer(text, lineterminator='\n')
+  lines.writerow(['order', 'N', 'repeat', 'metric', 'value'])
+  for record in sweep.records():
+    name, count = record['cell'].split('/N=')
+    lines.writerows([name, count, repeat, record['metric'], '' if value is None else value]
+                    for repeat, value in enumerate(record['values']))
+  workdirs.write_bytes(path, text.getvalue().encode())
+
+
+# --- what is removed ---------------------------------------------------------------------------
+
+
+def random_orders(num_channels: int, repeats: int, *, seed: int) -> np.ndarray:
+  """(repeats, num_channels): permutations of the channels, the first ones the same for any
+  `repeats`. Raises UsageError unless repeats >= 1."""
+  if repeats < 1:
+    raise UsageError(f'{repeats} random orders are no baseline; use 1 or more')
+  return np.stack([np.random.default_rng([seed, i]).permutation(num_channels)
+                   for i in range(repeats)])
+
+
+def check_orders(orders: Mapping[str, Any], counts: Iterable[int], *,
+                 num_channels: int) -> tuple[dict[str, np.ndarray], tuple[int, ...]]:
+  """Orders as {name: (repeats, n)} and counts ascending, without 0 and doubles.
+
+  Args:
+    orders: {name: (n,) or (repeats, n)} distinct channels, the first to be removed first.
+    counts: how many to remove.
+
+  Raises:
+    UsageError: a count is negative or beyond an order's end, an order is none of the network's.
+  """
+  counts = tuple(sorted({int(n) for n in counts} - {0}))
+  if not counts or counts[0] < 0:
+    raise UsageError(f'counts {list(counts)} remove nothing; use positive numbers such as '
+                     '100, 200, 300')
+  if not orders or CLEAN in orders:
+    raise UsageError(f'name the orders of channels, such as overall, and none of them `{CLEAN}`, '
+                     'which is N = 0')
+  checked = {}
+  for name, channels in orders.items():
+    channels = np.atleast_2d(np.asarray(channels))
+    if channels.shape[1] < counts[-1]:
+      raise UsageError(f'order `{name}` has {channels.shape[1]} channels, fewer than the '
+                       f'{counts[-1]} to be removed; remove at most {channels.shape[1]}')
+    for row in channels:
+      if (row.dtype.kind not in 'iu' or len(np.unique(row)) < len(row) or row.min() < 0
+          or row.max() >= num_channels):
+        raise UsageError(f'order `{name}` is no list of distinct channels in '
+                         f'[0, {num_channels}), which the network has; rank this network')
+    checked[name] = channels.astype(np.int64)
+  return checked, counts
+
+
+# --- the sweep -----------------------------------------------------------------------------------
+
+
+def predictions(network: Network, features: dict, *, orders: Mapping[str, Any],
+                counts: Sequence[int], one_pass: bool = True) -> Iterator:
+  """The classes predicted after removing the first N channels, for every order and N.
+
+  Args:
+    network: cut where channels are removed; in one pass where it has `branches`.
+    features: network.features of a batch.
+    orders, counts: as `check_orders` takes them.
+    one_pass: False re-runs everything behind the cut for every N, as a network that has `head`
+      only always does.
+
+  Yields:
+    (name, repeat, N), (b, ...) integers on the device; first ('clean', 0, 0) and each order's N in
+    falling order.
+
+  Raises:
+    UsageError: what `check_orders` raises, or the network's branches are not linear.
+  """
+  orders, counts = check_orders(orders, counts,
+                                num_channels=features[network.stage].shape[-1])
+  rows = [(name, i, row) for name, rows in orders.items() for i, row in enumerate(rows)]
+  if network.branches is None or not one_pass:
+    yield (CLEAN, 0, 0), network.without(features)
+    for name, i, row in rows:
+      for count in reversed(counts):
+        yield (name, i, count), network.without(features, row[:count])
+    return
+  channels = features[network.stage].shape[-1]
+  whole = network.contribution(features, np.arange(channels), channels)
+  yield (CLEAN, 0, 0), network.complete(features, whole)
+  for k, (name, i, row) in enumerate(rows):
+    # What N = 0 leaves is `whole` already: the first order computes it again, as a check.
+    for count, branches in remaining(network, features, row, counts=counts if k else (0, *counts)):
+      if count:
+        yield (name, i, count), network.complete(features, branches)
+      else:
+        _check_linear(branches, whole)
+
+
+def remaining(network: Network, features: dict, channels: np.ndarray, *,
+              counts: Sequence[int]) -> Iterator:
+  """The branches that are left after removing the first N of `channels`, each block convolved once.
+
+  counts: ascending; 0 may be one. Yields (N, branches), N in falling order, so that one sum is held
+  at a time. Sums hold what is left alone: taking the removed from the whole would cancel.
+  """
+  total = features[network.stage].shape[-1]
+  removed = channels[:counts[-1]]
+  ordered = np.concatenate([removed, np.setdiff1d(np.arange(total), removed)])
+  # Sizes are those with 0 left out, so that the program is the same with it and without.
+  size = piece_size(np.diff([*(n for n in counts if n), total]))
+  branches = None
+  for end, start in itertools.pairwise((total, *reversed(counts))):
+    for at in range(start, max(end, start + 1), size):  # an empty block contributes zeros
+      part = network.contribution(features, ordered[at:min(at + size, end)], size)
+      branches = part if branches is None else jax.tree.map(jnp.add, branches, part)
+    yield start, branches
+
+
+def _check_linear(total, whole):
+  """Raises UsageError unless the blocks' sum is the whole."""
+  for a, b in zip(jax.tree.leaves(total), jax.tree.leaves(whole), strict=True):
+    if not np.isfinite(scale := float(jnp.abs(b).max())):
+      raise UsageError('the network computes infinities or NaN; attack a checkpoint that did not '
+                       'diverge')
+    if not float(jnp.abs(a - b).max()) <= 1e-3 * scale:
+      raise UsageError('the network\'s `branches` is not a sum over channels: blocks of channels '
+                       'do not add up to the whole; leave biases and activations to `rest`, or '
+                       'pass one_pass=False')
+
+
+def piece_size(sizes: Sequence[int]) -> int:
+  """How many channels to convolve at a time, for blocks of these sizes at the least cost.
+
+  One size, so that one program is compiled: a larger block takes several pieces, a smaller one is
+  filled up. Equal blocks are their own size.
+  """
+  sizes = [size for size in sizes if size]
+  candidates = sorted({-(-size // parts) for size in sizes for parts in range(1, 65)})
+  return int(min(candidates, key=lambda c: sum(-(-size // c) for size in sizes) * (c + OVERHEAD)))
+
+
+def sweep(network: Network, batches: Iterable[Mapping], *, orders: Mapping[str, Any],
+          counts: Sequence[int], regions: Sequence[str] = ATTACK_REGIONS,
+          one_pass: bool = True) -> Sweep:
+  """mIoU of a segmentation network after removing channels, by region.
+
+  Args:
+    network: cut where channels are removed; its logits are (b, h, w, K).
+    batches: dicts of 'images' (b, h, w, 3) as the network takes them and 'labels' (b, h, w), void
+      outside [0, K); 'size' (b, 2), if there, is each image's own height and width in the top left
+      corner, which regions are fractions of. Every new shape compiles anew.
+    orders: {name: (n,) or (repeats, n)} channels, the first to be removed first.
+    counts: N_1, ..., N_m: how many to remove.
+    regions: names of segmentation.REGIONS, or rectangles 'TOP,LEFT,BOTTOM,RIGHT' in fractions.
+    one_pass: False zeroes and re-runs for every N: the slow way to the same numbers.
+
+  Returns:
+    A Sweep with the metrics 'miou' (region 'all') and 'miou_REGION'.
+
+  Raises:
+    UsageError: an order, a count or a region is no good, or there is no batch.
+  """
+  rectangles = tuple(segmentation.region(name) for name in regions)
+  names = ['miou' if name == 'all' else f'miou_{name}' for name in regions]
+  tables = {}
+  for step, batch in enumerate(batches):
+    features = network.features(batch['images'], step)
+    labels = jnp.asarray(batch['labels'])
+    sizes = jnp.asarray(batch.get('size', [labels.shape[1:]] * len(labels)))
+    classes = network.num_classes(features)
+    codes = _codes(labels, sizes, rectangles, classes)
+    for key, predicted in predictions(network, features, orders=orders, counts=counts,
+                                      one_pass=one_pass):
+      if predicted.shape != labels.shape:
+        raise UsageError(f'the network predicts classes {predicted.shape} for labels '
+                         f'{labels.shape}; resize its logits to the labels')
+      table = np.asarray(_confusions(codes, predicted, len(rectangles), classes), np.int64)
+      tables[key] = tables.get(key, 0) + table
+  counts, matrices = _assemble(tables)
+  metrics = {metric: {name: np.array([[segmentation.iou(m[r])[1] for m in row] for row in rows])
+                      for name, rows in matrices.items()}
+             for r, metric in enumerate(names)}
+  return Sweep(counts, metrics, matrices)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _codes(labels, sizes, rectangles, classes):
+  """Where in _confusions' table a pixel counts that is predicted as class 0: (regions, b, h, w),
+  beyond its end where the pixel is void or outside the region."""
+  codes = []
+  for r, rectangle in enumerate(rectangles):
+    counts = segmentation.inside(rectangle, sizes, labels.shape[1:])
+    counts &= (labels >= 0) & (labels < classes)
+    place = (r * classes + labels.astype(jnp.int32)) * classes
+    codes.append(jnp.where(counts, place, len(rectangles) * classes ** 2))
+  return jnp.stack(codes)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _confusions(codes, predicted, regions, classes):
+  """Confusion counts (regions, K, K) int32: no product, so exact for any image."""
+  length = regions * classes ** 2
+  counts = jnp.bincount((codes + predicted).ravel(), length=length)
+  return counts.reshape(regions, classes, classes)
+
+
+def accuracy_sweep(network: Network, batches: Iterable[Mapping], *, orders: Mapping[str, Any],
+                   counts: Sequence[int], metric: str = 'accuracy',
+                   one_pass: bool = True) -> Sweep:
+  """Top-1 accuracy of a classifier after removing channels.
+
+  Args:
+    network: cut where channels are removed; its logits are (b, K).
+    batches: dicts of 'images' (b, h, w, 3) as the network takes them, 'labels' (b,), and 'mask'
+      (b,), if there, False where the batch is filled up.
+    orders, counts, one_pass: as for `sweep`.
+    metric: its name, such as 'location_accuracy' or 'image_accuracy'.
+
+  Raises:
+    UsageError: an order or a count is no good, or there is no batch.
+  """
+  tables = {}
+  for step, batch in enumerate(batches):
+    labels = np.asarray(batch['labels'])
+    mask = np.asarray(batch.get('mask', np.ones(labels.shape, bool)), bool)
+    features = network.features(batch['images'], step)
+    for key, predicted in predictions(network, features, orders=orders, counts=counts,
+                                      one_pass=one_pass):
+      if predicted.shape != labels.shape:
+        raise UsageError(f'the network predicts classes {predicted.shape} for labels '
+                         f'{labels.shape}; it should return one row of logits an image')
+      hits = (np.asarray(predicted) == labels) & mask
+      tables[key] = tables.get(key, 0) + np.array([hits.sum(), mask.sum()], np.int64)
+  counts, sums = _assemble(tables)
+  return Sweep(counts, {metric: {name: rows[..., 0] / np.maximum(rows[..., 1], 1)
+                                 for name, rows in sums.items()}})
+
+
+def _assemble(tables):
+  """{(name, repeat, N): array} -> counts (0, ...) and {name: (repeats, counts, ...)}."""
+  if not tables:
+    raise UsageError('there is no batch of images to attack the network with; pass at least one')
+  clean = tables[CLEAN, 0, 0]
+  counts = tuple(sorted({key[2] for key in tables}))
+  repeats = {}
+  for name, i, _ in tables:
+    if name != CLEAN:
+      repeats[name] = i + 1
+  return counts, {name: np.stack([np.stack([clean, *(tables[name, i, n] for n in counts[1:])])
+                                  for i in range(number)])
+                  for name, number in repeats.items()}

@@ -1,0 +1,196 @@
+"""A network cut at the channels that an attack removes.
+
+Any Flax model becomes a `Network` by two functions, and is then re-run from the cut on for every
+number of removed channels:
+
+    network = Network(variables,
+                      encode=lambda v, images: {'stage4': body.apply(v['body'], images)},
+                      head=lambda v, features: head.apply(v['head'], features['stage4']))
+
+Where what follows the cut begins with a layer that is linear in the channels, as a convolution is,
+give that layer and the rest instead. `branches` sees some channels alone and slices its kernel; it
+leaves out biases and whatever else is not a sum over channels, which `rest` adds. Then a sweep over
+many numbers of channels costs that layer once (attack.py):
+
+    kernel = variables['params']['conv']['kernel']             # (3, 3, c, o)
+    network = Network(variables, encode=...,
+                      branches=lambda v, x, channels: convolve(x, v[...]['kernel'][:, :, channels]),
+                      rest=lambda v, branches, features: classify(branches + v[...]['bias']))
+
+gapjax's own networks: `deeplab` and `classifier`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gapjax.errors import UsageError
+from gapjax.models.deeplab import DeepLab
+from gapjax.models.heads import Head
+from gapjax.models.vgg import VGG
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+  """What an attack needs of a network. Functions are traced: they must be pure.
+
+  Attributes:
+    variables: whatever the functions take as their first argument, such as Flax variables.
+    encode: (variables, images (b, h, w, 3)) -> features, a dict with `stage` (b, h', w', c), or
+      (b, c), and whatever else the head reads. 'images' and 'step', the batch's number, are added.
+    head: (variables, features) -> logits (b, ..., K). Not needed beside `branches` and `rest`.
+    branches: (variables, x (b, h', w', k), channels (k,)) -> an array or a tree of arrays, linear
+      in x: what these channels of `stage` add to it. The sum over disjoint channels is the whole.
+    rest: (variables, branches, features) -> logits (b, ..., K).
+    stage: the name of the cut.
+
+  Raises:
+    UsageError: there is neither `head` nor both `branches` and `rest`.
+  """
+  variables: Any
+  encode: Callable
+  head: Callable | None = None
+  branches: Callable | None = None
+  rest: Callable | None = None
+  stage: str = 'stage4'
+
+  def __post_init__(self):
+    if (self.branches is None) != (self.rest is None) or (self.head or self.rest) is None:
+      raise UsageError('a Network needs `head`, or both `branches` and `rest`, after `encode`')
+
+  def features(self, images, step: int = 0) -> dict:
+    """Features of images (b, h, w, 3), with 'images' and 'step'. Raises UsageError without
+    `stage` among them."""
+    images = jnp.asarray(images)
+    features = self._encode(self.variables, images)
+    if not isinstance(features, dict) or self.stage not in features:
+      found = sorted(features) if isinstance(features, dict) else type(features).__name__
+      raise UsageError(f'`encode` returns no `{self.stage}` but {found}; return a dict with it, or '
+                       'name another `stage`')
+    return {**features, 'images': images, 'step': np.int32(step)}
+
+  def num_classes(self, features: dict) -> int:
+    """K, the size of the logits' last axis; nothing is computed."""
+    return jax.eval_shape(self._logits, self.variables, features).shape[-1]
+
+  def without(self, features: dict, channels=()) -> jax.Array:
+    """The classes (b, ...) predicted with `channels` of the stage zeroed, from the cut on anew."""
+    keep = np.ones(features[self.stage].shape[-1], bool)
+    keep[np.asarray(channels, np.int64)] = False
+    return _classes(self._without(self.variables, features, keep))
+
+  def contribution(self, features: dict, channels, size: int) -> Any:
+    """What `channels` (k,) add to the branches, computed as if they were `size` >= k channels, so
+    that any number of them runs one compiled program."""
+    padded = np.zeros(size, np.int32)
+    padded[:len(channels)] = channels
+    return self._contribution(self.variables, features[self.stage], padded,
+                              np.arange(size) < len(channels))
+
+  def complete(self, features: dict, branches: Any) -> jax.Array:
+    """The classes (b, ...) that the rest predicts from branches."""
+    return _classes(self._complete(self.variables, branches, features))
+
+  def _logits(self, variables, features):
+    if self.head is not None:
+      return self.head(variables, features)
+    x = features[self.stage]
+    return self.rest(variables, self.branches(variables, x, jnp.arange(x.shape[-1])), features)
+
+  @functools.cached_property
+  def _encode(self):
+    return _jit(self.encode)
+
+  @functools.cached_property
+  def _without(self):
+    def without(variables, features, keep):
+      x = jnp.where(keep, features[self.stage], 0)
+      return self._logits(variables, {**features, self.stage: x})
+    return _jit(without)
+
+  @functools.cached_property
+  def _contribution(self):
+    def contribution(variables, x, channels, keep):
+      return self.branches(variables, jnp.where(keep, x[..., channels], 0), channels)
+    return _jit(contribution)
+
+  @functools.cached_property
+  def _complete(self):
+    return _jit(self.rest)
+
+
+def _jit(function):
+  """jit with products in float32: a GPU's or TPU's default would be the larger error."""
+  def exact(*arguments):
+    with jax.default_matmul_precision('highest'):
+      return function(*arguments)
+  return jax.jit(exact)
+
+
+@jax.jit
+def _classes(logits):
+  """argmax over the last axis: (b, ..., K) -> (b, ...), uint8 where that holds them.
+
+  A program of its own: XLA on CPU would fuse the upsampling with it and take half as long again.
+  """
+  return logits.argmax(-1).astype(jnp.uint8 if logits.shape[-1] <= 256 else jnp.int32)
+
+
+def deeplab(model: DeepLab, variables) -> Network:
+  """DeepLabv3 or v3+ cut at stage4, in float32 or better, on one device.
+
+  variables: {'params', 'batch_stats'} as the model has them; images are normalised.
+  """
+  model = model.clone(dtype=jnp.promote_types(model.dtype, jnp.float32), axis_name=None)
+  read = ('stage1', 'stage4') if model.variant == 'deeplabv3plus' else ('stage4',)
+  convs = [name for name in variables['params'] if name.startswith('branch_convs')]
+
+  def encode(variables, images):
+    features = model.apply(variables, images, train=False, method='encode')
+    return {name: features[name] for name in read}
+
+  def branches(variables, x, channels):
+    # Flax checks a kernel's shape against its input alone, so a slice of both is a smaller layer.
+    params = {name: {'kernel': variables['params'][name]['kernel'][:, :, channels]}
+              for name in convs}
+    return model.apply({'params': params}, x, method='branches')
+
+  def rest(variables, branches, features):
+    return model.apply(variables, branches, features, size=features['images'].shape[1:3],
+                       train=False, method='decode')
+
+  return Network(variables, encode, branches=branches, rest=rest)
+
+
+def classifier(model, variables, *, seed: int = 0) -> Network:
+  """A ResNet or VGG (models.create) cut at its last stage: GAPNet, PermuteNet and the standard one.
+
+  variables: {'params', 'batch_stats'}; images as the network takes them. PermuteNet's permutation
+  is drawn anew for every batch, from `seed`, and is the same for all that is removed from it.
+
+  Raises UsageError for a permutation before an earlier stage, which is none of the head's.
+  """
+  if model.permute is not None and model.permute_at != 'pooled':
+    raise UsageError(f'a network that permutes at `{model.permute_at}` cannot be cut behind it; '
+                     'train one with model.permute_at=pooled')
+  dtype = jnp.promote_types(model.dtype, jnp.float32)
+  model = model.clone(dtype=dtype, axis_name=None)
+  head = Head(model.num_classes, model.head, model.padding, model.permute, dtype)
+  key = jax.random.key(seed)
+  stage = 'stage5' if isinstance(model, VGG) else 'stage4'
+
+  def encode(variables, images):
+    _, features = model.apply(variables, images, train=False, rngs={'permutation': key})
+    return {stage: features[stage]}
+
+  def classify(variables, features):
+    logits, _ = head.apply({'params': variables['params']['head']}, features[stage],
+                           rngs={'permutation': jax.random.fold_in(key, features['step'])})
+    return logits
+
+  return Network(variables, encode, head=classify, stage=stage)

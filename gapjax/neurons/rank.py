@@ -1,0 +1,247 @@
+"""Ranks channels by the position they encode (section 5 of the paper).
+
+Let z = GAP(f(x)) for a feature map f of an image x, and z' = GAP(f(mirrored x)). A channel that
+does not care where things are has z = z'. *Overall*, channels are ranked by the mean |z - z'| over
+a set of images; for a *region* by the signed mean z - z' over images whose object of interest
+stands in that region only. Works on any network and any images:
+
+    from gapjax.neurons import rank
+    features = jax.jit(lambda images: my_network(images))      # (b, h, w, 3) -> (b, h', w', c)
+    overall = rank.order(rank.overall(features, images))       # images: any iterable
+    at_left = rank.choose(scenes, region='left', classes=[24])  # scenes: dicts with 'label'
+    images = (scenes[i]['image'] for i in at_left)
+    left = rank.order(rank.by_region(features, images, region='left'))
+    rank.save('left.json', left=left)                          # the authors' format
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gapjax import workdirs
+from gapjax.errors import UsageError, check_choice, nearest
+from gapjax.models.layers import global_average_pool
+from gapjax.tasks import segmentation
+
+# name -> the axis of (b, h, w, 3) that the mirror reverses
+AXES = {'horizontal': 2, 'vertical': 1}
+
+
+def differences(features: Callable, images: Iterable, *, axis: str = 'horizontal') -> Iterator:
+  """z - z' of every image.
+
+  Args:
+    features: images (b, h, w, 3) -> feature maps (b, h', w', c), or their averages (b, c).
+    images: any iterable of images (h, w, 3) or batches (b, h, w, 3), as `features` takes them.
+      Every new shape makes a jitted `features` compile anew.
+    axis: the mirror, 'horizontal' (left to right) or 'vertical' (top to bottom).
+
+  Yields:
+    (b, c) float64, b = 1 for a single image.
+
+  Raises:
+    UsageError: an image or a feature map has another number of axes.
+  """
+  check_choice(axis, AXES, what='mirror')
+  for batch in images:
+    batch = _batch(batch)
+    yield _average(features, batch) - _average(features, jnp.flip(batch, AXES[axis]))
+
+
+def _batch(images):
+  images = images if isinstance(images, jax.Array) else np.asarray(images)
+  images = images[None] if images.ndim == 3 else images
+  if images.ndim != 4:
+    raise UsageError(f'images have shape {images.shape}; pass images (h, w, 3) or batches '
+                     '(b, h, w, 3)')
+  return images
+
+
+def _average(features, images):
+  maps = jnp.asarray(features(images))
+  if maps.ndim not in (2, 4) or len(maps) != len(images):
+    raise UsageError(f'`features` maps images {images.shape} to {maps.shape}; it should return '
+                     'feature maps (b, h, w, c) or their averages (b, c)')
+  return np.asarray(maps if maps.ndim == 2 else global_average_pool(maps), np.float64)
+
+
+def overall(features: Callable, images: Iterable, *, axis: str = 'horizontal') -> np.ndarray:
+  """The mean of |z - z'| over all images, (c,): how much position each channel encodes.
+
+  Arguments as for `differences`. Raises UsageError when there is no image.
+  """
+  return _mean(np.abs(d) for d in differences(features, images, axis=axis))
+
+
+def by_region(features: Callable, images: Iterable, *, region: str | Sequence[float]) -> np.ndarray:
+  """The signed mean of z - z' over the region's images, (c,): large where a channel is high when
+  the object is there, and low when it is mirrored away.
+
+  Args:
+    features: as for `differences`.
+    images: those with the object of interest in the region only (`choose`).
+    region: a name or rectangle as `segmentation.region` reads it; it decides the mirror alone.
+
+  Raises:
+    UsageError: there is no image, or the region is centred (`mirror_axis`).
+  """
+  return _mean(differences(features, images, axis=mirror_axis(region)))
+
+
+def mean_activations(features: Callable, images: Iterable) -> np.ndarray:
+  """z of all images, (n, c) float64, for `pictures.activations`.
+
+  Arguments as for `differences`. Raises UsageError when there is no image.
+  """
+  found = [_average(features, _batch(batch)) for batch in images]
+  if not found:
+    raise UsageError('there is no image to average channels over; pass at least one')
+  return np.concatenate(found)
+
+
+def _mean(parts):
+  total, count = 0, 0
+  for part in parts:
+    total, count = total + part.sum(0), count + len(part)
+  if not count:
+    raise UsageError('there is no image to rank channels by; pass at least one')
+  return total / count
+
+
+def mirror_axis(rectangle: str | Sequence[float]) -> str:
+  """The mirror that moves the rectangle's centre furthest: 'horizontal' or 'vertical'.
+
+  rectangle: a name or (top, left, bottom, right) in fractions of the image. Equal moves, as for a
+  quarter of the image, are 'horizontal', the mirror of the paper. Raises UsageError for a centred
+  rectangle, which no mirror moves.
+  """
+  top, left, bottom, right = segmentation.region(rectangle)
+  down, across = abs(1 - top - bottom), abs(1 - left - right)  # how far each moves the centre
+  if max(down, across) < 1e-9:
+    raise UsageError(f'region `{rectangle}` is centred: no mirror moves it, so nothing can be '
+                     'ranked by it; use one that is off the centre, such as left or 0,0.5,1,1')
+  return 'vertical' if down > across + 1e-9 else 'horizontal'
+
+
+def order(scores) -> np.ndarray:
+  """Channels (c,) by score, largest first; equal scores in the channels' own order.
+
+  Raises UsageError unless scores are finite.
+  """
+  scores = np.asarray(scores, np.float64)
+  if scores.ndim != 1 or not np.isfinite(scores).all():
+    raise UsageError(f'the scores of channels {np.flatnonzero(~np.isfinite(scores))[:5].tolist()} '
+                     f'of {scores.shape} are not finite numbers, so the network computes none; '
+                     'rank a checkpoint that did not diverge')
+  return np.argsort(-scores, kind='stable')
+
+
+# --- a region's images -----------------------------------------------------------------------
+
+
+def choose(scenes: Iterable[Mapping], *, region: str | Sequence[float], classes: Sequence[int],
+           least_area: float = 0.001, purity: float = 1.0, limit: int | None = None) -> list[int]:
+  """The scenes whose object of interest stands in a region only, by their masks.
+
+  Args:
+    scenes: any iterable of dicts with 'label' (h, w) integers; 'size' (2,), if there, is the
+      image's own height and width in the top left corner of a larger array.
+    region: a name or rectangle as `segmentation.region` reads it.
+    classes: the object of interest is every pixel with one of these labels.
+    least_area: how large it must be inside the region, as a fraction of the image.
+    purity: how much of it must be inside, as a fraction of the object; 1 is all of it.
+    limit: stop after so many; None is no limit.
+
+  Returns:
+    Indices into `scenes`, ascending.
+
+  Raises:
+    UsageError: a setting is out of range, or no scene qualifies.
+  """
+  rectangle = segmentation.region(region)
+  classes = [int(c) for c in classes]
+  if not classes:
+    raise UsageError('there is no class to choose images by; name at least one, such as 24')
+  if not 0 <= least_area <= 1 or not 0 < purity <= 1:
+    raise UsageError(f'least_area {least_area} and purity {purity} are fractions; use 0 <= '
+                     'least_area <= 1 and 0 < purity <= 1')
+  if limit is not None and limit < 1:
+    raise UsageError(f'limit {limit} leaves no image; use 1 or more, or None for all')
+  chosen, seen = [], 0
+  for index, scene in enumerate(scenes):
+    seen += 1
+    within, everywhere, area = _object(scene, rectangle, classes)
+    if within and within >= purity * everywhere and within >= least_area * area:
+      chosen.append(index)
+      if len(chosen) == limit:
+        break
+  if not chosen:
+    raise UsageError(f'none of {seen} images has classes {classes} in region `{region}` only; '
+                     f'lower least_area ({least_area:g}) or purity ({purity:g}), or name other '
+                     'classes')
+  return chosen
+
+
+def _object(scene, rectangle, classes):
+  """The object's pixels inside the rectangle and everywhere, and the image's pixels."""
+  label = np.asarray(scene['label'])
+  size = np.asarray(scene.get('size', label.shape))
+  whole = np.asarray(segmentation.inside((0, 0, 1, 1), size[None], label.shape))[0]
+  mask = np.isin(label, classes) & whole
+  here = np.asarray(segmentation.inside(rectangle, size[None], label.shape))[0]
+  return int((mask & here).sum()), int(mask.sum()), int(size.prod())
+
+
+def with_ids(scenes: Iterable[Mapping], ids: Sequence) -> list[int]:
+  """Indices of the scenes whose 'id' is in `ids`, in the order of `ids`.
+
+  Raises UsageError on an id that no scene has, or on none.
+  """
+  if not len(ids):
+    raise UsageError('the list of ids is empty; name at least one image')
+  places = {}
+  for index, scene in enumerate(scenes):
+    places.setdefault(str(scene['id']), index)
+  for name in map(str, ids):
+    if name not in places:
+      raise UsageError(f'no image has the id `{name}`{nearest(name, places)}; ids look like '
+                       f'`{next(iter(places), "")}`')
+  return [places[str(name)] for name in ids]
+
+
+# --- the authors' JSON -----------------------------------------------------------------------
+
+
+def save(path, **orders) -> None:
+  """Writes orders as the authors' code does: {"overall": [channel, ...]} on one line.
+
+  save('left.json', left=channels) is one of their files; several orders may share one.
+  """
+  lists = {name: [int(c) for c in channels] for name, channels in orders.items()}
+  workdirs.write_bytes(path, json.dumps(lists).encode())
+
+
+def load(path, *, num_channels: int) -> dict[str, np.ndarray]:
+  """Reads orders, {name: (n,) channels}, from a file in the authors' format.
+
+  Raises UsageError naming the file unless each is a list of distinct channels in [0, num_channels).
+  """
+  orders = workdirs.read_json(path)
+  if not orders:
+    raise UsageError(f'{path} holds no list of channels; it should look like '
+                     '{"overall": [5, 0, 3]}')
+  for name, channels in orders.items():
+    if not isinstance(channels, list) or any(type(c) is not int for c in channels) or not channels:
+      raise UsageError(f'{path}: `{name}` is not a list of channel numbers; it should look like '
+                       '{"overall": [5, 0, 3]}')
+    outside = next((c for c in channels if not 0 <= c < num_channels), None)
+    if outside is not None:
+      raise UsageError(f'{path}: `{name}` names channel {outside}, but the network has '
+                       f'{num_channels}; rank the channels of this network')
+    if len(set(channels)) < len(channels):
+      twice = next(c for c in channels if channels.count(c) > 1)
+      raise UsageError(f'{path}: `{name}` names channel {twice} twice; rank the channels again')
+  return {name: np.array(channels, np.int64) for name, channels in orders.items()}
