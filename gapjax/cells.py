@@ -167,7 +167,7 @@ def augshift_sweep(scale: str) -> list[Cell]:
   base = (small_cifar if scale == 'small' else cifar)('cifar10')
   base.data.held_out = 4_000 if scale == 'small' else 5_000
   base.eval.update(images=0, max_shift=0)
-  settings = [(3.0, 4), (1.0, 4), (1.0, 8), (3.0, 8), (0.0, 4), (10.0, 4), (3.0, 2)]
+  settings = [(3.0, 4), (1.0, 4), (1.0, 8), (3.0, 8), (10.0, 4), (30.0, 4), (0.0, 4), (3.0, 2)]
   return [shift_cell('resnet18', base),
           *(shift_cell('augshift', base, weight=weight, max_shift=max_shift)
             for weight, max_shift in settings)]

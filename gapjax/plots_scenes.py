@@ -20,11 +20,10 @@ def scenes(columns, path, *, width: float = 2.4) -> None:
   """A picture: columns is {title: list of (h, w, 3) uint8}, one a row, all columns equally long."""
   rows = len(next(iter(columns.values())))
   h, w = next(iter(columns.values()))[0].shape[:2]
-  size = (width * len(columns), rows * width * h / w + 0.3)
+  size = (width * len(columns), rows * width * h / w + 0.2)
   with drawing(path, size=size, transparent=True) as figure:
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     axes = figure.subplots(rows, len(columns), squeeze=False)
-    figure.set_layout_engine('none')
-    figure.subplots_adjust(0, 0, 1, 1 - 0.3 / size[1], 0.02, 0.02)
     for column, (title, pictures) in enumerate(columns.items()):
       axes[0, column].set_title(title, fontsize=9, color=MIDDLE_GREY)
       for axis, picture in zip(axes[:, column], pictures, strict=True):

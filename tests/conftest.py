@@ -64,3 +64,27 @@ def tiny_config(**changes):
   c.eval.update(images=30, batch_size=32)
   c.update_from_flattened_dict(changes)
   return c
+
+
+# Changes of tiny_config that make it the smallest DeepLabv3 on scattered digits.
+SCENES = {'task': 'segmentation', 'data.name': 'digit_scenes', 'data.train_images': 24,
+          'model.name': 'deeplabv3', 'model.backbone': 'resnet10', 'model.output_stride': 8,
+          'segmentation.crop': (24, 32), 'eval.images': 6, 'eval.batch_size': 4, 'batch_size': 8}
+
+
+def newest(workdir):
+  """(step, state as nested dicts) of the newest checkpoint, read with orbax alone."""
+  import jax
+  import numpy as np
+  import orbax.checkpoint as ocp
+  with ocp.CheckpointManager((workdir / 'checkpoints').absolute()) as manager:
+    step = manager.latest_step()
+    found = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
+  return step, jax.tree.map(np.asarray, found.state)
+
+
+def same(a, b):
+  """Whether two trees of arrays are equal to the bit, leaf by leaf."""
+  import jax
+  import numpy as np
+  return jax.tree.all(jax.tree.map(np.array_equal, a, b))

@@ -1,5 +1,6 @@
 """The real loop on a tiny network: what it leaves behind, devices, resuming, faults."""
 
+import itertools
 import json
 import logging
 import subprocess
@@ -7,9 +8,8 @@ import sys
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-from conftest import ROOT, tiny_config
+from conftest import ROOT, SCENES, newest, same, tiny_config
 
 from gapjax import build, data, steps, workdirs
 from gapjax.checkpoint import Checkpoints, digest
@@ -30,19 +30,6 @@ def run(tmp_path_factory, data_dir):
   config = tiny_config(num_epochs=4, **{'checkpoint.every_epochs': 1.0})
   return config, workdir, train(config, workdir=workdir, data_dir=data_dir,
                                 devices=jax.local_devices()[:1], progress=False)
-
-
-def newest(workdir):
-  """(step, state as nested dicts) of the newest checkpoint, read with orbax alone."""
-  with ocp.CheckpointManager((workdir / 'checkpoints').absolute()) as manager:
-    step = manager.latest_step()
-    found = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
-  return step, jax.tree.map(np.asarray, found.state)
-
-
-def same(a, b):
-  """Whether two trees of arrays are equal to the bit, leaf by leaf."""
-  return jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
 def test_what_a_run_leaves(run):
@@ -175,15 +162,16 @@ def take_steps(config, data_dir, *, devices, count):
   train_set, _, task = build.load(config, data_dir=data_dir)
   here = Devices(jax.local_devices()[:devices])
   plan = Plan.of(workdirs.settle('new', config, platform=here.platform),
-                 num_images=len(train_set.images))
+                 num_images=len(train_set))
   model, state, rule, _ = build.create(config, task, train_set, plan)
   step = here.pmap(steps.many(steps.make_train_step(model, task, rule, axis_name=AXIS)),
                    split=(False, False, False, True), donate=0)
-  data = here.replicate({'images': train_set.images, 'labels': train_set.labels})
+  feed = build.create_feed(config, task, train_set, plan)
+  data = here.replicate(feed.data)
   key = here.replicate(steps.stream(config.seed, steps.TRAIN))
   state = here.replicate(state)
-  for number in range(0, count * plan.steps_per_call, plan.steps_per_call):
-    state, metrics = step(state, key, data, here.split(plan.batch_indices(number), axis=1))
+  for batch in itertools.islice(feed.batches(0), count):
+    state, metrics = step(state, key, data, here.split(batch, axis=1))
   batch = metrics['batch']  # without clu's count of merges, which is the number of devices
   return state, {'loss': batch.loss, 'accuracy': batch.accuracy, 'grad_norm': metrics['grad_norm']}
 
@@ -200,8 +188,9 @@ PAIRS = {'task': 'classification', 'augshift.crops': 2, 'eval.shift': 2, 'eval.m
 
 @pytest.mark.parametrize('changes', [
   {'model.head': 'gap'}, {'model.head': 'permuted'}, {'model.head': 'linear', **PAIRS},
-  {'model.head': 'linear', **PAIRS, 'augshift.stacked': False, 'augshift.warm_up_epochs': 0.5}],
-  ids=['gap', 'permuted', 'pairs', 'separate pairs'])
+  {'model.head': 'linear', **PAIRS, 'augshift.stacked': False, 'augshift.warm_up_epochs': 0.5},
+  {**SCENES, 'optimizer.backbone_factor': 0.1, 'batch_size': 8}],
+  ids=['gap', 'permuted', 'pairs', 'separate pairs', 'scenes'])
 def test_one_and_four_devices_agree_in_float64(data_dir, changes):
   """Six Adam steps, with augmentation and permutation: the same to 1e-9 (design: float64)."""
   with jax.enable_x64(True):
