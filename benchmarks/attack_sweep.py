@@ -8,6 +8,7 @@ that many times the median of those. Weights and the image are random: time does
 """
 
 import argparse
+import resource
 import statistics
 import time
 
@@ -47,9 +48,9 @@ def main():
   orders = {'random': attack.random_orders(channels, a.orders, seed=0)}
 
   def timed(function):
-    start = time.perf_counter()
+    start = np.array([time.perf_counter(), time.process_time()])
     result = function()
-    return result, time.perf_counter() - start
+    return result, np.array([time.perf_counter(), time.process_time()]) - start
 
   def one_pass():
     return attack.sweep(cut, [batch], orders=orders, counts=counts)
@@ -81,15 +82,18 @@ def main():
   for i, (table, _) in enumerate(passes, 1):
     moved = np.abs(table - result.matrices['random'][0, i, 0]).sum() / 2
     print(f'N = {counts[i - 1]}: {moved / table.sum():.2e} of the pixels differ from a full pass')
-  seconds = statistics.median(seconds for _, seconds in passes)
   total = a.counts * a.orders
   print(f'{system.describe_devices(jax.local_devices())}, jax {jax.__version__}; {a.model}, '
         f'{a.backbone}, width {a.channels}, output stride {a.output_stride}, '
         f'{a.height} x {a.width}')
-  print(f'one pass, {a.counts} N x {a.orders} orders: {sweep_seconds:.2f} s')
-  print(f'a full pass: {seconds:.2f} s ({", ".join(f"{s:.2f}" for _, s in passes)}); '
-        f'{total} of them: {total * seconds:.0f} s')
-  print(f'ratio {total * seconds / sweep_seconds:.1f}')
+  print(f'peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20:.1f} GB')
+  # Where others use the machine, processor seconds on CPU say more than the clock.
+  for i, what in enumerate(('', 'processor ')):
+    each = [seconds[i] for _, seconds in passes]
+    full = statistics.median(each)
+    print(f'{what}seconds: one pass, {a.counts} N x {a.orders} orders: {sweep_seconds[i]:.2f}; a '
+          f'full pass: {full:.2f} ({", ".join(f"{s:.2f}" for s in each)}), {total} of them: '
+          f'{total * full:.0f}; ratio {total * full / sweep_seconds[i]:.1f}')
 
 
 if __name__ == '__main__':

@@ -33,11 +33,13 @@ NETWORKS = {
 class Cell:
   """One cell of a table: a network trained once a seed.
 
-  name: 'gapnet/location/3x3' or 'augshift/cifar10'. paper: {metric: published fraction}.
+  name: 'gapnet/location/3x3' or 'augshift/cifar10'. paper: {metric: published fraction}. attack:
+  whether its position channels are ranked and removed once it is trained.
   """
   name: str
   config: ConfigDict
   paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  attack: bool = False
 
 
 def canvas_cell(network: str, target: str, grid: int, base: ConfigDict) -> Cell:
@@ -167,7 +169,7 @@ def augshift_sweep(scale: str) -> list[Cell]:
   base = (small_cifar if scale == 'small' else cifar)('cifar10')
   base.data.held_out = 4_000 if scale == 'small' else 5_000
   base.eval.update(images=0, max_shift=0)
-  settings = [(3.0, 4), (1.0, 4), (1.0, 8), (3.0, 8), (10.0, 4), (30.0, 4), (0.0, 4), (3.0, 2)]
+  settings = [(3.0, 4), (1.0, 4), (1.0, 8), (3.0, 8), (10.0, 4), (5.0, 4), (0.0, 4), (3.0, 2)]
   return [shift_cell('resnet18', base),
           *(shift_cell('augshift', base, weight=weight, max_shift=max_shift)
             for weight, max_shift in settings)]
@@ -210,6 +212,11 @@ def camvid(scale: str = 'full') -> ConfigDict:
   return c
 
 
+def attack(scale: str) -> list[Cell]:
+  """DeepLabv3 on CamVid, trained, ranked and attacked."""
+  return [Cell('deeplabv3/camvid', camvid(scale), attack=True)]
+
+
 # ---- Quickstart: the whole paper on scikit-learn's digits ----------------------------------------
 
 
@@ -237,11 +244,27 @@ def digits_moved() -> ConfigDict:
   return c
 
 
+def digit_scenes() -> ConfigDict:
+  """The quickstart's recipe for segmentation: digits scattered over a scene."""
+  c = deeplab('digit_scenes')
+  c.data.eval_split = 'test'
+  c.num_epochs, c.batch_size = 16, 8
+  c.segmentation.update(crop=(64, 96), scale=(0.9, 1.1))
+  c.model.update(backbone='resnet10', width=16, stem='canvas', output_stride=8,
+                 backbone_momentum=0.1)
+  c.optimizer.update(name='adam', lr=3e-3, b1=0.9, weight_decay=0.0, backbone_factor=1.0)
+  c.eval.update(batch_size=20, every_epochs=8)
+  c.checkpoint.every_epochs = 8.0
+  c.neurons.update(classes=tuple(map(str, range(10))), purity=0.75, counts=12)
+  return c
+
+
 def quickstart(scale: str) -> list[Cell]:
   """On digits. Claim 1: GAPNet and PermuteNet, location and image, and the fixed control.
-  Claim 2: the baseline, BlurPool, two crops without and with the pairwise loss.
+  Claim 2: the baseline, BlurPool, two crops without and with the pairwise loss. Claim 3: a
+  segmentation network whose position channels are removed.
   """
-  canvas, moved = digits(), digits_moved()
+  canvas, moved, scenes = digits(), digits_moved(), digit_scenes()
   shifted = ['resnet18', 'blurpool', 'two_crops', 'augshift']
   if scale == 'tiny':  # for continuous integration: shows that it runs, not what it finds
     for base in (canvas, moved):
@@ -250,12 +273,17 @@ def quickstart(scale: str) -> list[Cell]:
       base.model.width = 8
       base.eval.update(images=100, every_epochs=1)
     moved.eval.update(max_shift=4, shift_images=20)
+    scenes.num_epochs = 1
+    scenes.data.train_images, scenes.model.width = 40, 4
+    scenes.eval.images = scenes.neurons.images = 20
+    scenes.neurons.update(counts=3, random_orders=2)
     shifted = ['resnet18', 'augshift']
   cells = [('gapnet', 'location'), ('permutenet', 'location'), ('permutenet_fixed', 'location'),
            ('gapnet', 'image'), ('permutenet', 'image')]
   return [*(canvas_cell(network, target, 3, canvas) for network, target in cells),
-          *(shift_cell(network, moved) for network in shifted)]
+          *(shift_cell(network, moved) for network in shifted),
+          Cell('deeplabv3/digit_scenes', scenes, attack=True)]
 
 
 SUITES = {'quickstart': quickstart, 'table1': table1, 'table2': table2,
-          'augshift_sweep': augshift_sweep}
+          'augshift_sweep': augshift_sweep, 'attack': attack}

@@ -17,6 +17,8 @@ USAGE = """usage: gapjax VERB [flags]
   prepare DATASET   build a dataset on disk from its publisher's files, or download it
   train             train and evaluate one network; the same command resumes
   evaluate          all metrics of a run's newest checkpoint
+  rank              which channels of a run encode position, overall and by region
+  attack            remove them, and as many random ones, and measure what is lost
   reproduce SUITE   every cell of a table, resumable, then its report
   report            Markdown, HTML and PNG from the JSON files of a workdir
 
@@ -96,6 +98,42 @@ def evaluate(argv):
   print(json.dumps(numbers, indent=2))
 
 
+def rank(argv):
+  """Ranks the channels of a run."""
+  parser = flags('rank', workdir='', data=True)
+  parser.add_argument('--regions', nargs='+', default=['left', 'right'], metavar='REGION',
+                      help='names, or rectangles TOP,LEFT,BOTTOM,RIGHT in fractions '
+                      '(default: left right)')
+  parser.add_argument('--ids', help='a JSON file {"left": [image ids], ...} to rank those regions '
+                      'by, in place of the masks')
+  arguments = parser.parse_args(argv)
+  from gapjax import workdirs
+  from gapjax.neurons import run
+  ids = workdirs.read_json(arguments.ids) if arguments.ids else None
+  orders = run.rank_run(arguments.workdir, data_dir=arguments.data_dir,
+                        regions=arguments.regions, ids=ids)
+  for name, order in orders.items():
+    print(f'{name:10} {" ".join(map(str, order[:10]))} ...')
+  print(f'{arguments.workdir}/{run.RANKING}')
+
+
+def attack(argv):
+  """Removes channels of a run and measures what is lost."""
+  parser = flags('attack', workdir='', data=True)
+  parser.add_argument('--ranking', help='a file of channels as the authors write it '
+                      '(default: the run\'s own ranking.json, made if it is not there)')
+  parser.add_argument('--regions', nargs='+', metavar='REGION', help='where mIoU is measured: '
+                      'names, or rectangles TOP,LEFT,BOTTOM,RIGHT in fractions '
+                      '(default: all left right center)')
+  arguments = parser.parse_args(argv)
+  from gapjax import report
+  from gapjax.neurons import attack, run
+  sweep = run.attack_run(arguments.workdir, data_dir=arguments.data_dir, ranking=arguments.ranking,
+                         regions=arguments.regions or attack.ATTACK_REGIONS)
+  print(attack.table(sweep))
+  print(f'report: {report.build(arguments.workdir)}')
+
+
 def reproduce(argv):
   """Trains every cell of a suite."""
   parser = flags('reproduce', workdir='', data=True)
@@ -149,8 +187,9 @@ def quiet(name):
 
 
 # What `reproduce` takes; gapjax.cells has the same, but importing it loads jax.
-SUITES = ('table1', 'table2', 'augshift_sweep')
-VERBS = {f.__name__: f for f in (quickstart, prepare, train, evaluate, reproduce, report)}
+SUITES = ('table1', 'table2', 'augshift_sweep', 'attack')
+VERBS = {f.__name__: f for f in (quickstart, prepare, train, evaluate, rank, attack, reproduce,
+                                report)}
 
 
 def main(argv=None) -> int:

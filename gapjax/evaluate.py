@@ -1,12 +1,47 @@
-"""The verb `evaluate`: all metrics of a run's newest checkpoint."""
+"""A finished run opened again, and the verb `evaluate`: all metrics of its newest checkpoint."""
 
+import dataclasses
 import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from gapjax import build, workdirs
 from gapjax.checkpoint import Checkpoints
 from gapjax.errors import UsageError
 from gapjax.parallel import Devices
 from gapjax.plan import Plan
+from gapjax.steps import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run on disk: its config, data, task, network and, on the host, its newest state."""
+  config: ConfigDict
+  train_set: Any
+  test_set: Any
+  task: Any
+  model: Any
+  state: TrainState
+  step: int
+
+
+def open_run(workdir, *, data_dir=None) -> Run:
+  """Reads a run's config, data and newest checkpoint. Raises UsageError where there is none."""
+  workdir = pathlib.Path(workdir)
+  config = workdirs.read_config(workdir)
+  train_set, test_set, task = build.load(config, data_dir=data_dir)
+  plan = Plan.of(config, num_images=len(train_set))
+  model, state, _, _ = build.create(config, task, train_set, plan)
+  found = None
+  if (workdir / 'checkpoints').exists():
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+      found = checkpoints.restore(Devices.to_host(state))
+  if not found:
+    raise UsageError(f'{workdir} holds no checkpoint; train first: gapjax train --config=FILE '
+                     f'--workdir={workdir}')
+  step, state, _ = found
+  return Run(config, train_set, test_set, task, model, state, step)
 
 
 def evaluate(workdir, *, data_dir=None, devices=None) -> dict:
@@ -17,21 +52,9 @@ def evaluate(workdir, *, data_dir=None, devices=None) -> dict:
   'image_accuracy', 'consistency' with its 'protocol', 'feature_distance' and 'shifts'; in
   segmentation 'miou', 'miou_left' and so on, 'pixel_accuracy' and 'per_class'.
   """
-  workdir = pathlib.Path(workdir)
-  config = workdirs.read_config(workdir)
-  devices = Devices(devices)
-  train_set, test_set, task = build.load(config, data_dir=data_dir)
-  plan = Plan.of(config, num_images=len(train_set))
-  model, state, _, _ = build.create(config, task, train_set, plan)
-  found = None
-  if (workdir / 'checkpoints').exists():
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-      found = checkpoints.restore(devices.to_host(state))
-  if not found:
-    raise UsageError(f'{workdir} holds no checkpoint; train first: gapjax train --config=FILE '
-                     f'--workdir={workdir}')
-  step, state, _ = found
-  evaluator = build.create_evaluator(config, model, task, test_set, devices)
-  result = {'step': step, **evaluator.report(devices.replicate(state))}
+  workdir, devices = pathlib.Path(workdir), Devices(devices)
+  run = open_run(workdir, data_dir=data_dir)
+  evaluator = build.create_evaluator(run.config, run.model, run.task, run.test_set, devices)
+  result = {'step': run.step, **evaluator.report(devices.replicate(run.state))}
   workdirs.write_json(workdir / 'evaluation.json', result)
   return result

@@ -26,7 +26,8 @@ NETWORKS = {'gapnet': 'GAPNet', 'permutenet': 'PermuteNet',
             **{f'vgg{depth}': f'VGG-{depth}' for depth in (11, 16)},
             'blurpool': 'BlurPool', 'aps': 'APS', 'two_crops': 'Two crops, weight 0',
             'augshift': 'AugShift', 'augshift_blurpool': 'AugShift + BlurPool',
-            'augshift_aps': 'AugShift + APS'}
+            'augshift_aps': 'AugShift + APS',
+            'deeplabv3': 'DeepLabv3', 'deeplabv3plus': 'DeepLabv3+'}
 # In a sweep a network's name carries settings: 'augshift,weight=0.3,max_shift=4'.
 SETTINGS = {'weight': 'weight', 'max_shift': 'shift'}
 SETTING = re.compile(r',(\w+)=(\d+(?:\.\d+)?(?:e-?\d+)?)')
@@ -45,7 +46,8 @@ BROKEN, DOTTED = (0, (4, 1.6)), (0, (1, 1.3))
 LOOKS = {'gapnet': (0, '-'), 'permutenet': (1, '-'), 'permutenet_fixed': (2, DASHES[2]),
          **{name: ('soft', BROKEN) for name in NETWORKS if name.startswith(('resnet', 'vgg'))},
          'blurpool': (1, BROKEN), 'aps': (2, BROKEN), 'two_crops': (3, DOTTED),
-         'augshift': (0, '-'), 'augshift_blurpool': (1, '-'), 'augshift_aps': (2, '-')}
+         'augshift': (0, '-'), 'augshift_blurpool': (1, '-'), 'augshift_aps': (2, '-'),
+         'deeplabv3': (0, '-'), 'deeplabv3plus': (1, '-')}
 PAGE = {False: {'page': '#ffffff', 'ink': '#1f262d', 'soft': '#616b75', 'rule': '#e4e7e9'},
         True: {'page': '#12161b', 'ink': '#e3e8ec', 'soft': '#98a4af', 'rule': '#2a323a'}}
 # As many decimals as the value needs: 87.5%, 90%.

@@ -1,7 +1,7 @@
 """From JSON on disk to a report a stranger can read: report.md, report.html and PNGs.
 
-A report is a list of sections. The paper's claims are a module each, report_canvas and
-report_shifts, which know their cells, tables and words; each function in a module's `SECTIONS`
+A report is a list of sections. The paper's claims are a module each, report_canvas, report_shifts
+and report_attack, which know their cells, tables and words; each function in a module's `SECTIONS`
 looks at the `Source` and returns one `Section` (text, facts, tables, pictures) or None when it has
 nothing to say. Markdown and HTML are both rendered from that list. A new figure of the paper is one
 more function in `SECTIONS`. Nothing here depends on the clock: the same JSON gives the same bytes.
@@ -11,12 +11,14 @@ import dataclasses
 import json
 import pathlib
 
-from gapjax import report_canvas, report_shifts, workdirs
+from gapjax import report_attack, report_canvas, report_shifts, workdirs
 from gapjax.errors import UsageError
 from gapjax.render import Page, Section, Table, html_page, markdown, markdown_table
 from gapjax.report_parts import DASH, Source, number, ours, suite
 
-CLAIMS = (report_canvas, report_shifts)
+CLAIMS = (report_canvas, report_shifts, report_attack)
+# A single run's claim, by its task.
+TASKS = {'classification': report_shifts, 'segmentation': report_attack}
 PAPER = ('Islam, Kowal, Jia, Derpanis, Bruce: Global Pooling, More than Meets the Eye: Position '
          'Information is Encoded Channel-Wise in CNNs. ICCV 2021, arXiv 2108.07884.')
 COMPARE = 'so compare the order of the rows with the paper\'s, not the values.'
@@ -29,6 +31,8 @@ SCALES = {
   ('table1', 'small'): 'This run uses a quarter of the width, 10,000 training and 500 test images '
                        'shrunk to 16 x 16, and 10, 6 and 4 epochs with cosine decay, '
                        f'{COMPARE}',
+  ('attack', 'small'): 'This run uses CamVid in place of Cityscapes, at half the size, a narrow '
+                       f'ResNet-18 from scratch and a few thousand steps, {COMPARE}',
   ('table2', 'small'): NARROW, ('augshift_sweep', 'small'): NARROW,
   ('', 'small'): f'This run is smaller than the paper\'s, {COMPARE}',
   ('', 'tiny'): 'This run shows that everything runs; its few steps show nothing else.'}
@@ -66,7 +70,7 @@ def _parts(source):
   """[(module or None, Source with the records and cells of that claim)]."""
   if source.summary is not None:
     task = (source.summary.get('config') or {}).get('task')
-    found = [(report_shifts if task == 'classification' else report_canvas, [])]
+    found = [(TASKS.get(task, report_canvas), [])]
   else:
     found = _split(source.records)
   parts = [(claim, dataclasses.replace(source, records=some)) for claim, some in found]
@@ -204,10 +208,11 @@ def _page(source, parts, sections):
     title, lead = claim.title(part), claim.lead(part)
   elif claims:
     title = 'What global average pooling keeps, and how a network can shed it'
-    lead = ['The paper makes two claims about convolutional networks that end in global average '
-            'pooling. Position survives the pooling, in the order of the channels. And a loss '
+    lead = ['The paper makes three claims about convolutional networks that end in global average '
+            'pooling. Position survives the pooling, in the order of the channels. A loss '
             'that drives it out of the pooled features makes a network more translation '
-            'invariant. This page tells one after the other.']
+            'invariant. And the channels that carry it can be found and removed. This page tells '
+            'one after the other.']
   else:
     title = 'Results beside the paper'
     lead = ['Every cell of the suite, the published number beside what gapjax measures.']

@@ -12,13 +12,16 @@ from gapjax import config as configs
 from gapjax import data, report, workdirs
 from gapjax.cells import SUITES, Cell
 from gapjax.errors import UsageError
+from gapjax.neurons.run import attack_run
 from gapjax.system import versions
 from gapjax.train import train
 
 log = logging.getLogger(__name__)
 
 # What a detail averages over seeds; its other fields are of the first.
-AVERAGED = ('per_location', 'shifts')
+AVERAGED = ('per_location', 'shifts', 'per_class')
+# What the report shows of a run, beside its samples.
+PICTURES = ('predictions.png', 'activations.png', 'attack_scenes.png')
 
 
 def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: str,
@@ -61,7 +64,10 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
       summary = train(config, workdir=folder, data_dir=data_dir, progress=progress)
       records = add(records, suite, scale, cell, seed, summary,
                     workdirs.read_lines(folder / 'metrics.jsonl'))
-      keep_samples(folder / 'canvas.png', workdir / 'samples', cell.config)
+      if cell.attack:
+        records = add_attack(records, suite, scale, cell, seed,
+                             attack_run(folder, data_dir=data_dir))
+      keep_samples(folder, workdir / 'samples', cell.config)
       workdirs.write_json(workdir / 'results.json', records)
       workdirs.write_json(workdir / 'run.json', {
         'command': '\n'.join(dict.fromkeys([*previous.get('command', '').splitlines(), command])),
@@ -109,7 +115,7 @@ def known_records(paths, cells) -> list[dict]:
 
 def holds(record, cell) -> bool:
   """Whether a record is of this cell, trained with this config (but for the seed)."""
-  return record.get('cell') == cell.name and 'config' in record and not [
+  return record.get('network', record.get('cell')) == cell.name and 'config' in record and not [
     field for field in configs.difference(cell.config, record['config'])
     if not field.startswith('seed ')]
 
@@ -120,7 +126,7 @@ def add(records, suite, scale, cell, seed, summary, lines) -> list[dict]:
             if name not in ('loss', 'step')}
   records = list(records)
   for number, (metric, value) in enumerate(values.items()):
-    old = next((r for r in records if r['metric'] == metric and holds(r, cell)), None)
+    old = next((r for r in records if (r['cell'], r['metric']) == (cell.name, metric)), None)
     numbers = [*(old['values'] if old else []), value]
     record = {
       'suite': suite, 'scale': scale, 'cell': cell.name, 'metric': metric,
@@ -133,6 +139,29 @@ def add(records, suite, scale, cell, seed, summary, lines) -> list[dict]:
       record['protocol'] = summary['shifts']['protocol']
     if number == 0:
       record['detail'] = detail(old['detail'] if old else None, summary, lines)
+    if old:
+      records[records.index(old)] = record
+    else:
+      records.append(record)
+  return records
+
+
+def add_attack(records, suite, scale, cell, seed, sweep) -> list[dict]:
+  """The records with what one seed's attack left of a cell: cells such as 'left/N=100', whose
+  'network' is the cell's name. Random orders have several values a seed."""
+  records = list(records)
+  for new in sweep.records():
+    old = next((r for r in records if r.get('network') == cell.name
+                and (r['cell'], r['metric']) == (new['cell'], new['metric'])), None)
+    values = [*(old['values'] if old else []), *new['values']]
+    known = [value for value in values if value is not None]
+    record = {
+      'suite': suite, 'scale': scale, 'network': cell.name, 'cell': new['cell'],
+      'metric': new['metric'], 'paper': None, 'torch': None, 'values': values,
+      'seeds': [*(old['seeds'] if old else []), seed], 'n': len(known),
+      'mean': statistics.fmean(known) if known else None,
+      'std': statistics.stdev(known) if len(known) > 1 else None,
+      'config': configs.as_json(cell.config)}
     if old:
       records[records.index(old)] = record
     else:
@@ -157,7 +186,9 @@ def detail(old, summary, lines) -> dict:
     'wall_seconds': [summary['wall_seconds']],
     'images_per_second': summary['images_per_second'], 'epochs': config.num_epochs,
     'steps': summary['step'], 'batch_size': config.batch_size,
-    'model': f'{config.model.name} width {config.model.width}', **summary['sizes']}
+    'model': ' '.join([config.model.name, *(
+      [config.model.backbone] if config.task == 'segmentation' else []),
+      f'width {config.model.width}']), **summary['sizes']}
 
 
 def mean(old, new, n: int):
@@ -169,14 +200,20 @@ def mean(old, new, n: int):
   return (old * n + new) / (n + 1) if isinstance(old, float) else old
 
 
-def keep_samples(picture, folder, config) -> None:
-  """Copies the samples of the first run of each grid to folder/KxK.png, of crops to 1x1.png.
+def keep_samples(run, folder, config) -> None:
+  """Copies a run's pictures to folder: samples of the first run of each grid as KxK.png, of crops
+  as 1x1.png; predictions of a segmentation network under their own names.
 
   Pairs of crops show more than single ones, and take their place.
   """
+  folder.mkdir(parents=True, exist_ok=True)
+  if config.task == 'segmentation':
+    for name in PICTURES:
+      if (run / name).exists():
+        workdirs.write_bytes(folder / name, (run / name).read_bytes())
+    return
   pairs = config.task == 'classification' and config.augshift.crops == 2
   grid = config.canvas.grid if config.task == 'canvas' else 1
   target = folder / f'{grid}x{grid}.png'
   if not target.exists() or pairs:
-    folder.mkdir(parents=True, exist_ok=True)
-    workdirs.write_bytes(target, picture.read_bytes())
+    workdirs.write_bytes(target, (run / 'canvas.png').read_bytes())

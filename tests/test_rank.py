@@ -172,7 +172,7 @@ def test_settings_that_choose_nothing(settings, message):
 
 def test_ids_that_are_not_there():
   assert rank.with_ids([{'id': 12}, {'id': 7}], ['7', 12]) == [1, 0]
-  with pytest.raises(UsageError, match='no image has the id `rigt` .did you mean `right`'):
+  with pytest.raises(UsageError, match=r'no image has the id `rigt` .did you mean `right`'):
     rank.with_ids(SCENES, ['left', 'rigt'])
   with pytest.raises(UsageError, match='empty'):
     rank.with_ids(SCENES, [])

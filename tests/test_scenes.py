@@ -308,6 +308,28 @@ def test_scaling_by_two_is_bilinear_and_nearest():
   assert np.abs(batch['images'][0] - expected).max() <= 1  # Pillow rounds twice
 
 
+@pytest.mark.parametrize('factor', [0.37, 0.5, 1.7])
+def test_a_crop_is_a_window_of_the_whole_scene_resized(factor):
+  draw = np.random.default_rng(2)
+  scene = {'image': draw.integers(0, 256, (61, 83, 3), np.uint8), 'id': 'a',
+           'label': draw.integers(0, 200, (61, 83)).astype(np.uint8)}
+  size = round(83 * factor), round(61 * factor)
+  image = np.asarray(PIL.Image.fromarray(scene['image']).resize(
+    size, PIL.Image.Resampling.BILINEAR)).astype(int)
+  label = np.asarray(PIL.Image.fromarray(scene['label']).resize(
+    size, PIL.Image.Resampling.NEAREST))
+  batches = make([scene], scale=(factor, factor), crop_size=(15, 17), batch_size=1)
+  corners = set()
+  for step in range(12):
+    batch = batches.at(step)
+    windows = np.lib.stride_tricks.sliding_window_view(label, (15, 17))
+    [[top, left]] = np.argwhere((windows == batch['labels'][0]).all((2, 3)))
+    window = image[top:top + 15, left:left + 17]
+    assert np.abs(batch['images'][0] - window).max() <= 1  # coefficients are rounded
+    corners.add((top, left))
+  assert len(corners) > 6
+
+
 def test_scales_fill_their_range():
   """A plain scene on a wide crop: its size tells its scale, and both sides share it."""
   scene = {'image': np.full((40, 60, 3), 200, np.uint8), 'id': 'a',

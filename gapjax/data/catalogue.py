@@ -8,6 +8,8 @@ IMAGES = ('cifar10', 'cifar100', 'digits')  # one label an image
 SCENES = ('voc2012', 'cityscapes', 'camvid', 'digit_scenes')  # a class for every pixel
 NAMES = IMAGES + SCENES
 
+VOID = 255  # the label of pixels that count nowhere
+
 _JOBS = {IMAGES: 'images with one label each', SCENES: 'scenes with a class for every pixel'}
 
 

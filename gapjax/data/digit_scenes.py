@@ -10,7 +10,8 @@ import numpy as np
 import PIL.Image
 
 from gapjax.data import sources
-from gapjax.data.scenes_sources import VOID, Scene, SceneSet
+from gapjax.data.catalogue import VOID
+from gapjax.data.scenes_sources import Scene, SceneSet
 
 HEIGHT, WIDTH = 64, 96
 SCENES = {'train': 400, 'test': 100}

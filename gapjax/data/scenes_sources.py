@@ -21,8 +21,7 @@ import numpy as np
 import PIL.Image
 
 from gapjax import errors
-
-VOID = 255
+from gapjax.data.catalogue import VOID
 
 
 @dataclasses.dataclass(frozen=True)

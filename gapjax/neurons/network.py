@@ -3,21 +3,24 @@
 Any Flax model becomes a `Network` by two functions, and is then re-run from the cut on for every
 number of removed channels:
 
-    network = Network(variables,
-                      encode=lambda v, images: {'stage4': body.apply(v['body'], images)},
-                      head=lambda v, features: head.apply(v['head'], features['stage4']))
+    cut = network.Network(
+      variables,                                               # {'body': ..., 'head': ...}
+      encode=lambda v, images: {'stage4': body.apply(v['body'], images)},
+      head=lambda v, features: head.apply(v['head'], features['stage4']))
 
 Where what follows the cut begins with a layer that is linear in the channels, as a convolution is,
-give that layer and the rest instead. `branches` sees some channels alone and slices its kernel; it
-leaves out biases and whatever else is not a sum over channels, which `rest` adds. Then a sweep over
-many numbers of channels costs that layer once (attack.py):
+give that layer and the rest instead, and a sweep over many numbers of channels costs the layer once
+(attack.py). `branches` gets some channels alone and slices its kernel by them; it leaves out
+biases and whatever else is not a sum over channels, which `rest` adds. With a 1x1 convolution:
 
-    kernel = variables['params']['conv']['kernel']             # (3, 3, c, o)
-    network = Network(variables, encode=...,
-                      branches=lambda v, x, channels: convolve(x, v[...]['kernel'][:, :, channels]),
-                      rest=lambda v, branches, features: classify(branches + v[...]['bias']))
+    cut = network.Network(
+      variables,
+      encode=lambda v, images: {'stage4': body.apply(v['body'], images)},
+      branches=lambda v, x, channels: x @ v['kernel'][channels],
+      rest=lambda v, branches, features: tail.apply(v['tail'], branches + v['bias']))
 
-gapjax's own networks: `deeplab` and `classifier`.
+gapjax's own networks: `deeplab` and `classifier`. What `cut.without` predicts with some channels
+removed is there to look at: pictures.side_by_side.
 """
 
 import dataclasses

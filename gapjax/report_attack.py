@@ -1,0 +1,173 @@
+"""The report's third claim (the paper's section 5): channels that hold position can be removed."""
+
+import re
+
+import numpy as np
+
+from gapjax import plots, workdirs
+from gapjax.neurons import attack, pictures
+from gapjax.render import Picture, Section, Table
+from gapjax.report_parts import (
+  DASH,
+  both,
+  copied,
+  detail_curves,
+  learned,
+  number,
+  ours,
+  run_curves,
+  suite,
+)
+
+NETWORK = re.compile(r'(deeplab\w+)/([^/]+)')
+HEADING = 'Third claim: position channels can be found and removed'
+# Pictures that the attack leaves, the name of their copy, and what they show.
+LEFT = [('predictions.png', 'Predictions', 'Evaluated scenes, their labels, and the classes that '
+         'the network gives every pixel. Void is grey.'),
+        ('activations.png', 'Mean activations of the top left and right channels',
+         'The top channels of the left and the right ranking: mean activation over scenes with the '
+         'object on either side only, with its standard error.'),
+        ('attack_scenes.png', 'Predictions before and after removing channels',
+         'Evaluated scenes: predictions of the whole network, and without its first left or right '
+         'channels, as many as tell the two halves of the image furthest apart in the curves '
+         'above.')]
+# How many values of N the table shows of a sweep.
+SHOWN = 5
+
+
+def match(record):
+  """Whether a record is of a segmentation network, or of what an attack left of it."""
+  return NETWORK.fullmatch(record.get('network') or record['cell'])
+
+
+def place(record):
+  """Sort key: suite, network, what is removed, how much."""
+  name, _, count = record['cell'].partition('/N=')
+  known = ['clean', *pictures.LOOKS]
+  removed = 'network' in record
+  return (suite(record), match(record)[0], removed,
+          int(count) if removed else 0, known.index(name) if name in known else len(known))
+
+
+def cells(source):
+  """The learning curves of every network."""
+  if source.summary is not None:
+    config = source.summary['config']
+    return [plots.Panel(config['model']['name'], config['data']['name'],
+                        **run_curves(source.workdir))]
+  return [plots.Panel(*match(record).groups(), **detail_curves(record['detail']))
+          for record in source.records if record.get('detail')]
+
+
+def title(source):
+  if source.summary is not None:
+    return f'{source.cells[0].network_name} on {source.cells[0].target}'
+  return 'Which channels know where things are, and what is lost without them?'
+
+
+def lead(source):
+  """The claim and how it is tested, in paragraphs."""
+  if source.summary is not None:
+    return ['One training run: what it reached, what it predicts, how it learned, and the '
+            'configuration it used.']
+  return [
+    'The paper claims that some channels of a network encode position, that a mirror is enough to '
+    'find them, and that removing them damages segmentation, in a chosen half of the image if one '
+    'wants. A channel is ranked by how much its mean changes when the image is '
+    'mirrored: overall by the size of the change over all images, left and right by its sign over '
+    'images whose object of interest stands on that side only. Then the first N channels of a '
+    'ranking are set to zero, and as a baseline N channels drawn at random. If the claim holds, '
+    'the overall ranking costs more mIoU than chance does, left channels cost more in the left '
+    'half than right channels do, and the other way round.']
+
+
+def _attacks(source):
+  """{network: Sweep} of the records, or of a single run's attack."""
+  if source.summary is not None:
+    path = source.workdir / 'attack.json'
+    return {'': attack.from_records(workdirs.read_json(path, list))} if path.exists() else {}
+  found = {}
+  for record in source.records:
+    if record.get('network'):
+      found.setdefault(record['network'], []).append(record)
+  return {name: attack.from_records(records) for name, records in found.items()}
+
+
+def shown(counts):
+  """SHOWN of the numbers of removed channels, in about equal distances, none of them 0."""
+  counts = [n for n in counts if n]
+  return [counts[i] for i in np.unique(np.linspace(0, len(counts) - 1, SHOWN + 1).round()
+                                       .astype(int))[:-1]]
+
+
+def table(records):
+  """One row for the whole network and for each order at some N: mIoU by region."""
+  metrics = [m for m in pictures.METRICS if any(r['metric'] == m for r in records)]
+  found, rows, breaks = {}, [], set()
+  for record in records:
+    name = match(record)[0]
+    if record.get('network') or record['metric'] in metrics:
+      found.setdefault(name, {}).setdefault(record['cell'], {})[record['metric']] = record
+  for network, by_cell in found.items():
+    counts = sorted({int(cell.split('/N=')[1]) for cell in by_cell if '/N=' in cell})
+    chosen = shown(counts)
+    for cell, values in by_cell.items():
+      removed, _, count = cell.partition('/N=')
+      if removed == 'clean' or (count and int(count) not in chosen):
+        continue
+      if not count or removed == next(iter(pictures.LOOKS)):
+        breaks.add(len(rows))
+      rows.append([network, count or '0', removed if count else DASH,
+                   *(ours(values.get(metric)) for metric in metrics)])
+  names = [pictures.METRICS[metric] for metric in metrics]
+  return Table(['network', 'N removed', 'by', *names], rows, text=3, breaks=frozenset(breaks - {0}),
+               strong=frozenset(range(3, 3 + len(names))),
+               caption='mIoU in percent. The whole network: mean \N{PLUS-MINUS SIGN} sample '
+               'standard deviation (seeds); with channels removed, over seeds and random orders. '
+               'All values of N stand in results.json.')
+
+
+def results(source, _):
+  """Facts and the table of a suite."""
+  facts = []
+  for sweep in _attacks(source).values():
+    facts += _facts(sweep)
+  return Section('Results', facts=facts, tables=[table(source.records)])
+
+
+def _facts(sweep):
+  """mIoU of the whole network, and at half of the largest N."""
+  orders = sweep.metrics.get('miou') or {}
+  if 'overall' not in orders or 'random' not in orders:
+    return []
+  middle = len(sweep.counts) // 2
+  n = sweep.counts[middle]
+  return [(f'{number(orders["overall"][0, 0])}%', 'mIoU of the whole network'),
+          (f'{number(orders["overall"][:, middle].mean())}%',
+           f'without the first {n} position channels'),
+          (f'{number(orders["random"][:, middle].mean())}%', f'without {n} random channels')]
+
+
+def removed(source, folder):
+  drawn = []
+  for number_, (name, sweep) in enumerate(_attacks(source).items()):
+    path = folder / f'attack{number_ or ""}.png'
+    drawn.append(both(
+      pictures.curves, sweep, path, alt='mIoU against the number of removed channels',
+      caption=f'{f"{name}: " if name else ""}mIoU in percent against the number of removed '
+      'channels; the band of the random orders is from the lowest to the highest.'))
+  return Section('What removing channels costs', pictures=drawn) if drawn else None
+
+
+def scenes(source, folder):
+  where = source.workdir if source.summary is not None else source.workdir / 'samples'
+  found = [Picture(copied(where / name, folder, name), alt, caption)
+           for name, alt, caption in LEFT if (where / name).exists()]
+  return Section('What the network sees, and what is left', pictures=found) if found else None
+
+
+def curves(source, folder):
+  return learned(source, folder / 'segmentation.png')
+
+
+SECTIONS = [removed, scenes, curves]

@@ -1,0 +1,491 @@
+"""The one-pass sweep against zeroing and re-running, and its counts against scikit-learn."""
+
+import csv
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import confusion_matrix, jaccard_score
+
+from gapjax import plots
+from gapjax.errors import UsageError
+from gapjax.models.deeplab import DeepLab
+from gapjax.models.heads import Head, Permute
+from gapjax.models.resnet import ResNet
+from gapjax.models.vgg import VGG
+from gapjax.neurons import attack, network, pictures, rank
+from gapjax.neurons.network import Network
+from gapjax.tasks.segmentation import REGIONS, pixels, region
+
+draw = np.random.default_rng(0)
+
+
+def one_line(error):
+  return '\n' not in str(error.value) and len(str(error.value)) > 30
+
+
+def trained(model, images):
+  """Variables as if trained: no mean is 0, no scale or variance 1. Drawn by NumPy: no program."""
+  noise = np.random.default_rng(1)
+
+  def one(path, x):
+    name = path[-1].key
+    if name == 'kernel':
+      return noise.normal(0, np.sqrt(2 / np.prod(x.shape[:-1])), x.shape).astype(np.float32)
+    low, high = (.5, 1.5) if name in ('scale', 'var') else (-.2, .2)
+    return noise.uniform(low, high, x.shape).astype(np.float32)
+
+  shapes = jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
+  return jax.tree_util.tree_map_with_path(one, shapes)
+
+
+# --- DeepLab: one pass equals zeroing and re-running ---------------------------------------------
+
+SIZE = 48
+CHANNELS = 32  # of stage4
+IMAGES = draw.normal(size=(2, SIZE, SIZE, 3)).astype(np.float32)
+KINDS = [('deeplabv3', 16, 'zero'), ('deeplabv3plus', 16, 'partial'),
+         ('deeplabv3', 8, 'replicate'), ('deeplabv3plus', 8, 'zero')]
+
+
+@pytest.fixture(scope='module', params=KINDS, ids=lambda kind: '-'.join(map(str, kind)))
+def deeplab(request):
+  """A tiny network, its variables, and its cut."""
+  variant, stride, padding = request.param
+  model = DeepLab(variant, 5, 'resnet10', 4, stride, padding=padding)
+  variables = trained(model, IMAGES)
+  return model, variables, network.deeplab(model, variables)
+
+
+def test_one_pass_equals_zeroing_and_rerunning(deeplab):
+  model, variables, cut = deeplab
+
+  @jax.jit
+  def rerun(images, keep):
+    features = model.apply(variables, images, train=False, method='encode')
+    branches = model.apply(variables, features['stage4'] * keep, method='branches')
+    return model.apply(variables, branches, features, size=images.shape[1:3], train=False,
+                       method='decode')
+
+  order, counts = draw.permutation(CHANNELS), (1, 5, 9, 13, 20, CHANNELS)
+  features = cut.features(IMAGES)
+  clean = np.asarray(rerun(IMAGES, np.ones(CHANNELS, np.float32)))
+  predicted = {key: np.asarray(p) for key, p in attack.predictions(
+    cut, features, orders={'a': order}, counts=counts)}
+  found = dict(attack.remaining(cut, features, order, counts=(0, *counts)))
+  assert list(found) == [*counts[::-1], 0] and len(predicted) == 1 + len(counts)
+  for count in (0, *counts):
+    keep = np.ones(CHANNELS, np.float32)
+    keep[order[:count]] = 0
+    expected = np.asarray(rerun(IMAGES, keep))
+    ours = cut._complete(variables, found[count], features)  # the logits
+    np.testing.assert_allclose(ours, expected, atol=1e-4 * np.abs(expected).max())
+    assert count < 5 or np.abs(expected - clean).max() > 1e-2 * np.abs(clean).max()
+    for classes in (predicted['a' if count else attack.CLEAN, 0, count],
+                    cut.without(features, order[:count])):
+      assert (classes == expected.argmax(-1)).mean() > .998  # but for ties
+  # All blocks, of 4, 4, 4, 7 and 12 channels, were one program; the whole network another.
+  assert cut._contribution._cache_size() <= 2 and cut._complete._cache_size() == 1
+
+
+def test_bfloat16_networks_are_attacked_in_float32(deeplab):
+  model, variables, _ = deeplab
+  half = network.deeplab(model.clone(dtype=jnp.bfloat16), variables)
+  shapes = jax.eval_shape(half.encode, variables, IMAGES)
+  assert shapes['stage4'].dtype == jnp.float32
+  assert half.num_classes({**shapes, 'images': IMAGES, 'step': 0}) == 5
+  assert set(shapes) == {'stage4', 'stage1'} - ({'stage1'} if model.variant == 'deeplabv3' else
+                                                set())
+
+
+# --- counts, on a network of integers: exact, whatever the order of its sums -------------------
+
+C, K = 9, 4
+MIX = draw.integers(-2, 3, (3, C)).astype(np.float32)
+KERNEL = draw.integers(-3, 4, (C, K)).astype(np.float32)
+BIAS = np.array([.25, -.5, 0, .125], np.float32)  # no ties between the integers
+TOY = {'mix': MIX, 'kernel': KERNEL, 'bias': BIAS}
+VOID = [-1, K, 255]
+BATCHES = [{'images': draw.integers(0, 9, (3, 8, 12, 3)).astype(np.float32),
+            'labels': np.where(draw.random((3, 8, 12)) < .2, draw.choice(VOID, (3, 8, 12)),
+                               draw.integers(0, K, (3, 8, 12)))} for _ in range(2)]
+ORDERS = {'left': draw.permutation(C)[:6], 'random': attack.random_orders(C, 2, seed=3)}
+COUNTS = (2, 3, 6)
+ATTACKED = ('all', 'left', 'center', '0,0.25,0.5,1')
+
+
+def encode(variables, images):
+  return {'cut': images @ variables['mix']}
+
+
+def toy(**changes):
+  return dataclasses.replace(Network(
+    TOY, encode, branches=lambda v, x, channels: {'y': x @ v['kernel'][channels]},
+    rest=lambda v, branches, features: branches['y'] + v['bias'], stage='cut'), **changes)
+
+
+def rerun_toy(images, removed):
+  """The classes by definition: integers, in NumPy."""
+  x = images @ MIX
+  x[..., removed] = 0
+  return (x @ KERNEL + BIAS).argmax(-1)
+
+
+def all_orders():
+  return [(name, i, row) for name, rows in ORDERS.items()
+          for i, row in enumerate(np.atleast_2d(rows))]
+
+
+HEAD_ONLY = dict(branches=None, rest=None,
+                 head=lambda v, features: features['cut'] @ v['kernel'] + v['bias'])
+
+
+@pytest.fixture(scope='module')
+def swept():
+  return attack.sweep(toy(), BATCHES, orders=ORDERS, counts=[6, 3, 2, 0], regions=ATTACKED)
+
+
+def test_sweep_counts_as_scikit_learn_does(swept):
+  assert swept.counts == (0, *COUNTS)
+  for name, i, row in all_orders():
+    for n, count in enumerate(swept.counts):
+      for r, where in enumerate(ATTACKED):
+        rows, columns = pixels(region(where), 8, 12)
+        truth, predicted = (np.concatenate([p[:, rows, columns].ravel() for p in parts])
+                            for parts in ([b['labels'] for b in BATCHES],
+                                          [rerun_toy(b['images'], row[:count]) for b in BATCHES]))
+        expected = confusion_matrix(truth, predicted, labels=range(K))  # ignores void
+        np.testing.assert_array_equal(swept.matrices[name][i, n, r], expected)
+        known = ~np.isin(truth, VOID)
+        iou = jaccard_score(truth[known], predicted[known], labels=np.unique(truth[known]),
+                            average='macro')
+        metric = 'miou' if where == 'all' else f'miou_{where}'
+        assert swept.metrics[metric][name][i, n] == pytest.approx(iou, abs=1e-12)
+
+
+@pytest.mark.parametrize('how', ['head', 'rerun'])
+def test_rerunning_gives_the_same(swept, how):
+  cut = toy(**HEAD_ONLY) if how == 'head' else toy()
+  result = attack.sweep(cut, iter(BATCHES), orders=ORDERS, counts=COUNTS, regions=ATTACKED,
+                        one_pass=how == 'head')
+  assert result.matrices.keys() == swept.matrices.keys()
+  for name, matrices in result.matrices.items():
+    np.testing.assert_array_equal(matrices, swept.matrices[name])
+
+
+@pytest.mark.parametrize('size', [1, 2, 3, 20])
+def test_blocks_may_be_convolved_in_pieces_of_any_size(swept, monkeypatch, size):
+  monkeypatch.setattr(attack, 'piece_size', lambda sizes: size)
+  result = attack.sweep(toy(), BATCHES, orders=ORDERS, counts=COUNTS, regions=ATTACKED)
+  for name, matrices in result.matrices.items():
+    np.testing.assert_array_equal(matrices, swept.matrices[name])
+
+
+def test_every_channel_is_convolved_once_and_features_are_shared():
+  seen, encoded = [], []
+
+  class Counting(Network):
+    def contribution(self, features, channels, size):
+      seen.append(len(channels))
+      return super().contribution(features, channels, size)
+
+    def features(self, images, step=0):
+      encoded.append(step)
+      return super().features(images, step)
+
+  orders = {'random': attack.random_orders(C, 5, seed=0)}
+  attack.sweep(Counting(**vars(toy())), BATCHES, orders=orders, counts=COUNTS)
+  assert encoded == [0, 1]
+  # The whole, the first order whole as a check, and all others but for their first block.
+  assert sum(seen) == len(BATCHES) * (C + C + 4 * (C - COUNTS[0]))
+
+
+def test_regions_are_fractions_of_each_images_own_size():
+  images = BATCHES[0]['images'][:2]
+  labels = BATCHES[0]['labels'][:2].copy()
+  sizes = np.array([[8, 12], [4, 6]])
+  labels[1, 4:] = labels[1, :, 6:] = 255
+  result = attack.sweep(toy(), [{'images': images, 'labels': labels, 'size': sizes}],
+                        orders={'left': ORDERS['left']}, counts=[2], regions=['right'])
+  predicted = rerun_toy(images, ORDERS['left'][:2])
+  truth = np.concatenate([labels[0, :, 6:].ravel(), labels[1, :4, 3:6].ravel()])
+  taken = np.concatenate([predicted[0, :, 6:].ravel(), predicted[1, :4, 3:6].ravel()])
+  np.testing.assert_array_equal(result.matrices['left'][0, 1, 0],
+                                confusion_matrix(truth, taken, labels=range(K)))
+
+
+def test_left_channels_matter_to_the_left():
+  """Planted: channel 0 tells the class in the left half, channel 1 in the right."""
+  w, labels = 12, draw.integers(0, 2, (2, 8, 12))
+  masks = np.zeros((8, w, 2), np.float32)
+  masks[:, :6, 0] = masks[:, 6:, 1] = 1
+  cut = Network({}, lambda v, x: {'stage4': (2 * x[..., :1] - 1) * masks},
+                lambda v, f: jnp.stack([-f['stage4'].sum(-1) + .5, f['stage4'].sum(-1)], -1))
+  images = np.repeat(labels[..., None], 3, -1).astype(np.float32)
+  result = attack.sweep(cut, [{'images': images, 'labels': labels}],
+                        orders={'left': [0], 'right': [1]}, counts=[1])
+  lost = {m: {name: v[0, 0] - v[0, 1] for name, v in by.items()}
+          for m, by in result.metrics.items()}
+  assert lost['miou_left']['right'] == lost['miou_right']['left'] == 0
+  assert lost['miou_left']['left'] > .5 and lost['miou_right']['right'] > .5
+  assert set(result.metrics) == {'miou', 'miou_left', 'miou_right', 'miou_center'}
+  assert set(attack.ATTACK_REGIONS) <= set(REGIONS)
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+def biased(v, x, channels):
+  return {'y': x @ v['kernel'][channels] + 1}
+
+
+def rectified(v, x, channels):
+  return {'y': jax.nn.relu(x @ v['kernel'][channels])}
+
+
+def attacked(batches=BATCHES, *, cut=None, orders=ORDERS, counts=COUNTS, **more):
+  return attack.sweep(cut or toy(), batches, orders=orders, counts=counts, **more)
+
+
+@pytest.mark.parametrize(('call', 'message'), [
+  (lambda: attacked(cut=toy(branches=biased)), 'not a sum over channels.*one_pass=False'),
+  (lambda: attacked(cut=toy(branches=rectified)), 'not a sum over channels'),
+  (lambda: attacked(cut=toy(variables={**TOY, 'mix': np.full_like(MIX, np.nan)})),
+   'infinities or NaN'),
+  (lambda: attacked(cut=toy(stage='stage4')), r"no `stage4` but \['cut'\]"),
+  (lambda: attacked(cut=toy(encode=lambda v, x: x)), 'return a dict'),
+  (lambda: toy(rest=None), 'needs `head`, or both'), (lambda: Network({}, encode), 'needs `head`'),
+  (lambda: attacked([]), 'no batch'),
+  (lambda: attacked(counts=[0]), 'remove nothing'), (lambda: attacked(counts=[-1, 2]), 'remove'),
+  (lambda: attacked(counts=[2, 7]), '`left` has 6 channels, fewer than the 7'),
+  (lambda: attacked(orders={}), 'name the orders'),
+  (lambda: attacked(orders={'clean': range(9)}), 'none of them `clean`'),
+  (lambda: attacked(orders={'a': [0, 1, 2, 3, 4, 5, 9]}), 'no list of distinct channels'),
+  (lambda: attacked(orders={'a': [0, 1, 2, 3, 4, 4]}), 'no list of distinct channels'),
+  (lambda: attacked(orders={'a': [0, 1, 2, 3, 4, -1]}), 'no list of distinct channels'),
+  (lambda: attacked(orders={'a': [.5, 1, 2, 3, 4, 0]}), 'no list of distinct channels'),
+  (lambda: attacked(regions=['lef']), 'unknown region'),
+  (lambda: attacked([{**BATCHES[0], 'labels': np.zeros((3, 4, 6), int)}]), 'resize its logits'),
+  (lambda: attack.accuracy_sweep(toy(), [{**BATCHES[0], 'labels': np.zeros(3, int)}],
+                                 orders=ORDERS, counts=COUNTS), 'one row of logits'),
+  (lambda: attack.accuracy_sweep(toy(), [], orders=ORDERS, counts=COUNTS), 'no batch'),
+  (lambda: attack.random_orders(5, 0, seed=0), 'no baseline'),
+])
+def test_what_cannot_be_attacked(call, message):
+  with pytest.raises(UsageError, match=message) as error:
+    call()
+  assert one_line(error)
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+def test_random_orders_are_permutations_by_seed():
+  orders = attack.random_orders(50, 4, seed=1)
+  np.testing.assert_array_equal(np.sort(orders, 1), np.tile(np.arange(50), (4, 1)))
+  assert len({tuple(row) for row in orders}) == 4
+  np.testing.assert_array_equal(attack.random_orders(50, 2, seed=1), orders[:2])
+  assert (attack.random_orders(50, 4, seed=2) != orders).any(1).all()
+
+
+@pytest.mark.parametrize('sizes', [[48, *[100] * 19], [2048 - 1000, *[100] * 9], [0, 7],
+                                   [1, 1, 3, 5, 10, 30, 50, 100, 300, 500, 1048], [3]])
+def test_pieces_cost_no_more_than_of_any_other_size(sizes):
+  def cost(piece):
+    return sum(-(-size // piece) for size in sizes) * (piece + attack.OVERHEAD)
+  assert cost(attack.piece_size(sizes)) == min(map(cost, range(1, max(sizes) + 1)))
+
+
+# --- classifiers ---------------------------------------------------------------------------------
+
+SMALL = draw.normal(size=(4, 32, 32, 3)).astype(np.float32)
+
+
+def classifier(model):
+  variables = trained(model, SMALL)
+  return variables, network.classifier(model, variables, seed=5)
+
+
+@pytest.fixture(scope='module')
+def permuted():
+  return classifier(ResNet('resnet10', 6, 4, head='permuted', permute=Permute()))
+
+
+def test_accuracy_after_removal_by_definition(permuted):
+  """PermuteNet: the permuted, partly zeroed z times the linear layer; the mask leaves one out."""
+  variables, cut = permuted
+  head = variables['params']['head']['classifier']
+  labels = np.asarray(cut.without(cut.features(SMALL, 0))).astype(int)  # its own, but for one
+  labels[0] = (labels[0] + 1) % 6
+  batches = [{'images': SMALL, 'labels': labels, 'mask': np.arange(4) < 3}] * 2
+  orders = {'overall': draw.permutation(32), 'random': attack.random_orders(32, 2, seed=0)}
+  result = attack.accuracy_sweep(cut, batches, orders=orders, counts=[4, 32],
+                                 metric='location_accuracy')
+  z = np.asarray(cut.features(SMALL)['stage4']).mean((1, 2))
+  for name, rows in orders.items():
+    for i, row in enumerate(np.atleast_2d(rows)):
+      for n, count in enumerate((0, 4, 32)):
+        hits = 0
+        for step, batch in enumerate(batches):
+          left = z.copy()
+          left[:, row[:count]] = 0
+          key = jax.random.fold_in(jax.random.key(5), step)
+          predicted = (permute(left, key) @ head['kernel'] + head['bias']).argmax(-1)
+          hits += ((predicted == batch['labels']) & batch['mask']).sum()
+        assert result.metrics['location_accuracy'][name][i, n] == pytest.approx(hits / 6)
+  assert result.metrics['location_accuracy']['overall'][0, 0] >= 2 / 6
+
+
+def permute(z, key):
+  """z as the head reorders it with the rng stream's key: a linear layer of ones and zeros tells."""
+  layer = {'kernel': np.eye(32, dtype=np.float32), 'bias': np.zeros(32, np.float32)}
+  found, _ = Head(32, 'permuted', permute=Permute()).apply(
+    {'params': {'classifier': layer}}, z[:, None, None], rngs={'permutation': key})
+  np.testing.assert_allclose(np.sort(found), np.sort(z), rtol=1e-6)
+  return np.asarray(found)
+
+
+def test_a_permutation_is_a_batchs_own_and_the_same_for_all_it_removes(permuted):
+  variables, cut = permuted
+  logits = [cut.head(variables, cut.features(SMALL, step)) for step in (0, 0, 1)]
+  np.testing.assert_array_equal(logits[0], logits[1])
+  assert np.abs(logits[0] - logits[2]).max() > 1e-3
+
+
+@pytest.mark.parametrize('model', [ResNet('resnet10', 5, 4), VGG('vgg11', 5, 2)],
+                         ids=['resnet10', 'vgg11'])
+def test_gapnets_are_cut_before_their_head(model):
+  variables, cut = classifier(model)
+  features = cut.features(SMALL)
+  logits, stages = jax.jit(lambda x: model.apply(variables, x, train=False))(SMALL)
+  np.testing.assert_allclose(cut.head(variables, features), logits, atol=1e-5)
+  np.testing.assert_allclose(features[cut.stage], stages[cut.stage], atol=1e-5)
+  assert cut.stage == max(name for name in stages if name.startswith('stage'))
+  bias = variables['params']['head']['pre_classifier']['bias']
+  every = np.arange(features[cut.stage].shape[-1])
+  np.testing.assert_array_equal(cut.without(features, every), np.argmax(bias))
+  np.testing.assert_array_equal(cut.without(features), logits.argmax(-1))
+
+
+def test_a_permutation_before_a_stage_is_refused():
+  with pytest.raises(UsageError, match='permutes at `stage2`'):
+    network.classifier(ResNet('resnet10', 5, 4, permute=Permute(), permute_at='stage2'), {})
+
+
+# --- files and pictures ------------------------------------------------------------------------
+
+
+def test_records_csv_and_json_say_what_was_measured(swept, tmp_path):
+  records = swept.records()
+  by_name = {(r['cell'], r['metric']): r for r in records}
+  assert len(by_name) == len(records) == len(ATTACKED) * (1 + 2 * len(COUNTS))
+  random = swept.metrics['miou_left']['random'][:, 2]
+  record = by_name['random/N=3', 'miou_left']
+  assert record == {'cell': 'random/N=3', 'metric': 'miou_left', 'values': random.tolist(),
+                    'mean': random.mean(), 'std': np.std(random, ddof=1), 'n': 2}
+  assert by_name['left/N=6', 'miou']['std'] == 0
+  assert by_name['clean/N=0', 'miou']['values'] == [swept.metrics['miou']['left'][0, 0]]
+  attack.write_json(tmp_path / 'a.json', swept)
+  again = attack.from_records(json.loads((tmp_path / 'a.json').read_text()))
+  assert again.counts == swept.counts and again.records() == records
+  attack.write_csv(tmp_path / 'a.csv', swept)
+  with open(tmp_path / 'a.csv', newline='') as file:
+    lines = list(csv.DictReader(file))
+  assert len(lines) == sum(len(r['values']) for r in records)
+  for line in lines:
+    value = by_name[f'{line["order"]}/N={line["N"]}', line['metric']]['values'][int(line['repeat'])]
+    assert float(line['value']) == value
+
+
+def test_a_region_without_a_label_is_empty_not_zero(tmp_path):
+  batch = {**BATCHES[0], 'labels': np.where(np.arange(12) < 6, BATCHES[0]['labels'], 255)}
+  result = attacked([batch], regions=['left', 'right'])
+  record = next(r for r in result.records() if r['metric'] == 'miou_right')
+  assert (record['values'], record['mean'], record['std'], record['n']) == ([None], None, None, 0)
+  attack.write_json(tmp_path / 'a.json', result)
+  again = attack.from_records(json.loads((tmp_path / 'a.json').read_text()))
+  assert np.isnan(again.metrics['miou_right']['random']).all()
+  attack.write_csv(tmp_path / 'a.csv', result)
+  assert 'random,2,1,miou_right,\n' in (tmp_path / 'a.csv').read_text()
+  pictures.curves(again, tmp_path / 'a.png')
+
+
+@pytest.mark.parametrize('change', [
+  lambda records: records[:-1], lambda records: records[1:], lambda records: []])
+def test_records_of_half_a_sweep_are_refused(swept, change):
+  with pytest.raises(UsageError, match='run gapjax attack') as error:
+    attack.from_records(change(swept.records()))
+  assert one_line(error)
+
+
+def rows_of(path, color):
+  """Rows of the pixels that have a colour '#rrggbb'."""
+  wanted = [int(color[i:i + 2], 16) for i in (1, 3, 5)]
+  picture = np.asarray(Image.open(path).convert('RGB')).astype(int)
+  return np.nonzero((np.abs(picture - wanted) < 8).all(-1))[0]
+
+
+@pytest.mark.parametrize('dark', [False, True])
+def test_curves_are_drawn_where_the_values_are(tmp_path, dark):
+  high, low = np.full((1, 3), .9), np.full((1, 3), .2)
+  sweep = attack.Sweep((0, 10, 20), {'miou_0,0,1,0.3': {
+    'left': high, 'right': low, 'other': (high + low) / 2, 'random': np.array([[.4] * 3,
+                                                                             [.8] * 3])}})
+  for name in 'ab':
+    pictures.curves(sweep, tmp_path / f'{name}.png', dark=dark)
+  assert (tmp_path / 'a.png').read_bytes() == (tmp_path / 'b.png').read_bytes()
+  # The mode skips the legend's short lines. Rows count from the top; values are .9, .2 and .6.
+  at = {name: np.bincount(rows_of(tmp_path / 'a.png', color)).argmax() for name, color in (
+    ('left', plots.LINES[dark][0]), ('right', plots.LINES[dark][2]),
+    ('random', plots.PAGE[dark]['soft']))}
+  share = (at['random'] - at['left']) / (at['right'] - at['left'])
+  assert at['left'] < at['random'] < at['right']
+  assert share == pytest.approx(.3 / .7, abs=.02)
+
+
+def test_predictions_stand_side_by_side_in_their_colours(tmp_path):
+  colors = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1]])
+  row = {'image': np.zeros((4, 8, 3)), 'truth': np.full((4, 8), 255),
+         'before': np.zeros((4, 8), int), 'without left channels': np.full((4, 8), 2)}
+  for name in 'ab':
+    pictures.side_by_side([row, row], tmp_path / f'{name}.png', num_classes=3, colors=colors,
+                          names=['road', 'sky', 'person'])
+  assert (tmp_path / 'a.png').read_bytes() == (tmp_path / 'b.png').read_bytes()
+  picture = np.asarray(Image.open(tmp_path / 'a.png').convert('RGB')).astype(int)
+  height, width, _ = picture.shape
+  middle = picture[[int(height * .45), int(height * .85)]][:, [int(width * s) for s in (
+    .125, .375, .625, .875)]]
+  void = [int(plots.PAGE[False]['rule'][i:i + 2], 16) for i in (1, 3, 5)]
+  np.testing.assert_array_equal(middle, [[[0] * 3, void, [255, 0, 0], [0, 0, 255]]] * 2)
+  assert not (picture == [0, 255, 0]).all(-1).any()  # a class that never occurs is in no legend
+  pictures.side_by_side([row], tmp_path / 'c.png', num_classes=3, dark=True)
+  assert len(np.unique(pictures.palette(30), axis=0)) == 30
+
+
+@pytest.mark.parametrize('rows', [
+  [], [{'image': 0}], [{'image': 0, 'truth': 0, 'a': 0}, {'image': 0, 'truth': 0, 'b': 0}]])
+def test_rows_that_do_not_fit_are_refused(tmp_path, rows):
+  with pytest.raises(UsageError, match='every row') as error:
+    pictures.side_by_side(rows, tmp_path / 'a.png', num_classes=3)
+  assert one_line(error)
+  with pytest.raises(UsageError, match='no metric'):
+    pictures.curves(attack.Sweep((0, 1), {}), tmp_path / 'a.png')
+
+
+def test_the_library_in_five_lines(tmp_path):
+  """As the docstrings have it: rank, save, load, attack, draw, on a network of a stranger's own."""
+  cut = toy(**HEAD_ONLY)
+  images = [batch['images'] for batch in BATCHES]
+  rank.save(tmp_path / 'o.json', overall=rank.order(rank.overall(
+    lambda x: cut.features(x)['cut'], images)))
+  orders = rank.load(tmp_path / 'o.json', num_channels=C)
+  result = attack.sweep(cut, BATCHES, orders=orders, counts=range(1, C + 1))
+  pictures.curves(result, tmp_path / 'o.png')
+  assert sorted(orders['overall']) == list(range(C))
+  # With every channel gone the bias alone decides.
+  matrix = result.matrices['overall'][0, -1, 0]
+  assert matrix[:, np.argmax(BIAS)].sum() == matrix.sum() > 0
