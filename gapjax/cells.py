@@ -169,10 +169,11 @@ def augshift_sweep(scale: str) -> list[Cell]:
   base = (small_cifar if scale == 'small' else cifar)('cifar10')
   base.data.held_out = 4_000 if scale == 'small' else 5_000
   base.eval.update(images=0, max_shift=0)
-  settings = [(3.0, 4), (1.0, 4), (1.0, 8), (3.0, 8), (10.0, 4), (5.0, 4), (0.0, 4), (3.0, 2)]
+  settings = [(3.0, 4), (1.0, 4), (1.0, 8), (3.0, 8), (10.0, 4), (5.0, 4), (0.0, 4)]
+  cells = [dict(weight=weight, max_shift=shift) for weight, shift in settings]
+  cells.append(dict(weight=10.0, max_shift=4, warm_up_epochs=base.num_epochs / 2))
   return [shift_cell('resnet18', base),
-          *(shift_cell('augshift', base, weight=weight, max_shift=max_shift)
-            for weight, max_shift in settings)]
+          *(shift_cell('augshift', base, **pair) for pair in cells)]
 
 
 # ---- Position channels: segmentation to attack (section 5) ---------------------------------------

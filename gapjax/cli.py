@@ -126,11 +126,13 @@ def attack(argv):
                       'names, or rectangles TOP,LEFT,BOTTOM,RIGHT in fractions '
                       '(default: all left right center)')
   arguments = parser.parse_args(argv)
-  from gapjax import report
+  from gapjax import report, report_attack
   from gapjax.neurons import attack, run
+  from gapjax.render import markdown_table
   sweep = run.attack_run(arguments.workdir, data_dir=arguments.data_dir, ranking=arguments.ranking,
                          regions=arguments.regions or attack.ATTACK_REGIONS)
-  print(attack.table(sweep))
+  print(markdown_table(report_attack.table([{**record, 'network': arguments.workdir}
+                                            for record in sweep.records()])))
   print(f'report: {report.build(arguments.workdir)}')
 
 

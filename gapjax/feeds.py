@@ -9,7 +9,8 @@ import itertools
 import jax
 import numpy as np
 
-from gapjax import plots, plots_scenes, steps
+from gapjax import plots, steps
+from gapjax.neurons import pictures
 from gapjax.tasks.images import IMAGENET
 
 
@@ -49,7 +50,7 @@ class SceneFeed:
   def __init__(self, config, train_set, plan):
     from gapjax.data.scenes import training_batches
     c = config.segmentation
-    self.data, self.plan, self.palette = {}, plan, train_set.palette
+    self.data, self.plan, self.scenes = {}, plan, train_set
     self.source = training_batches(
       train_set, batch_size=config.batch_size, seed=config.seed, crop_size=tuple(c.crop),
       scale=tuple(c.scale), flip=c.flip, fill=np.round(255 * np.array(IMAGENET[0])))
@@ -62,7 +63,8 @@ class SceneFeed:
 
   def save_samples(self, path, count: int = 6) -> None:
     """A picture of the first training crops and their labels."""
-    batch = self.source.at(0)
-    plots_scenes.scenes({
-      'training crop': batch['images'][:count],
-      'classes': plots_scenes.coloured(batch['labels'][:count], self.palette)}, path)
+    batch, names = self.source.at(0), self.scenes.class_names
+    pictures.side_by_side(
+      [{'image': image, 'truth': label.astype(int)}
+       for image, label in zip(batch['images'][:count], batch['labels'], strict=False)], path,
+      num_classes=len(names), names=names, colors=self.scenes.palette / 255)

@@ -29,12 +29,13 @@ def create(config: ConfigDict, schedule) -> optax.GradientTransformation:
   """Clipping, then PyTorch's L2 decay (before the moments, on all parameters), then the rule."""
   c = config.optimizer
   rule = optax.scale_by_adam(c.b1, c.b2) if c.name == 'adam' else optax.trace(c.momentum)
-  return optax.chain(
+  rules = [
     optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity(),
     optax.add_decayed_weights(c.weight_decay) if c.weight_decay else optax.identity(),
-    rule, optax.scale_by_learning_rate(schedule),
-    optax.identity() if c.backbone_factor == 1 else optax.masked(
-      optax.scale(c.backbone_factor), backbone))
+    rule, optax.scale_by_learning_rate(schedule)]
+  if c.backbone_factor != 1:
+    rules.append(optax.masked(optax.scale(c.backbone_factor), backbone))
+  return optax.chain(*rules)
 
 
 def backbone(params):

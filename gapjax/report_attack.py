@@ -36,8 +36,10 @@ SHOWN = 5
 
 
 def match(record):
-  """Whether a record is of a segmentation network, or of what an attack left of it."""
-  return NETWORK.fullmatch(record.get('network') or record['cell'])
+  """The network of a record, if it is a segmentation network or was attacked; else None."""
+  if 'network' in record:
+    return record['network']
+  return record['cell'] if NETWORK.fullmatch(record['cell']) else None
 
 
 def place(record):
@@ -45,7 +47,7 @@ def place(record):
   name, _, count = record['cell'].partition('/N=')
   known = ['clean', *pictures.LOOKS]
   removed = 'network' in record
-  return (suite(record), match(record)[0], removed,
+  return (suite(record), match(record), removed,
           int(count) if removed else 0, known.index(name) if name in known else len(known))
 
 
@@ -55,7 +57,7 @@ def cells(source):
     config = source.summary['config']
     return [plots.Panel(config['model']['name'], config['data']['name'],
                         **run_curves(source.workdir))]
-  return [plots.Panel(*match(record).groups(), **detail_curves(record['detail']))
+  return [plots.Panel(*match(record).split('/', 1), **detail_curves(record['detail']))
           for record in source.records if record.get('detail')]
 
 
@@ -88,7 +90,7 @@ def _attacks(source):
     return {'': attack.from_records(workdirs.read_json(path, list))} if path.exists() else {}
   found = {}
   for record in source.records:
-    if record.get('network'):
+    if 'network' in record:
       found.setdefault(record['network'], []).append(record)
   return {name: attack.from_records(records) for name, records in found.items()}
 
@@ -105,8 +107,8 @@ def table(records):
   metrics = [m for m in pictures.METRICS if any(r['metric'] == m for r in records)]
   found, rows, breaks = {}, [], set()
   for record in records:
-    name = match(record)[0]
-    if record.get('network') or record['metric'] in metrics:
+    name = match(record)
+    if 'network' in record or record['metric'] in metrics:
       found.setdefault(name, {}).setdefault(record['cell'], {})[record['metric']] = record
   for network, by_cell in found.items():
     counts = sorted({int(cell.split('/N=')[1]) for cell in by_cell if '/N=' in cell})
@@ -123,8 +125,7 @@ def table(records):
   return Table(['network', 'N removed', 'by', *names], rows, text=3, breaks=frozenset(breaks - {0}),
                strong=frozenset(range(3, 3 + len(names))),
                caption='mIoU in percent. The whole network: mean \N{PLUS-MINUS SIGN} sample '
-               'standard deviation (seeds); with channels removed, over seeds and random orders. '
-               'All values of N stand in results.json.')
+               'standard deviation (seeds); with channels removed, over seeds and random orders.')
 
 
 def results(source, _):
@@ -149,6 +150,7 @@ def _facts(sweep):
 
 
 def removed(source, folder):
+  """Also of a single canvas run that was attacked."""
   drawn = []
   for number_, (name, sweep) in enumerate(_attacks(source).items()):
     path = folder / f'attack{number_ or ""}.png'
@@ -156,7 +158,25 @@ def removed(source, folder):
       pictures.curves, sweep, path, alt='mIoU against the number of removed channels',
       caption=f'{f"{name}: " if name else ""}mIoU in percent against the number of removed '
       'channels; the band of the random orders is from the lowest to the highest.'))
-  return Section('What removing channels costs', pictures=drawn) if drawn else None
+  tables = [table([{**record, 'network': source.summary['config']['model']['name']}
+                   for record in sweep.records()]) for sweep in _attacks(source).values()
+            ] if source.summary is not None else []
+  return Section('What removing channels costs', pictures=drawn, tables=tables) if drawn else None
+
+
+def classes(source, _):
+  """IoU of every class, a column a network."""
+  if source.summary is not None:
+    found = {source.cells[0].network_name: source.summary.get('per_class')}
+  else:
+    found = {match(r): r['detail'].get('per_class') for r in source.records if r.get('detail')}
+  found = {name: per_class for name, per_class in found.items() if per_class}
+  if not found:
+    return None
+  names = list(dict.fromkeys(name for per_class in found.values() for name in per_class))
+  return Section('Class by class', tables=[Table(
+    ['class', *found], [[name, *(number(per_class.get(name)) for per_class in found.values())]
+                        for name in names], caption='IoU in percent.')])
 
 
 def scenes(source, folder):
@@ -170,4 +190,4 @@ def curves(source, folder):
   return learned(source, folder / 'segmentation.png')
 
 
-SECTIONS = [removed, scenes, curves]
+SECTIONS = [removed, scenes, classes, curves]

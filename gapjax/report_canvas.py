@@ -4,6 +4,7 @@ import re
 
 from gapjax import plots
 from gapjax.render import Picture, Section, Table
+from gapjax.report_attack import removed
 from gapjax.report_parts import (
   both,
   copied,
@@ -169,4 +170,4 @@ def curves(source, folder):
   return learned(source, folder / 'curves.png')
 
 
-SECTIONS = [samples, heatmaps, curves]
+SECTIONS = [samples, heatmaps, removed, curves]

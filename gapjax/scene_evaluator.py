@@ -6,8 +6,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from gapjax import plots_scenes, steps
+from gapjax import steps
 from gapjax.evaluators import Evaluator
+from gapjax.neurons import pictures
 from gapjax.parallel import AXIS
 from gapjax.tasks.images import IMAGENET
 from gapjax.tasks.segmentation import REGIONS, VOID, iou
@@ -82,11 +83,12 @@ class SceneEvaluator(Evaluator):
       logits, _ = self.model.apply(variables, self.task.normalised(image)[None], train=False)
       return logits[0].argmax(-1)
 
-    predicted = [np.asarray(predict(variables, e['image'])) for e in examples]
-    colour = lambda labels: [plots_scenes.coloured(x, self.scenes.palette) for x in labels]  # noqa: E731
-    plots_scenes.scenes({'image': [e['image'] for e in examples],
-                         'labels': colour(e['label'] for e in examples),
-                         'prediction': colour(predicted)}, workdir / 'predictions.png')
+    names = self.scenes.class_names
+    pictures.side_by_side(
+      [{'image': e['image'], 'truth': e['label'].astype(int),
+        'prediction': np.asarray(predict(variables, e['image']))} for e in examples],
+      workdir / 'predictions.png', num_classes=len(names), names=names,
+      colors=self.scenes.palette / 255)
 
   def summary(self, final: dict, evaluations: list[dict]) -> dict:
     best = max(evaluations, key=lambda line: line['miou'])
