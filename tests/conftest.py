@@ -72,6 +72,20 @@ SCENES = {'task': 'segmentation', 'data.name': 'digit_scenes', 'data.train_image
           'segmentation.crop': (24, 32), 'eval.images': 6, 'eval.batch_size': 4, 'batch_size': 8}
 
 
+@pytest.fixture(scope='session')
+def scene_run(tmp_path_factory, data_dir):
+  """A finished run of the smallest DeepLabv3: its config, workdir and summary. Leave it as it is.
+  """
+  import jax
+
+  from gapjax.train import train
+  workdir = tmp_path_factory.mktemp('scenes')
+  config = tiny_config(**SCENES, num_epochs=2, **{'checkpoint.every_epochs': 1.0})
+  config.neurons.update(classes=tuple(map(str, range(10))), purity=0.6, counts=3, random_orders=2)
+  return config, workdir, train(config, workdir=workdir, data_dir=data_dir,
+                                devices=jax.local_devices()[:2], progress=False)
+
+
 def newest(workdir):
   """(step, state as nested dicts) of the newest checkpoint, read with orbax alone."""
   import jax

@@ -251,16 +251,8 @@ def test_evaluation_counts_every_pixel_of_every_size_once():
 # ---- Training ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope='module')
-def run(tmp_path_factory, data_dir):
-  workdir = tmp_path_factory.mktemp('scenes')
-  config = tiny_config(**SCENES, num_epochs=2, **{'checkpoint.every_epochs': 1.0})
-  return config, workdir, train(config, workdir=workdir, data_dir=data_dir,
-                                devices=jax.local_devices()[:2], progress=False)
-
-
-def test_what_a_segmentation_run_leaves(run):
-  _, workdir, summary = run
+def test_what_a_segmentation_run_leaves(scene_run):
+  _, workdir, summary = scene_run
   assert summary['step'] == 6
   assert set(summary['final']) == {'pixel_accuracy', *(
     f'miou{region}' for region in ('', '_left', '_right', '_top', '_bottom', '_center'))}
@@ -270,9 +262,9 @@ def test_what_a_segmentation_run_leaves(run):
   assert json.loads((workdir / 'summary.json').read_text()) == summary
 
 
-def test_segmentation_resumes_bit_equal(run, data_dir, tmp_path):
+def test_segmentation_resumes_bit_equal(scene_run, data_dir, tmp_path):
   """From the checkpoint of the first pass: Grain goes on where the step says, nothing is saved."""
-  config, workdir, summary = run
+  config, workdir, summary = scene_run
   shutil.copytree(workdir / 'checkpoints' / '3', tmp_path / 'checkpoints' / '3')
   again = train(config, workdir=tmp_path, data_dir=data_dir, devices=jax.local_devices()[:2],
                 progress=False)

@@ -1,0 +1,148 @@
+"""Ranking and attacking a run on disk: its own data, weights and settings; the verbs."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import newest, tiny_config
+
+from gapjax import cells, cli, report, suites
+from gapjax import models as networks
+from gapjax.data import load_scenes
+from gapjax.neurons import run as neurons
+from gapjax.neurons.attack import from_records
+from gapjax.tasks.images import IMAGENET
+from gapjax.train import train
+
+
+@pytest.fixture(scope='module')
+def attacked(scene_run, data_dir, tmp_path_factory):
+  """A copy of the run, ranked and attacked by the verb."""
+  workdir = tmp_path_factory.mktemp('attacked') / 'run'
+  shutil.copytree(scene_run[1], workdir)
+  assert cli.main(['attack', f'--workdir={workdir}', f'--data_dir={data_dir}']) == 0
+  return workdir
+
+
+def test_channels_are_ranked_by_the_mirror(scene_run, attacked, data_dir):
+  """Overall over all training scenes; left over those with their digits on the left."""
+  config, _, _ = scene_run
+  state = newest(attacked)[1]
+  model = networks.create(config.model, num_classes=11)
+  variables = {'params': state['params'], 'batch_stats': state['batch_stats']}
+
+  @jax.jit
+  def pooled(image):
+    return model.apply(variables, image[None], train=False, method='encode')['stage4'].mean((1, 2))
+
+  scenes = load_scenes('digit_scenes', split='train', data_dir=data_dir)
+  mean, std = IMAGENET
+  found = {'overall': [], 'left': []}
+  for scene in scenes:
+    image = ((scene['image'] / 255 - mean) / std).astype(np.float32)
+    z, mirrored = (np.float64(pooled(x)[0]) for x in (image, image[:, ::-1]))
+    found['overall'].append(np.abs(z - mirrored))
+    digit = (scene['label'] >= 1) & (scene['label'] <= 10)
+    left = digit[:, :digit.shape[1] // 2].sum()
+    if left >= max(0.6 * digit.sum(), config.neurons.least_area * digit.size, 1):
+      found['left'].append(z - mirrored)
+  orders = json.loads((attacked / 'ranking.json').read_text())
+  assert set(orders) == {'overall', 'left', 'right'}
+  for name, differences in found.items():
+    scores = np.mean(differences, 0)
+    ranked = scores[orders[name]]
+    assert sorted(orders[name]) == list(range(len(scores)))
+    assert (np.diff(ranked) <= 1e-6 * np.abs(scores).max()).all()
+  assert orders['left'] != orders['overall']
+
+
+def test_an_attack_begins_where_the_evaluation_ended(scene_run, attacked):
+  """N = 0 is the run's own mIoU; N and the orders are those of the config."""
+  final = scene_run[2]['final']
+  sweep = from_records(json.loads((attacked / 'attack.json').read_text()))
+  assert sweep.counts == (0, 10, 20, 30)  # up to 95% of 32 channels
+  for metric in ('miou', 'miou_left', 'miou_right', 'miou_center'):
+    assert {name: len(v) for name, v in sweep.metrics[metric].items()} == {
+      'overall': 1, 'left': 1, 'right': 1, 'random': 2}
+    for values in sweep.metrics[metric].values():
+      np.testing.assert_allclose(values[:, 0], final[metric], atol=1e-3)
+  assert (attacked / 'attack.csv').read_text().startswith('order,N,repeat,metric,value\n')
+  for picture in ('attack.png', 'attack_scenes.png', 'activations.png'):
+    assert (attacked / picture).stat().st_size > 5000
+
+
+def test_a_runs_report_tells_of_its_attack(attacked):
+  text = report.build(attacked).with_suffix('.md').read_text()
+  for words in ('## What removing channels costs', '## Class by class', 'attack_scenes.png',
+                'predictions.png', 'activations.png'):
+    assert words in text
+
+
+def test_other_regions_and_lists_of_ids(attacked, data_dir, tmp_path, capsys):
+  scenes = load_scenes('digit_scenes', split='train', data_dir=data_dir)
+  ids = tmp_path / 'ids.json'
+  ids.write_text(json.dumps({'top': [scenes[3]['id'], scenes[5]['id']]}))
+  workdir = tmp_path / 'run'
+  shutil.copytree(attacked, workdir)
+  assert cli.main(['rank', f'--workdir={workdir}', f'--data_dir={data_dir}', '--regions', 'top',
+                   f'--ids={ids}']) == 0
+  assert capsys.readouterr().out.splitlines()[-1] == f'{workdir}/ranking.json'
+  assert set(json.loads((workdir / 'ranking.json').read_text())) == {'overall', 'top'}
+
+
+@pytest.mark.parametrize(('change', 'argv', 'words'), [
+  ({}, ['attack', '--ranking={tmp}/other.json'], 'names channel 32, but the network has 32'),
+  ({}, ['attack', '--ranking={tmp}/none.json'], 'none.json'),
+  ({}, ['attack', '--regions', 'middle'], 'unknown region `middle`'),
+  ({}, ['rank', '--regions', 'center'], 'is centred'),
+  ({'classes': ['11']}, ['rank'], '11'),
+  ({'classes': []}, ['rank'], 'names no object of interest'),
+  ({'least_area': 0.9}, ['rank'], 'lower least_area')])
+def test_mistakes_are_one_line(attacked, data_dir, tmp_path, capsys, change, argv, words):
+  workdir = tmp_path / 'run'
+  shutil.copytree(attacked, workdir, ignore=shutil.ignore_patterns('report'))
+  settings = json.loads((workdir / 'config.json').read_text())
+  settings['neurons'].update(change)
+  (workdir / 'config.json').write_text(json.dumps(settings))
+  (tmp_path / 'other.json').write_text('{"overall": [32]}')
+  before = (workdir / 'ranking.json').read_bytes()
+  argv = [part.format(tmp=tmp_path) for part in argv]
+  assert cli.main([*argv, f'--workdir={workdir}', f'--data_dir={data_dir}']) == 2
+  error = capsys.readouterr().err.strip().splitlines()
+  assert len([line for line in error if line.startswith('gapjax: ')]) == 1 and words in error[-1]
+  assert (workdir / 'ranking.json').read_bytes() == before
+
+
+def test_a_canvas_run_is_attacked_too(data_dir, tmp_path):
+  config = tiny_config()
+  config.neurons.update(counts=2, random_orders=1)
+  summary = train(config, workdir=tmp_path, data_dir=data_dir, devices=jax.local_devices()[:1],
+                  progress=False)
+  sweep = neurons.attack_run(tmp_path, data_dir=data_dir)
+  orders = json.loads((tmp_path / 'ranking.json').read_text())
+  assert set(orders) == {'overall', 'left', 'right'} and len(orders['left']) == 32
+  for values in sweep.metrics['location_accuracy'].values():
+    np.testing.assert_allclose(values[:, 0], summary['final']['location_accuracy'], atol=0.02)
+  assert 'What removing channels costs' in report.build(tmp_path).with_suffix('.md').read_text()
+
+
+def test_attacks_of_several_seeds_are_gathered(attacked):
+  """Random orders have several values a seed; a cell's own metrics are not taken for its attack's.
+  """
+  sweep = from_records(json.loads((attacked / 'attack.json').read_text()))
+  cell = cells.attack('small')[0]
+  records = [{'suite': 'attack', 'cell': cell.name, 'metric': 'miou', 'seeds': [0],
+              'values': [.5], 'config': cell.config.to_dict()}]
+  for seed in (0, 1):
+    records = suites.add_attack(records, 'attack', 'small', cell, seed, sweep)
+  assert records[0]['values'] == [.5]
+  for record in records[1:]:
+    name, count = record['cell'].split('/N=')
+    each = (sweep.metrics[record['metric']]['overall'][:1, 0] if name == 'clean' else
+            sweep.metrics[record['metric']][name][:, sweep.counts.index(int(count))])
+    np.testing.assert_array_equal(record['values'], [*each, *each])
+    assert record['seeds'] == [0, 1] and suites.holds(record, cell)
+    np.testing.assert_allclose(record['mean'], each.mean())
+  assert len(records) == 1 + 4 * (1 + 4 * 3)
