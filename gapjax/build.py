@@ -63,7 +63,7 @@ def create_task(config, train_set) -> CanvasTask | AugShiftTask | SegmentationTa
   return AugShiftTask(
     num_classes=len(train_set.class_names), crops=c.crops, max_shift=c.max_shift,
     weight=c.weight, stacked=c.stacked,
-    warm_up_steps=round(c.warm_up_epochs * len(train_set.images) / config.batch_size),
+    warm_up_steps=round(c.warm_up * config.num_epochs * len(train_set) / config.batch_size),
     map_offsets=tuple(config.eval.map_step * i for i in range(-reach, reach + 1)), **common)
 
 

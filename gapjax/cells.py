@@ -84,14 +84,15 @@ TABLE2 = {
   ('augshift', 'cifar10'): (.921, .948), ('augshift', 'cifar100'): (.726, .856),
 }
 BLUR, APS = dict(downsample='blur'), dict(downsample='polyphase', blur_size=1)
-SINGLE, PAIR = dict(crops=1, weight=0.0, max_shift=4), dict(crops=2)
+CONTROL = dict(weight=0.0, max_shift=4, warm_up=0.0)
+SINGLE, TWO, PAIR = dict(crops=1, **CONTROL), dict(crops=2, **CONTROL), dict(crops=2)
 # name -> (config.model, config.augshift). `two_crops` is the fair baseline: AugShift sees every
 # image twice a step, so part of its gain is not the pairwise term's.
 SHIFT_NETWORKS = {
   'resnet18': ({}, SINGLE),
   'blurpool': (BLUR, SINGLE),
   'aps': (APS, SINGLE),
-  'two_crops': ({}, dict(crops=2, weight=0.0)),
+  'two_crops': ({}, TWO),
   'augshift': ({}, PAIR),
   'augshift_blurpool': (BLUR, PAIR),
   'augshift_aps': (APS, PAIR),
@@ -163,17 +164,18 @@ def table2(scale: str) -> list[Cell]:
 def augshift_sweep(scale: str) -> list[Cell]:
   """AugShift on CIFAR-10 for several weights and maximum shifts, beside the baseline.
 
-  From it come the defaults of config.augshift, so it is measured on training images that were
-  left out, never on test images; headline metrics only.
+  From it come the defaults of config.augshift (of the settings that lose at most one point of
+  accuracy, the most consistent), so it is measured on training images that were left out, never on
+  test images; headline metrics only.
   """
   base = (small_cifar if scale == 'small' else cifar)('cifar10')
   base.data.held_out = 4_000 if scale == 'small' else 5_000
   base.eval.update(images=0, max_shift=0)
-  settings = [(3.0, 4), (1.0, 4), (1.0, 8), (3.0, 8), (10.0, 4), (5.0, 4), (0.0, 4)]
-  cells = [dict(weight=weight, max_shift=shift) for weight, shift in settings]
-  cells.append(dict(weight=10.0, max_shift=4, warm_up_epochs=base.num_epochs / 2))
-  return [shift_cell('resnet18', base),
-          *(shift_cell('augshift', base, **pair) for pair in cells)]
+  settings = [(3.0, 4, 0.0), (1.0, 4, 0.0), (1.0, 8, 0.0), (3.0, 8, 0.0), (10.0, 4, 0.0),
+              (5.0, 4, 0.0), (10.0, 4, 0.5), (0.0, 4, 0.0)]
+  return [shift_cell('resnet18', base), *(
+    shift_cell('augshift', base, weight=weight, max_shift=shift, warm_up=warm_up)
+    for weight, shift, warm_up in settings)]
 
 
 # ---- Position channels: segmentation to attack (section 5) ---------------------------------------

@@ -29,7 +29,7 @@ NETWORKS = {'gapnet': 'GAPNet', 'permutenet': 'PermuteNet',
             'augshift_aps': 'AugShift + APS',
             'deeplabv3': 'DeepLabv3', 'deeplabv3plus': 'DeepLabv3+'}
 # In a sweep a network's name carries settings: 'augshift,weight=0.3,max_shift=4'.
-SETTINGS = {'weight': 'weight', 'max_shift': 'shift', 'warm_up_epochs': 'warm-up'}
+SETTINGS = {'weight': 'weight', 'max_shift': 'shift', 'warm_up': 'warm-up'}
 SETTING = re.compile(r',(\w+)=(\d+(?:\.\d+)?(?:e-?\d+)?)')
 TARGETS = {'location': 'Location', 'image': 'Image class'}
 # Lightness falls monotonically, so that the map survives colour blindness and a grey printer; its

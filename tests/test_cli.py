@@ -65,8 +65,8 @@ def complaint(capsys, *argv, code=2):
    'augshift.weight must be a number at least 0, not -1'),
   (['train', AUGSHIFT, '--workdir=w', '--config.eval.map_step=9'],
    'eval.map_step=9 leaves no map within eval.max_shift=8'),
-  (['train', AUGSHIFT, '--workdir=w', '--config.augshift.warm_up_epochs=61.0'],
-   'augshift.warm_up_epochs=61.0 is longer than num_epochs=60'),
+  (['train', AUGSHIFT, '--workdir=w', '--config.augshift.warm_up=1.5'],
+   'augshift.warm_up is a share: a number from 0 to 1, not 1.5'),
   (['train', AUGSHIFT, '--workdir=w', '--config.augshift.crops=3'],
    'augshift.crops must be a number at least 1 and below 3'),
   (['train', AUGSHIFT, '--workdir=w', '--config.task=classify'],
@@ -165,7 +165,7 @@ def test_fields_that_a_task_does_not_read_make_no_other_config():
   canvas.augshift.weight = moved.augshift.weight = 7.0
   canvas.canvas.grid = moved.canvas.grid = 5
   assert config.difference(canvas, there['canvas']) == ['canvas.grid 5 (there: 3)']
-  assert config.difference(moved, there['classification']) == ['augshift.weight 7.0 (there: 1.0)']
+  assert config.difference(moved, there['classification']) == ['augshift.weight 7.0 (there: 10.0)']
   assert len(config.difference(moved, there['canvas'])) == 3
 
 

@@ -27,11 +27,13 @@ def test_table2_is_the_papers_and_more():
 
 @pytest.mark.parametrize('scale', ['full', 'small'])
 def test_cells_differ_in_their_method_alone(scale):
-  """The control in nothing but the weight, the baseline in crops and SGD's equal step."""
+  """The control in nothing but the weight and its warm-up, the baseline in crops and SGD's equal
+  step."""
   found = {cell.name.split('/')[0]: cell.config for cell in cells.table2(scale)[:7]}
-  weight = found['augshift'].augshift.weight
+  pair = found['augshift'].augshift
   assert config.difference(found['two_crops'], config.as_json(found['augshift'])) == [
-    f'augshift.weight 0.0 (there: {weight})']
+    f'augshift.warm_up 0.0 (there: {pair.warm_up})',
+    f'augshift.weight 0.0 (there: {pair.weight})']
   fields = {line.split()[0] for line in config.difference(
     found['two_crops'], config.as_json(found['resnet18']))}
   one, two = found['resnet18'].optimizer, found['two_crops'].optimizer

@@ -188,7 +188,7 @@ PAIRS = {'task': 'classification', 'augshift.crops': 2, 'eval.shift': 2, 'eval.m
 
 @pytest.mark.parametrize('changes', [
   {'model.head': 'gap'}, {'model.head': 'permuted'}, {'model.head': 'linear', **PAIRS},
-  {'model.head': 'linear', **PAIRS, 'augshift.stacked': False, 'augshift.warm_up_epochs': 0.5},
+  {'model.head': 'linear', **PAIRS, 'augshift.stacked': False, 'augshift.warm_up': 0.5},
   {**SCENES, 'optimizer.backbone_factor': 0.1, 'batch_size': 8}],
   ids=['gap', 'permuted', 'pairs', 'separate pairs', 'scenes'])
 def test_one_and_four_devices_agree_in_float64(data_dir, changes):
