@@ -34,6 +34,7 @@ setup(
     'matplotlib>=3.9',
     'tensorboardX>=2.6',
     'tqdm>=4.66',
+    'safetensors>=0.5,<1',
   ],
   extras_require={
     'test': ['pytest>=8.0', 'ruff>=0.6'],

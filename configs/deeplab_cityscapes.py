@@ -4,6 +4,9 @@
     gapjax train --config=configs/deeplab_cityscapes.py --workdir=runs/cityscapes
     gapjax attack --workdir=runs/cityscapes
 
+The backbone starts from random weights; `--config.model.pretrained=resnet50.pth` starts it from a
+file of torchvision's (.pth, which needs PyTorch, .safetensors or .npz).
+
 The paper shows curves without values: removing the top-N position channels hurts mIoU far more
 than removing N random ones does, and left channels hurt the left half more than right ones do.
 """

@@ -5,6 +5,9 @@
     gapjax train --config=configs/deeplab_voc.py:train=train_aug --workdir=runs/voc_aug
     gapjax attack --workdir=runs/voc
 
+The backbone starts from random weights; `--config.model.pretrained=resnet50.pth` starts it from a
+file of torchvision's (.pth, which needs PyTorch, .safetensors or .npz).
+
 train=train_aug needs SegmentationClassAug and its list when the set is prepared. The paper shows
 curves without values.
 """

@@ -10,6 +10,7 @@ from gapjax.errors import UsageError
 from gapjax.evaluators import CanvasEvaluator, ShiftEvaluator
 from gapjax.feeds import ImageFeed, SceneFeed
 from gapjax.parallel import AXIS
+from gapjax.pytorch import weights
 from gapjax.scene_evaluator import SceneEvaluator
 from gapjax.tasks.augshift import AugShiftTask, check_shift
 from gapjax.tasks.canvas import CanvasTask
@@ -91,6 +92,7 @@ def input_shape(config, task, train_set) -> tuple[int, int]:
 def create(config, task, train_set, plan):
   """The network, its initial state, the optimiser and its schedule."""
   model = models.create(config.model, num_classes=task.num_classes,
+                        device_axis=AXIS,
                         axis_name=AXIS if config.sync_batch_norm else None)
   schedule = optimizer.create_schedule(config, steps_per_epoch=plan.steps_per_epoch,
                                        total_steps=plan.total_steps)
@@ -98,3 +100,18 @@ def create(config, task, train_set, plan):
   state = steps.create_state(model, rule, seed=config.seed, dtype=task.dtype,
                              image_shape=(*input_shape(config, task, train_set), 3))
   return model, state, rule, schedule
+
+
+def pretrained(config, state):
+  """The state that a new run starts from: `state`, with the backbone of model.pretrained, if any.
+
+  Apart from `create`, so that a checkpoint needs that file no more. The optimiser's state stays: it
+  starts from zeros, whatever the parameters are.
+  """
+  path, collections = config.model.pretrained, ('params', 'batch_stats')
+  if not path:
+    return state
+  found = weights.load_backbone({name: getattr(state, name)['backbone'] for name in collections},
+                                path, variant=config.model.backbone)
+  return state.replace(**{name: {**getattr(state, name), 'backbone': found[name]}
+                          for name in collections})

@@ -121,7 +121,7 @@ def attack(argv):
   """Removes channels of a run and measures what is lost."""
   parser = flags('attack', workdir='', data=True)
   parser.add_argument('--ranking', help='a file of channels as the authors write it '
-                      '(default: the run\'s own ranking.json, made if it is not there)')
+                      '(default: rank this run\'s, overall, left and right)')
   parser.add_argument('--regions', nargs='+', metavar='REGION', help='where mIoU is measured: '
                       'names, or rectangles TOP,LEFT,BOTTOM,RIGHT in fractions '
                       '(default: all left right center)')
@@ -133,7 +133,8 @@ def attack(argv):
                          regions=arguments.regions or attack.ATTACK_REGIONS)
   print(markdown_table(report_attack.table([{**record, 'network': arguments.workdir}
                                             for record in sweep.records()])))
-  print(f'report: {report.build(arguments.workdir)}')
+  if os.path.exists(f'{arguments.workdir}/summary.json'):  # else it is still to be trained on
+    print(f'report: {report.build(arguments.workdir)}')
 
 
 def reproduce(argv):

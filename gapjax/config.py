@@ -21,11 +21,13 @@ OPTIMIZERS = ('adam', 'sgd')
 SCHEDULES = ('constant', 'cosine', 'poly', 'step')
 TASKS = ('canvas', 'classification', 'segmentation')
 # Beginnings of the fields that a task does not read, and that only deeplab networks do.
-_DEEPLAB = ('model.backbone', 'model.output_stride', 'model.dropout', 'optimizer.backbone')
+_DEEPLAB = ('model.backbone', 'model.pretrained', 'model.output_stride', 'model.dropout',
+            'optimizer.backbone')
 _SHIFTS = ('augshift.', 'eval.shift', 'eval.max_shift', 'eval.map_step')
 _SCENES = ('segmentation.', 'eval.padded', *_DEEPLAB)
 NOT_READ = {
-  'canvas': (*_SHIFTS, *_SCENES), 'classification': ('canvas.', *_SCENES),
+  'canvas': (*_SHIFTS, *_SCENES, 'neurons.'),
+  'classification': ('canvas.', *_SCENES, 'neurons.'),
   'segmentation': ('canvas.', *_SHIFTS, 'data.flip', 'model.head', 'model.permut')}
 
 
@@ -95,6 +97,7 @@ def default() -> ConfigDict:
   model.permute_at = 'pooled'  # head 'permuted': after GAP, or before 'stage1', 'stage2', ...
   model.permutation_seed = 0  # which permutation 'fixed' is
   model.backbone = 'resnet50'  # deeplab: a resnet
+  model.pretrained = ''  # deeplab: a file of the backbone's weights, torchvision's names; '': none
   model.output_stride = 16  # deeplab: 8 or 16 pixels of the image are one of stage 4
   model.dropout = 0.1  # deeplab: after ASPP
   model.backbone_momentum = 0.01  # deeplab: BatchNorm's in the backbone
@@ -283,7 +286,7 @@ def validate(c: ConfigDict) -> None:
   for name in ('neurons.purity', 'neurons.largest', 'augshift.warm_up'):
     if not 0 <= fields[name] <= 1:
       raise UsageError(f'{name} is a share: a number from 0 to 1, not {fields[name]}')
-  for name in ('neurons.counts', 'neurons.random_orders'):
+  for name in ('neurons.counts', 'neurons.random_orders', 'neurons.purity', 'neurons.largest'):
     _check_range(name, fields[name], above=0)
   _check_range('augshift.crops', c.augshift.crops, least=1, below=3)
   _check_range('checkpoint.every_epochs', fields['checkpoint.every_epochs'], least=0.001)
@@ -301,6 +304,12 @@ def _validate_segmentation(c):
   if c.model.output_stride not in OUTPUT_STRIDES:
     raise UsageError(f'model.output_stride must be {" or ".join(map(str, OUTPUT_STRIDES))}, '
                      f'not {c.model.output_stride}')
+  if c.model.pretrained and c.task != 'segmentation':
+    raise UsageError(f'model.pretrained is the backbone\'s of {" or ".join(DEEPLABS)}; '
+                     f'{c.model.name} has none: leave it out')
+  if c.task == 'segmentation' and (c.model.stem, c.model.output_stride) == ('cifar', 16):
+    raise UsageError('model.stem=cifar has a stride of 8 in all; use model.output_stride=8, or the '
+                     'stem imagenet or canvas')
   if c.task == 'segmentation' and c.data.held_out:
     raise UsageError('data.held_out is for images; segmentation evaluates data.eval_split')
   for name, least in (('crop', 1), ('scale', 0.01)):
@@ -309,6 +318,8 @@ def _validate_segmentation(c):
       raise UsageError(f'segmentation.{name} must be two numbers, not {values}')
     for value in values:
       _check_range(f'segmentation.{name}', value, least=least)
+      if name == 'crop' and not isinstance(value, int):
+        raise UsageError(f'segmentation.crop must be whole pixels, not {values}')
   if c.segmentation.scale[0] > c.segmentation.scale[1]:
     raise UsageError(f'segmentation.scale must be (least, largest), not {c.segmentation.scale}')
 

@@ -104,7 +104,9 @@ def shown(counts):
 
 def table(records):
   """One row for the whole network and for each order at some N: mIoU by region."""
-  metrics = [m for m in pictures.METRICS if any(r['metric'] == m for r in records)]
+  there = dict.fromkeys(r['metric'] for r in records if 'network' in r)  # also rectangles'
+  metrics = [*(m for m in pictures.METRICS if any(r['metric'] == m for r in records)),
+             *(m for m in there if m not in pictures.METRICS)]
   found, rows, breaks = {}, [], set()
   for record in records:
     name = match(record)
@@ -115,16 +117,20 @@ def table(records):
     chosen = shown(counts)
     for cell, values in by_cell.items():
       removed, _, count = cell.partition('/N=')
-      if removed == 'clean' or (count and int(count) not in chosen):
+      if removed == attack.CLEAN:
+        if network in by_cell:  # the network's own row says the same
+          continue
+        count = ''
+      if count and int(count) not in chosen:
         continue
       if not count or removed == next(iter(pictures.LOOKS)):
         breaks.add(len(rows))
       rows.append([network, count or '0', removed if count else DASH,
                    *(ours(values.get(metric)) for metric in metrics)])
-  names = [pictures.METRICS[metric] for metric in metrics]
+  names = [pictures.METRICS.get(metric, metric) for metric in metrics]
   return Table(['network', 'N removed', 'by', *names], rows, text=3, breaks=frozenset(breaks - {0}),
                strong=frozenset(range(3, 3 + len(names))),
-               caption='mIoU in percent. The whole network: mean \N{PLUS-MINUS SIGN} sample '
+               caption='In percent. The whole network: mean \N{PLUS-MINUS SIGN} sample '
                'standard deviation (seeds); with channels removed, over seeds and random orders.')
 
 
@@ -143,7 +149,7 @@ def _facts(sweep):
     return []
   middle = len(sweep.counts) // 2
   n = sweep.counts[middle]
-  return [(f'{number(orders["overall"][0, 0])}%', 'mIoU of the whole network'),
+  return [(f'{number(orders["overall"][:, 0].mean())}%', 'mIoU of the whole network'),
           (f'{number(orders["overall"][:, middle].mean())}%',
            f'without the first {n} position channels'),
           (f'{number(orders["random"][:, middle].mean())}%', f'without {n} random channels')]
@@ -154,9 +160,10 @@ def removed(source, folder):
   drawn = []
   for number_, (name, sweep) in enumerate(_attacks(source).items()):
     path = folder / f'attack{number_ or ""}.png'
+    what = 'mIoU' if any(metric.startswith('miou') for metric in sweep.metrics) else 'Accuracy'
     drawn.append(both(
-      pictures.curves, sweep, path, alt='mIoU against the number of removed channels',
-      caption=f'{f"{name}: " if name else ""}mIoU in percent against the number of removed '
+      pictures.curves, sweep, path, alt=f'{what} against the number of removed channels',
+      caption=f'{f"{name}: " if name else ""}{what} in percent against the number of removed '
       'channels; the band of the random orders is from the lowest to the highest.'))
   tables = [table([{**record, 'network': source.summary['config']['model']['name']}
                    for record in sweep.records()]) for sweep in _attacks(source).values()

@@ -118,7 +118,7 @@ def make_eval_step(model, task, *, axis_name: str):
 
   key is the run's EVAL stream; common holds what the whole batch shares, among it 'number' (), the
   batch's, which with the state's step decides the permutation of PermuteNet; batch holds
-  'index' and 'mask', (b,) each, and what else the task's eval_inputs and eval_counts read.
+  what the task's eval_inputs and eval_counts read, (b, ...) each.
   """
 
   def eval_step(totals, state, key, data, common, batch):

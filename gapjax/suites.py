@@ -46,12 +46,12 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
   workdir, start = pathlib.Path(workdir), time.perf_counter()
   every = SUITES[suite](scale)
   cells = chosen(every, only)
-  for name, task, split in dict.fromkeys(
-      (c.data.name, c.task, c.data.eval_split) for c in (cell.config for cell in cells)):
-    if task == 'segmentation':  # before hours of training, not after
-      data.load_scenes(name, split=split, data_dir=data_dir)
+  for c in (cell.config for cell in cells):  # before hours of training, not after
+    if c.task == 'segmentation':
+      for split in (c.data.train_split, c.data.eval_split, c.neurons.split):
+        data.load_scenes(c.data.name, split=split, data_dir=data_dir)
     else:
-      data.check(name, data_dir=data_dir)
+      data.check(c.data.name, data_dir=data_dir)
   check_records(workdir / 'results.json', every)
   records = known_records([workdir / 'results.json', *([published] if published else [])], every)
   workdir.mkdir(parents=True, exist_ok=True)

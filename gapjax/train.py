@@ -64,7 +64,6 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     # ---- Network, optimiser, compiled steps ----------------------------------------------------
     plan = Plan.of(config, num_images=len(train_set))
     model, state, rule, schedule = build.create(config, task, train_set, plan)
-    workdirs.claim(workdir, config)
     log.info('%s\n%s', describe(config, plan, devices),
              parameter_overview.get_parameter_overview(state.params, include_stats=False))
     train_steps = devices.pmap(
@@ -72,10 +71,11 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
       split=(False, False, False, True), donate=0)
     evaluator = build.create_evaluator(config, model, task, test_set, devices)
 
-    # ---- Resume -------------------------------------------------------------------------------
+    # ---- Resume, or begin: the workdir is this config's ----------------------------------------
     checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
     found = checkpoints.restore(devices.to_host(state))
-    step, state, meta = found or (0, state, {'wall_seconds': 0.0})
+    step, state, meta = found or (0, build.pretrained(config, state), {'wall_seconds': 0.0})
+    workdirs.claim(workdir, config)
     if found:
       log.info('resumed from step %d of %d', step, plan.total_steps)
     clock = Clock(meta['wall_seconds'])
@@ -186,7 +186,7 @@ def summarise(pending, schedule, clock, batch_size) -> dict:
   totals = {}
   for step, metrics in pending:
     batch, norms = metrics['batch'], metrics['grad_norm']
-    losses = batch.loss.total / batch.loss.count  # (steps in the call,)
+    losses = batch.loss.total / np.maximum(batch.loss.count, 1)  # (steps in the call,); all void: 0
     bad = ~(np.isfinite(losses) & np.isfinite(norms))
     if bad.any():
       first = step - len(losses) + int(bad.argmax()) + 1

@@ -387,7 +387,7 @@ def test_records_csv_and_json_say_what_was_measured(swept, tmp_path):
   record = by_name['random/N=3', 'miou_left']
   assert record == {'cell': 'random/N=3', 'metric': 'miou_left', 'values': random.tolist(),
                     'mean': random.mean(), 'std': np.std(random, ddof=1), 'n': 2}
-  assert by_name['left/N=6', 'miou']['std'] == 0
+  assert by_name['left/N=6', 'miou']['std'] is None
   assert by_name['clean/N=0', 'miou']['values'] == [swept.metrics['miou']['left'][0, 0]]
   attack.write_json(tmp_path / 'a.json', swept)
   again = attack.from_records(json.loads((tmp_path / 'a.json').read_text()))

@@ -39,18 +39,21 @@ def test_channels_are_ranked_by_the_mirror(scene_run, attacked, data_dir):
 
   scenes = load_scenes('digit_scenes', split='train', data_dir=data_dir)
   mean, std = IMAGENET
-  found = {'overall': [], 'left': []}
+  found = {'overall': [], 'left': [], 'signed': []}
   for scene in scenes:
     image = ((scene['image'] / 255 - mean) / std).astype(np.float32)
     z, mirrored = (np.float64(pooled(x)[0]) for x in (image, image[:, ::-1]))
     found['overall'].append(np.abs(z - mirrored))
+    found['signed'].append(z - mirrored)
     digit = (scene['label'] >= 1) & (scene['label'] <= 10)
     left = digit[:, :digit.shape[1] // 2].sum()
     if left >= max(0.6 * digit.sum(), config.neurons.least_area * digit.size, 1):
       found['left'].append(z - mirrored)
   orders = json.loads((attacked / 'ranking.json').read_text())
-  assert set(orders) == {'overall', 'left', 'right'}
-  for name, differences in found.items():
+  assert set(orders) == {'overall', *neurons.SIDES, *neurons.CENTRED}
+  found['left_centred'] = np.array(found['left']) - np.mean(found['signed'], 0)
+  for name in ('overall', 'left', 'left_centred'):
+    differences = found[name]
     scores = np.mean(differences, 0)
     ranked = scores[orders[name]]
     assert sorted(orders[name]) == list(range(len(scores)))
@@ -65,7 +68,7 @@ def test_an_attack_begins_where_the_evaluation_ended(scene_run, attacked):
   assert sweep.counts == (0, 10, 20, 30)  # up to 95% of 32 channels
   for metric in ('miou', 'miou_left', 'miou_right', 'miou_center'):
     assert {name: len(v) for name, v in sweep.metrics[metric].items()} == {
-      'overall': 1, 'left': 1, 'right': 1, 'random': 2}
+      'overall': 1, 'left': 1, 'left_centred': 1, 'right': 1, 'right_centred': 1, 'random': 2}
     for values in sweep.metrics[metric].values():
       np.testing.assert_allclose(values[:, 0], final[metric], atol=1e-3)
   assert (attacked / 'attack.csv').read_text().startswith('order,N,repeat,metric,value\n')
@@ -89,7 +92,8 @@ def test_other_regions_and_lists_of_ids(attacked, data_dir, tmp_path, capsys):
   assert cli.main(['rank', f'--workdir={workdir}', f'--data_dir={data_dir}', '--regions', 'top',
                    f'--ids={ids}']) == 0
   assert capsys.readouterr().out.splitlines()[-1] == f'{workdir}/ranking.json'
-  assert set(json.loads((workdir / 'ranking.json').read_text())) == {'overall', 'top'}
+  orders = json.loads((workdir / 'ranking.json').read_text())
+  assert set(orders) == {'overall', 'top', 'top_centred'}
 
 
 @pytest.mark.parametrize(('change', 'argv', 'words'), [
@@ -99,6 +103,9 @@ def test_other_regions_and_lists_of_ids(attacked, data_dir, tmp_path, capsys):
   ({}, ['rank', '--regions', 'center'], 'is centred'),
   ({'classes': ['11']}, ['rank'], '11'),
   ({'classes': []}, ['rank'], 'names no object of interest'),
+  ({}, ['attack', '--ranking={tmp}/random.json'], 'rename that list'),
+  ({}, ['rank', '--ids={tmp}/ids.json'], 'lefty'),
+  ({}, ['rank', '--ids={tmp}/one.json'], 'not a list of image ids'),
   ({'least_area': 0.9}, ['rank'], 'lower least_area')])
 def test_mistakes_are_one_line(attacked, data_dir, tmp_path, capsys, change, argv, words):
   workdir = tmp_path / 'run'
@@ -106,7 +113,10 @@ def test_mistakes_are_one_line(attacked, data_dir, tmp_path, capsys, change, arg
   settings = json.loads((workdir / 'config.json').read_text())
   settings['neurons'].update(change)
   (workdir / 'config.json').write_text(json.dumps(settings))
-  (tmp_path / 'other.json').write_text('{"overall": [32]}')
+  for name, text in (('other', '{"overall": [32]}'), ('ids', '{"lefty": ["a"]}'),
+                     ('one', '{"left": "abc"}'),
+                     ('random', json.dumps({'random': list(range(32))}))):
+    (tmp_path / f'{name}.json').write_text(text)
   before = (workdir / 'ranking.json').read_bytes()
   argv = [part.format(tmp=tmp_path) for part in argv]
   assert cli.main([*argv, f'--workdir={workdir}', f'--data_dir={data_dir}']) == 2
@@ -122,7 +132,8 @@ def test_a_canvas_run_is_attacked_too(data_dir, tmp_path):
                   progress=False)
   sweep = neurons.attack_run(tmp_path, data_dir=data_dir)
   orders = json.loads((tmp_path / 'ranking.json').read_text())
-  assert set(orders) == {'overall', 'left', 'right'} and len(orders['left']) == 32
+  assert set(orders) == {'overall', *neurons.SIDES, *neurons.CENTRED}
+  assert len(orders['left']) == 32
   for values in sweep.metrics['location_accuracy'].values():
     np.testing.assert_allclose(values[:, 0], summary['final']['location_accuracy'], atol=0.02)
   assert 'What removing channels costs' in report.build(tmp_path).with_suffix('.md').read_text()
@@ -145,4 +156,8 @@ def test_attacks_of_several_seeds_are_gathered(attacked):
     np.testing.assert_array_equal(record['values'], [*each, *each])
     assert record['seeds'] == [0, 1] and suites.holds(record, cell)
     np.testing.assert_allclose(record['mean'], each.mean())
-  assert len(records) == 1 + 4 * (1 + 4 * 3)
+  assert len(records) == 1 + 4 * (1 + 6 * 3)
+  both = from_records(records[1:])  # what the report draws
+  for metric, orders in sweep.metrics.items():
+    for name, values in orders.items():
+      np.testing.assert_array_equal(both.metrics[metric][name], np.concatenate([values, values]))

@@ -3,6 +3,7 @@
 import json
 import re
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -15,13 +16,14 @@ README = (ROOT / 'README.md').read_text()
 
 @pytest.mark.parametrize(('suite', 'scale', 'printed'), [
   ('quickstart', 'digits', 'README.md'), ('table2', 'small', 'README.md'),
+  ('attack', 'small', 'README.md'),
   ('augshift_sweep', 'small', 'results/README.md')])
 def test_tables_are_what_the_command_printed(suite, scale, printed):
   records = json.loads((ROOT / 'results' / suite / 'results.json').read_text())
   assert report.table(records).strip() in (ROOT / printed).read_text()
   trained = {cell.name: cell for cell in cells.SUITES[suite](scale)}
   for record in records:  # and the code still trains what was measured
-    assert suites.holds(record, trained[record['cell']])
+    assert suites.holds(record, trained[record.get('network', record['cell'])])
 
 
 def test_the_example_of_a_network_of_ones_own_trains():
@@ -38,6 +40,23 @@ def test_the_example_of_a_network_of_ones_own_trains():
     losses.append(float(loss))
     assert 0 < float(distance) < 2
   assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+def test_the_example_of_ranking_and_attack_runs(tmp_path, monkeypatch):
+  """With networks of one's own in place of `body` and `head`: 20 N, two orders, a CSV file."""
+  draw = np.random.default_rng(0)
+  body = nn.Sequential([nn.Conv(2048, (1, 1)), nn.relu])
+  head = nn.Dense(3)
+  images = draw.normal(size=(2, 4, 6, 3)).astype(np.float32)
+  variables = {**body.init(jax.random.key(0), images)}
+  last = head.init(jax.random.key(1), np.zeros((1, 2048), np.float32))
+  names = {'body': body, 'variables': variables, 'images': images,
+           'head': type('Head', (), {'apply': staticmethod(lambda v, x: head.apply(last, x))}),
+           'batches': [{'images': images, 'labels': draw.integers(0, 3, (2, 4, 6))}]}
+  monkeypatch.chdir(tmp_path)
+  exec(README.split('<!-- example: ranking and attack -->\n```python\n')[1].split('```')[0], names)
+  assert sorted(names['overall']) == list(range(2048))
+  assert len((tmp_path / 'attack.csv').read_text().splitlines()) == 1 + 4 * (1 + 20 * 6)
 
 
 def test_files_and_links_exist():

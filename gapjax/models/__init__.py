@@ -12,13 +12,15 @@ MODELS = (*RESNETS, *VGGS, *DEEPLABS)
 OUTPUT_STRIDES, BACKBONES = tuple(RATES), tuple(RESNETS)
 
 
-def create(model_config, *, num_classes: int, axis_name: str | None = None) -> nn.Module:
+def create(model_config, *, num_classes: int, axis_name: str | None = None,
+           device_axis: str | None = None) -> nn.Module:
   """Builds the network of a `config.model` (fields: gapjax/config.py).
 
   Args:
     model_config: the ConfigDict under `model`, already validated (config.validate).
     num_classes: K, the number of logits.
     axis_name: the pmap axis that BatchNorm synchronises over; None for one device.
+    device_axis: the pmap axis that a batch is split over, for dropout; None for one device.
   """
   c = model_config
   arguments = dict(
@@ -26,7 +28,8 @@ def create(model_config, *, num_classes: int, axis_name: str | None = None) -> n
     downsample=c.downsample, blur_size=c.blur_size, axis_name=axis_name, dtype=DTYPES[c.dtype])
   if c.name in DEEPLABS:
     return DeepLab(backbone_name=c.backbone, output_stride=c.output_stride, stem=c.stem,
-                   dropout=c.dropout, backbone_momentum=c.backbone_momentum, **arguments)
+                   dropout=c.dropout, backbone_momentum=c.backbone_momentum,
+                   device_axis=device_axis, **arguments)
   arguments.update(
     head=c.head, permute_at=c.permute_at,
     permute=Permute(c.permutation, c.permutation_seed) if c.head == 'permuted' else None)

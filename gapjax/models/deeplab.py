@@ -56,6 +56,7 @@ class DeepLab(nn.Module):
   backbone_momentum: float = 0.01
   axis_name: str | None = None
   dtype: Any = jnp.float32
+  device_axis: str | None = None  # dropout's, also where BatchNorm is not synchronised
 
   def setup(self):
     common = dict(axis_name=self.axis_name, dtype=self.dtype)
@@ -68,9 +69,9 @@ class DeepLab(nn.Module):
                               dtype=self.dtype) for kernel, rate in shapes]
     self.branch_norms = [BatchNorm(**common) for _ in shapes]
     self.project = ConvNormRelu(channels, **common)
-    self.dropped = Dropout(self.dropout, self.axis_name)
+    self.dropped = Dropout(self.dropout, self.device_axis)
     if self.variant == 'deeplabv3plus':
-      self.low_level = ConvNormRelu(3 * self.width // 4, **common)
+      self.low_level = ConvNormRelu(max(3 * self.width // 4, 1), **common)
     self.last = ConvNormRelu(channels, 3, self.padding, **common)
     self.classifier = Conv(self.num_classes, 1, use_bias=True, dtype=self.dtype)
 

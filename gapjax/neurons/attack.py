@@ -59,7 +59,7 @@ class Sweep:
     """{'cell': 'left/N=100', 'metric', 'values', 'mean', 'std', 'n'} for every order, N and metric.
 
     N = 0 is 'clean/N=0'. `values` has one value a repeat, None where nothing counted; `std` is the
-    sample's, 0 of one value.
+    sample's, None of one value.
     """
     records = []
     for metric, by_order in self.metrics.items():
@@ -76,7 +76,7 @@ def _record(cell, metric, values):
   known = [v for v in values if v is not None]
   return {'cell': cell, 'metric': metric, 'values': values,
           'mean': float(np.mean(known)) if known else None,
-          'std': float(np.std(known, ddof=1)) if len(known) > 1 else 0.0 if known else None,
+          'std': float(np.std(known, ddof=1)) if len(known) > 1 else None,
           'n': len(known)}
 
 
@@ -92,7 +92,8 @@ def from_records(records: Iterable[Mapping]) -> Sweep:
   try:
     for metric, name in dict.fromkeys(key[:2] for key in values if key[1] != CLEAN):
       columns = [values[metric, name, str(count)] for count in counts[1:]]
-      clean = values[metric, CLEAN, '0'] * len(columns[0])
+      clean = values[metric, CLEAN, '0']  # one a seed; the orders of a seed follow each other
+      clean = np.repeat(clean, len(columns[0]) // len(clean))
       metrics.setdefault(metric, {})[name] = np.array([clean, *columns], float).T
   except (KeyError, ValueError, IndexError) as error:
     raise UsageError(f'the records of the attack are not a whole sweep ({error!r}); '
@@ -245,6 +246,8 @@ def piece_size(sizes: Sequence[int]) -> int:
   filled up. Equal blocks are their own size.
   """
   sizes = [size for size in sizes if size]
+  if not sizes:
+    return 1  # everything is removed at once: an empty block alone
   candidates = sorted({-(-size // parts) for size in sizes for parts in range(1, 65)})
   return int(min(candidates, key=lambda c: sum(-(-size // c) for size in sizes) * (c + OVERHEAD)))
 

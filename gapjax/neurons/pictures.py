@@ -19,7 +19,8 @@ from gapjax.neurons.attack import Sweep
 
 # An order's colour in plots.LINES and its dashes; the baseline is grey. Others take what is left.
 LOOKS = {'overall': (1, '-'), 'left': (0, '-'), 'right': (2, '-'), 'top': (3, '-'),
-         'bottom': (4, '-'), 'random': ('soft', plots.BROKEN)}
+         'bottom': (4, '-'), 'left_centred': (0, plots.DOTTED), 'right_centred': (2, plots.DOTTED),
+         'random': ('soft', plots.BROKEN)}
 METRICS = {'miou': 'mIoU, all pixels', 'miou_left': 'mIoU, left half',
            'miou_right': 'mIoU, right half', 'miou_top': 'mIoU, top half',
            'miou_bottom': 'mIoU, bottom half', 'miou_center': 'mIoU, centre',
@@ -57,7 +58,7 @@ def curves(sweep: Sweep, path, *, dark=False):
   look = _looks(names, dark)
   columns = min(len(sweep.metrics), 2)
   rows = -(-len(sweep.metrics) // columns)
-  handles = [Line2D([], [], linewidth=1.8, label=_order_name(name), **style)
+  handles = [Line2D([], [], linewidth=1.8, label=order_name(name), **style)
              for name, style in look.items()]
   size = (7.8 if columns > 1 else 4.6, 2.6 * rows + plots.legend_height(handles))
   with plots.drawing(path, size=size, dark=dark) as figure:
@@ -89,8 +90,11 @@ def _curve(axis, counts, values, look):
   axis.plot(counts, mean, linewidth=1.6, **look)
 
 
-def _order_name(name):
-  return f'{name} channels' if name != 'overall' else 'position channels, overall'
+def order_name(name):
+  """'left channels, centred' for 'left_centred'."""
+  side, _, centred = name.partition('_')
+  return ('position channels, overall' if name == 'overall' else
+          f'{side} channels{", centred" if centred else ""}')
 
 
 def activations(groups: Mapping[str, np.ndarray], path, *, channels: Mapping[str, Sequence[int]],
@@ -136,7 +140,7 @@ def activations(groups: Mapping[str, np.ndarray], path, *, channels: Mapping[str
                       color=look[group]['color'])
       axis.set_yticks(rows, order.tolist())
       axis.invert_yaxis()
-      axis.set_title(f'top {name} channels', loc='left')
+      axis.set_title(f'top {order_name(name)}', loc='left')
       axis.set_xlabel('mean activation')
       axis.grid(axis='x')
       axis.tick_params(length=0)

@@ -13,15 +13,21 @@ from gapjax.evaluate import Run, open_run
 from gapjax.evaluators import every_location
 from gapjax.neurons import attack, network, pictures, rank
 from gapjax.scene_evaluator import scene_batches
+from gapjax.tasks.segmentation import region
 
 log = logging.getLogger(__name__)
 
 RANKING, SWEEP = 'ranking.json', 'attack.json'
 SIDES = ('left', 'right')
+CENTRED = ('left_centred', 'right_centred')
 
 
 def rank_run(workdir, *, data_dir=None, regions=SIDES, ids=None) -> dict[str, np.ndarray]:
   """Ranks the channels of a run's last stage, overall and by region.
+
+  A region's ranking is the paper's, z - z' over its images. 'REGION_centred' is what that has over
+  the same mean over all images: a mirrored street is another street whatever stands where, and
+  that change, common to all images, is no position of the object.
 
   Writes `ranking.json`, the authors' format, and for left and right `activations.png`: the mean
   activation of their top channels with the object on either side.
@@ -33,29 +39,41 @@ def rank_run(workdir, *, data_dir=None, regions=SIDES, ids=None) -> dict[str, np
     ids: {region: list of image ids} to rank by, in place of the masks.
 
   Returns:
-    {'overall' or region: (c,) channels, first the one that encodes most}.
+    {'overall', region or region_centred: (c,) channels, first the one that encodes most}.
 
   Raises:
     UsageError: no checkpoint; no image for a region; a region that no mirror moves.
   """
+  for name in regions:
+    rank.mirror_axis(name)  # before hours of work, not after
+  for name, chosen in (ids or {}).items():
+    check_choice(name, regions, what='region of --ids')
+    if not isinstance(chosen, list):
+      raise UsageError(f'--ids: `{name}` is not a list of image ids: {chosen!r}')
   return _rank(_subject(open_run(workdir, data_dir=data_dir), data_dir), pathlib.Path(workdir),
                regions, ids or {})
 
 
 def _rank(subject, workdir, regions, ids):
   n = subject.config.neurons.images or None
+  most = min(n or len(subject.scenes), len(subject.scenes))
   chosen = {name: subject.choose(name, limit=n, ids=ids.get(name)) for name in regions}
   features = subject.features
-  orders = {'overall': rank.order(rank.overall(features, subject.batches(range(n or len(
-    subject.scenes)))))}
+  every = {axis: np.concatenate(list(rank.differences(
+    features, subject.batches(range(most)), axis=axis)))  # (images, c)
+    for axis in dict.fromkeys(['horizontal', *map(rank.mirror_axis, regions)])}
+  orders = {'overall': rank.order(np.abs(every['horizontal']).mean(0))}
   for name, indices in chosen.items():
     log.info('%s: %d images', name, len(indices))
-    orders[name] = rank.order(rank.by_region(features, subject.batches(indices), region=name))
+    scores = rank.by_region(features, subject.batches(indices), region=name)
+    orders[name] = rank.order(scores)
+    orders[f'{name}_centred'] = rank.order(scores - every[rank.mirror_axis(name)].mean(0))
   rank.save(workdir / RANKING, **orders)
   if set(SIDES) <= set(regions):
     pictures.activations(
       {name: rank.mean_activations(features, subject.batches(chosen[name])) for name in SIDES},
-      workdir / 'activations.png', channels={name: orders[name] for name in SIDES})
+      workdir / 'activations.png', channels={
+        name: orders[name] for name in (*SIDES, *CENTRED)})
   return orders
 
 
@@ -63,26 +81,27 @@ def attack_run(workdir, *, data_dir=None, ranking=None,
                regions=attack.ATTACK_REGIONS) -> attack.Sweep:
   """Removes channels of a run's last stage, by rank and at random, and measures what is lost.
 
-  Ranks first where there is no ranking. Writes `attack.json`, `attack.csv`, the curves
+  Ranks first unless a ranking is given. Writes `attack.json`, `attack.csv`, the curves
   `attack.png`, and for segmentation `attack_scenes.png`: predictions before and after.
 
   Args:
     workdir: of a segmentation or canvas run.
     data_dir: where datasets are; None is TFDS' default.
-    ranking: a file in the authors' format; None is `workdir/ranking.json`.
+    ranking: a file in the authors' format; None ranks this checkpoint, overall, left and right.
     regions: segmentation: where mIoU is measured, names or rectangles.
 
   Raises:
     UsageError: no checkpoint; a ranking of another network; an unknown region.
   """
   workdir = pathlib.Path(workdir)
+  for name in regions:
+    region(name)  # before hours of work, not after
   subject = _subject(open_run(workdir, data_dir=data_dir), data_dir)
   c, channels = subject.config.neurons, subject.num_channels
-  path = pathlib.Path(ranking) if ranking else workdir / RANKING
-  if ranking or path.exists():
-    orders = rank.load(path, num_channels=channels)
-  else:
-    orders = _rank(subject, workdir, SIDES, {})
+  orders = (rank.load(ranking, num_channels=channels) if ranking
+            else _rank(subject, workdir, SIDES, {}))
+  if 'random' in orders:
+    raise UsageError(f'{ranking}: `random` is the name of the baseline; rename that list')
   orders['random'] = attack.random_orders(channels, c.random_orders, seed=subject.config.seed)
   counts = np.unique(np.linspace(0, c.largest * channels, c.counts + 1).round().astype(int))[1:]
   sweep = subject.sweep(orders=orders, counts=counts.tolist(), regions=regions)
@@ -103,7 +122,8 @@ class Subject:
 
   Attributes:
     network: cut behind the last stage.
-    scenes: a sequence of dicts 'image' (h, w, 3) normalised, 'label' (h, w) and 'id'.
+    scenes: a sequence of dicts 'image' (h, w, 3), normalised.
+    masks: a sequence of dicts 'label' (h, w) and 'id', of the same scenes.
     classes: the labels of the object of interest.
   """
 
@@ -122,9 +142,9 @@ class Subject:
 
   def choose(self, region, *, limit, ids=None) -> list[int]:
     if ids is not None:
-      return rank.with_ids(self.scenes, ids)
+      return rank.with_ids(self.masks, ids)
     c = self.config.neurons
-    return rank.choose(self.scenes, region=region, classes=self.classes, limit=limit,
+    return rank.choose(self.masks, region=region, classes=self.classes, limit=limit,
                        least_area=c.least_area, purity=c.purity)
 
   def batches(self, indices, size: int = 8):
@@ -168,36 +188,41 @@ class SceneSubject(Subject):
     self.classes = [known.index(name) for name in c.neurons.classes]
     scenes = load_scenes(c.data.name, split=c.neurons.split, data_dir=data_dir,
                          image_size=c.data.image_size or None)
-    self.scenes = Mapped(len(scenes), lambda i: {
-      **scenes[i], 'image': self.normalised(scenes[i]['image'])})
+    self.masks = scenes
+    self.scenes = Mapped(len(scenes), lambda i: {'image': self.normalised(scenes[i]['image'])})
 
   def normalised(self, images):
     return np.asarray(self.task.normalised(images), np.float32)
 
   def sweep(self, *, orders, counts, regions):
     batches = ({**batch, 'images': self.normalised(batch['images'])} for batch, _ in
-               scene_batches(self.run.test_set, self.config.eval.batch_size))
+               scene_batches(self.run.test_set, self.config.eval.batch_size,
+                             padded=self.config.eval.padded))
     return attack.sweep(self.network, batches, orders=orders, counts=counts, regions=regions)
 
   def draw(self, sweep, orders, path, rows: int = 4):
-    """Predictions without left and right channels, at the N where their sides suffer most unequally
-    in the sweep, of evaluated scenes in equal distances."""
-    if not set(SIDES) <= set(orders) or not {f'miou_{side}' for side in SIDES} <= set(
-        sweep.metrics):
+    """Predictions without left and without right channels, of evaluated scenes in equal distances:
+    of the two pairs of rankings and all N, where the sides suffer most unequally in the sweep."""
+    halves = [sweep.metrics.get(f'miou_{side}') for side in SIDES]
+    pairs = [pair for pair in (SIDES, CENTRED) if set(pair) <= set(orders)]
+    if not pairs or None in halves:
       return
-    left, right = ({side: sweep.metrics[f'miou_{half}'][side][0] for side in SIDES}
-                   for half in SIDES)  # of the halves of the image, for every N
-    gain = left['right'] - left['left'] + right['left'] - right['right']
-    count = sweep.counts[int(np.argmax(gain))]
+
+    def gain(pair):  # for every N: what each order takes from its own half more than the other does
+      (left, right), (there, here) = halves, pair
+      return right[there][0] - left[there][0] + left[here][0] - right[here][0]
+
+    pair = max(pairs, key=lambda pair: gain(pair).max())
+    count = sweep.counts[int(np.argmax(gain(pair)))]
     test_set, table = self.run.test_set, []
     for i in np.linspace(0, len(test_set) - 1, rows).astype(int):
       scene = test_set[int(i)]
       features = self.network.features(self.normalised(scene['image'])[None])
+      removed = {'prediction': (), **{
+        f'without {count} {pictures.order_name(name)}': orders[name][:count] for name in pair}}
       table.append({'image': scene['image'], 'truth': scene['label'].astype(int), **{
-        title: np.asarray(self.network.without(features, removed))[0]
-        for title, removed in (
-          ('prediction', ()), (f'without {count} left channels', orders['left'][:count]),
-          (f'without {count} right channels', orders['right'][:count]))}})
+        title: np.asarray(self.network.without(features, channels))[0]
+        for title, channels in removed.items()}})
     pictures.side_by_side(table, path, num_classes=len(test_set.class_names),
                           names=test_set.class_names, colors=test_set.palette / 255)
 
@@ -214,14 +239,15 @@ class CanvasSubject(Subject):
     side = images.shape[1]
     places = np.random.default_rng(self.config.seed).integers(grid * grid, size=len(images))
 
-    def make(i):
+    def mask(i):
       label = np.zeros((side * grid, side * grid), np.uint8)
       row, column = divmod(int(places[i]), grid)
       label[row * side:(row + 1) * side, column * side:(column + 1) * side] = 1
-      return {'image': np.asarray(self.task.canvases(images[i][None], places[i:i + 1])[0]),
-              'label': label, 'id': str(i)}
+      return {'label': label, 'id': str(i)}
 
-    self.scenes = Mapped(len(images), make)
+    self.masks = Mapped(len(images), mask)
+    self.scenes = Mapped(len(images), lambda i: {
+      'image': np.asarray(self.task.canvases(images[i][None], places[i:i + 1])[0])})
 
   def sweep(self, *, orders, counts, regions):
     """Accuracy of the run's target, every test image at every place."""

@@ -43,13 +43,6 @@ def region(where: str | Sequence[float]) -> tuple[float, float, float, float]:
   return top, left, bottom, right
 
 
-def pixels(rectangle: Sequence[float], height: int, width: int) -> tuple[slice, slice]:
-  """The rows and columns of a rectangle in fractions, in an image of height x width pixels."""
-  top, left, bottom, right = rectangle
-  return (slice(int(top * height), int(bottom * height)),
-          slice(int(left * width), int(right * width)))
-
-
 def confusion(predicted: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
   """How often each class is taken for which: (num_classes, num_classes) int32, [true, predicted].
 

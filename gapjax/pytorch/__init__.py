@@ -1,0 +1,1 @@
+"""PyTorch: its weights by name, without PyTorch where the file's format allows that."""

@@ -1,0 +1,277 @@
+"""PyTorch's weights: files, names, layouts, torchvision's own features, and runs that start from
+them. tests/golden/torchvision_resnets.py made the golden files with torch and torchvision."""
+
+import builtins
+import contextlib
+import re
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT, SCENES, newest, same, tiny_config
+from safetensors.numpy import save_file
+
+from gapjax import config as configs
+from gapjax.errors import Interrupted, UsageError
+from gapjax.evaluate import open_run
+from gapjax.models.resnet import ResNet
+from gapjax.pytorch import weights
+from gapjax.train import train
+
+draw = np.random.default_rng(0)
+GOLDEN = {'resnet18': (4, None), 'resnet50': (2, 8)}  # width and output stride
+
+
+def resnet(variant='resnet10', width=4, output_stride=None):
+  """A ResNet without a head and the shapes of its variables, as zeros."""
+  network = ResNet(variant, 0, width, 'imagenet', head=None, output_stride=output_stride)
+  shapes = jax.eval_shape(
+    lambda: network.init(jax.random.key(0), jnp.zeros((1, 32, 48, 3)), train=False))
+  return network, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+
+
+def random_weights(variables, variant):
+  """Weights by torchvision's names, of the shapes that fit `variables`."""
+  leaves = dict(weights._flatten(variables))
+  return {name: draw.uniform(0.5, 1.5, weights.torch_shape(leaves[path].shape)).astype(np.float32)
+          for name, path in weights.backbone_names(variant).items()}
+
+
+# ---- Names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('variant', 'blocks', 'convs', 'downsampled'), [
+  ('resnet18', [2, 2, 2, 2], 2, [2, 3, 4]), ('resnet34', [3, 4, 6, 3], 2, [2, 3, 4]),
+  ('resnet50', [3, 4, 6, 3], 3, [1, 2, 3, 4]), ('resnet101', [3, 4, 23, 3], 3, [1, 2, 3, 4])])
+def test_every_name_of_torchvision_and_every_variable_is_mapped_once(variant, blocks, convs,
+                                                                     downsampled):
+  layers = ['conv1', 'bn1', *(
+    f'layer{s}.{b}.{kind}{k}' for s, count in enumerate(blocks, 1) for b in range(count)
+    for kind in ('conv', 'bn') for k in range(1, convs + 1))]
+  layers += [f'layer{s}.0.downsample.{i}' for s in downsampled for i in (0, 1)]
+  expected = []
+  for layer in layers:
+    norm = '.bn' in layer or layer in ('bn1',) or layer.endswith('downsample.1')
+    parts = ('weight', 'bias', 'running_mean', 'running_var') if norm else ('weight',)
+    expected += [f'{layer}.{part}' for part in parts]
+  names = weights.backbone_names(variant)
+  assert sorted(names) == sorted(expected)
+  paths = [path for path, _ in weights._flatten(resnet(variant)[1])]
+  assert sorted(names.values()) == sorted(paths)
+
+
+def test_names_of_a_backbone_that_is_none():
+  with pytest.raises(UsageError, match='resnet50'):
+    weights.backbone_names('resnet500')
+
+
+@pytest.mark.parametrize('variant', GOLDEN)
+def test_features_are_torchvisions(variant, tmp_path):
+  """stage4 of narrow ResNets with random weights and BatchNorm statistics, one of them dilated."""
+  golden = weights.read(ROOT / f'tests/golden/torchvision_{variant}.npz')
+  image, expected = (golden.pop(name).astype(np.float32) for name in ('image', 'stage4'))
+  known = weights.backbone_names(variant)
+  others = {name for name in golden if not name.endswith('num_batches_tracked')} - set(known)
+  assert others == {'fc.weight', 'fc.bias'} and set(known) <= set(golden)
+  np.savez(tmp_path / 'weights.npz', **golden)
+  width, output_stride = GOLDEN[variant]
+  network, variables = resnet(variant, width, output_stride)
+  found = weights.load_backbone(variables, tmp_path / 'weights.npz', variant=variant)
+  features = network.apply(found, image, train=False)[1]['stage4']
+  np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5 * expected.max())
+
+
+# ---- Files ---------------------------------------------------------------------------------------
+
+
+def save(path, arrays):
+  if path.suffix == '.npz':
+    np.savez(path, **arrays)
+  else:
+    save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, path)
+
+
+@pytest.mark.parametrize('suffix', ['.npz', '.safetensors'])
+@pytest.mark.parametrize('form', ['classifier', 'parallel', 'segmentation'])
+def test_round_through_files(suffix, form, tmp_path):
+  _, variables = resnet()
+  theirs = random_weights(variables, 'resnet10')
+  more = {'bn1.num_batches_tracked': np.array(7)}
+  head = np.ones((2, 3), np.float32)
+  arrays = {'classifier': {**theirs, **more, 'fc.weight': head},
+            'parallel': {f'module.{name}': x for name, x in {**theirs, **more}.items()},
+            'segmentation': {f'backbone.{name}': x for name, x in {**theirs, **more}.items()}
+            | {'classifier.4.weight': head, 'aux_classifier.0.weight': head}}[form]
+  save(tmp_path / f'weights{suffix}', arrays)
+  before = jax.tree.map(np.copy, variables)
+  found = weights.load_backbone(variables, str(tmp_path / f'weights{suffix}'), variant='resnet10')
+  assert same(variables, before)
+  assert jax.tree.structure(found) == jax.tree.structure(variables)
+  np.testing.assert_array_equal(found['params']['layer2_0']['shortcut_conv']['kernel'][0, 0].T,
+                                theirs['layer2.0.downsample.0.weight'][:, :, 0, 0])
+  leaves = dict(weights._flatten(found))
+  for name, path in weights.backbone_names('resnet10').items():
+    assert leaves[path].dtype == np.float32
+    back = leaves[path].transpose(3, 2, 0, 1) if leaves[path].ndim == 4 else leaves[path]
+    np.testing.assert_array_equal(back, theirs[name])
+
+
+def test_all_that_does_not_fit_is_listed(tmp_path):
+  _, variables = resnet()
+  arrays = random_weights(variables, 'resnet10')
+  for name in ('layer1.0.bn2.running_var', 'layer4.0.conv1.weight'):
+    del arrays[name]
+  arrays.update({'layer1.1.conv1.weight': np.ones((4, 4, 3, 3)), 'stray': np.ones(2),
+                 'conv1.weight': np.ones((4, 3, 3, 3)), 'bn1.bias': np.ones(5)})
+  arrays['bn1.weight'][1] = np.nan
+  save(tmp_path / 'w.npz', arrays)
+  with pytest.raises(UsageError) as error:
+    weights.load_backbone(variables, tmp_path / 'w.npz', variant='resnet10')
+  line = str(error.value)
+  assert '\n' not in line
+  for part in ('2 missing: layer1.0.bn2.running_var, layer4.0.conv1.weight;',
+               '2 left over: layer1.1.conv1.weight, stray;',
+               '2 of another shape: conv1.weight (4, 3, 3, 3) (here: (4, 3, 7, 7)), '
+               'bn1.bias (5,) (here: (4,));', '1 not of finite numbers: bn1.weight;'):
+    assert part in line
+
+
+def test_a_name_map_that_is_not_the_networks_is_a_mistake_of_ours():
+  with pytest.raises(ValueError, match='layer4_0'):
+    weights.convert(resnet()[1], {}, weights.conv_names('conv1', 'conv1'), what='x')
+  assert weights.conv_names('fc', 'head/dense', bias=True) == {
+    'fc.weight': 'params/head/dense/kernel', 'fc.bias': 'params/head/dense/bias'}
+  np.testing.assert_array_equal(weights.to_jax(np.arange(6).reshape(2, 3)),
+                                np.arange(6).reshape(2, 3).T)
+  assert weights.torch_shape((3, 2)) == (2, 3)
+
+
+@pytest.mark.parametrize(('name', 'content', 'words'), [
+  ('w.h5', b'', 'read from .npz, .safetensors, .pth, .pt files'), ('none.npz', None, 'no file'),
+  ('w.npz', b'', 'cannot be read'), ('w.npz', b'PK\x03\x04 broken', 'cannot be read'),
+  ('w.npz', b'words', 'cannot be read'), ('w.safetensors', b'words', 'cannot be read')])
+def test_files_that_hold_no_weights(name, content, words, tmp_path):
+  if content is not None:
+    (tmp_path / name).write_bytes(content)
+  with pytest.raises(UsageError, match=re.escape(words)) as error:
+    weights.read(tmp_path / name)
+  assert '\n' not in str(error.value)
+
+
+def test_an_npz_of_objects_and_one_that_is_a_single_array(tmp_path):
+  """The first would be unpickled, the second has no names."""
+  np.savez(tmp_path / 'objects.npz', x=np.array([{}], object))
+  with open(tmp_path / 'array.npz', 'wb') as file:
+    np.save(file, np.ones(3))
+  for name in ('objects', 'array'):
+    with pytest.raises(UsageError, match='cannot be read'):
+      weights.read(tmp_path / f'{name}.npz')
+
+
+def test_pth_without_pytorch(tmp_path, monkeypatch):
+  (tmp_path / 'w.pth').write_bytes(b'')
+  real = builtins.__import__
+
+  def without(name, *rest):
+    if name == 'torch':
+      raise ImportError(name)
+    return real(name, *rest)
+
+  monkeypatch.setattr(builtins, '__import__', without)
+  with pytest.raises(UsageError, match='pip install torch'):
+    weights.read(tmp_path / 'w.pth')
+
+
+class Tensor:
+  """In place of torch.Tensor, where torch is not installed."""
+  dtype = 'float32'
+
+  def __init__(self, values):
+    self.values = values
+
+  def numpy(self):
+    return self.values
+
+
+def test_pth_is_unwrapped(tmp_path, monkeypatch):
+  """Against a stand-in of torch, whose `load` must be asked for weights only."""
+  (tmp_path / 'w.pth').write_bytes(b'')
+  found = {}
+
+  def load(path, *, weights_only, map_location):
+    assert path == tmp_path / 'w.pth' and weights_only and map_location == 'cpu'
+    return found['is']
+
+  monkeypatch.setitem(sys.modules, 'torch', types.SimpleNamespace(
+    load=load, Tensor=Tensor, bfloat16='bfloat16'))
+  plain = {'module.conv1.weight': Tensor(np.ones(3))}
+  for found['is'] in (plain, {'net': plain, 'acc': 1.0, 'epoch': 3},
+                      {'model_state': plain, 'optimizer_state': {}}, {'state_dict': plain}):
+    assert list(weights.read(tmp_path / 'w.pth')) == ['conv1.weight']
+  for found['is'] in ([plain], {'conv1.weight': 1.0}):
+    with pytest.raises(UsageError, match='something else than tensors'):
+      weights.read(tmp_path / 'w.pth')
+
+
+def test_pth_of_pytorch(tmp_path):
+  """With torch, where it is installed: a state dict, and a pickle that is refused."""
+  torch = pytest.importorskip('torch')
+  state = {'conv1.weight': torch.arange(6.0).reshape(2, 3), 'half': torch.ones(2).bfloat16(),
+           'bn1.num_batches_tracked': torch.tensor(3)}
+  torch.save({'net': {f'module.{name}': x for name, x in state.items()}}, tmp_path / 'w.pth')
+  read = weights.read(tmp_path / 'w.pth')
+  assert list(read) == list(state)
+  np.testing.assert_array_equal(read['conv1.weight'], np.arange(6.0).reshape(2, 3))
+  torch.save({'net': state, 'more': types.SimpleNamespace()}, tmp_path / 'w.pt')
+  (tmp_path / 'broken.pth').write_bytes(b'words')
+  for name, words in (('w.pt', 'refused: types.SimpleNamespace'), ('broken.pth', '')):
+    with pytest.raises(UsageError, match=f'cannot be read, or holds more than.*{words}') as error:
+      weights.read(tmp_path / name)
+    assert '\n' not in str(error.value)
+
+
+# ---- Runs ----------------------------------------------------------------------------------------
+
+
+class Stopped(contextlib.nullcontext):
+  """In place of StopSignals: SIGTERM came at once, so that a run saves its first state and ends."""
+  requested, code = True, 0
+
+  def __enter__(self):
+    return self
+
+
+def test_a_run_starts_from_them_and_goes_on_without(data_dir, tmp_path, monkeypatch):
+  """Also when the file is gone, a run goes on and is evaluated; a file that does not fit leaves the
+  workdir free for another."""
+  monkeypatch.setattr('gapjax.train.StopSignals', Stopped)
+  config = tiny_config(**{**SCENES, 'model.stem': 'imagenet'})
+
+  def start(file):
+    config.model.pretrained = str(tmp_path / file)
+    train(config, workdir=tmp_path / 'run', data_dir=data_dir, progress=False)
+
+  _, variables = resnet()
+  theirs = random_weights(variables, 'resnet10')
+  save(tmp_path / 'wrong.npz', {**theirs, 'stray': np.ones(1)})
+  save(tmp_path / 'right.npz', theirs)
+  expected = weights.load_backbone(variables, tmp_path / 'right.npz', variant='resnet10')
+  with pytest.raises(UsageError, match='1 left over: stray'):
+    start('wrong.npz')
+  with pytest.raises(Interrupted, match='step 0'):
+    start('right.npz')
+  step, state = newest(tmp_path / 'run')
+  for name in ('params', 'batch_stats'):
+    assert step == 0 and same(state[name]['backbone'], expected[name])
+  (tmp_path / 'right.npz').unlink()
+  assert same(open_run(tmp_path / 'run', data_dir=data_dir).state.params, state['params'])
+  with pytest.raises(Interrupted, match='step 0'):
+    start('right.npz')
+
+
+def test_pretrained_is_deeplabs_alone():
+  with pytest.raises(UsageError, match=r'model\.pretrained is the backbone'):
+    configs.validate(tiny_config(**{'model.pretrained': 'resnet50.pth'}))
