@@ -119,6 +119,12 @@ def test_round_through_files(suffix, form, tmp_path):
     np.testing.assert_array_equal(back, theirs[name])
 
 
+def test_bfloat16_is_read_as_float32(tmp_path):
+  save(tmp_path / 'w.safetensors', {'x': np.array([1.5, 2], jnp.bfloat16)})
+  x = weights.read(tmp_path / 'w.safetensors')['x']
+  assert x.dtype == np.float32 and x.tolist() == [1.5, 2]
+
+
 def test_all_that_does_not_fit_is_listed(tmp_path):
   _, variables = resnet()
   arrays = random_weights(variables, 'resnet10')
@@ -252,7 +258,8 @@ def test_a_run_starts_from_them_and_goes_on_without(data_dir, tmp_path, monkeypa
 
   def start(file):
     config.model.pretrained = str(tmp_path / file)
-    train(config, workdir=tmp_path / 'run', data_dir=data_dir, progress=False)
+    train(config, workdir=tmp_path / 'run', data_dir=data_dir, devices=jax.local_devices()[:1],
+          progress=False)
 
   _, variables = resnet()
   theirs = random_weights(variables, 'resnet10')

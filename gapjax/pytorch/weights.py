@@ -12,6 +12,7 @@ import re
 import zipfile
 import zlib
 
+import jax.numpy as jnp
 import numpy as np
 
 from gapjax.errors import UsageError, check_choice
@@ -65,9 +66,11 @@ def _read_safetensors(path):
   from safetensors import SafetensorError, safe_open
   try:
     with safe_open(path, framework='numpy') as file:
-      return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+      arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
   except SafetensorError as error:
     raise _unreadable(path, error) from None
+  return {name: x.astype(np.float32) if x.dtype == jnp.bfloat16 else x
+          for name, x in arrays.items()}
 
 
 def _read_torch(path):
