@@ -155,8 +155,8 @@ def sweep(cells, path, *, dark=False):
   """Draws consistency (up) against accuracy (right): one point a setting, one panel a dataset.
 
   Colour and the number beside a point are its weight, the marker is its max_shift; points of one
-  max_shift are joined in order of weight. Networks without settings are marked with a cross and
-  their names.
+  max_shift and warm-up are joined in order of weight. Networks without settings are marked with a
+  cross and their names.
 
   Args:
     cells: `ShiftPanel`s; those without `accuracy` or `consistency` are left out.
@@ -211,12 +211,12 @@ def _sweep_panel(axis, group, shifts, look, *, dark):
 
 
 def _joined(group):
-  """Lists of (accuracy, consistency), one for every max_shift, in order of weight."""
+  """Lists of (accuracy, consistency), one for every max_shift and warm-up, in order of weight."""
   lines = {}
   for cell in group:
     setting = plots.settings(cell.network)
     if 'weight' in setting:
-      lines.setdefault(setting.get('max_shift'), []).append(
+      lines.setdefault((setting.get('max_shift'), setting.get('warm_up')), []).append(
         (setting['weight'], cell.accuracy, cell.consistency))
   return [[point for _, *point in sorted(points)] for points in lines.values()]
 
@@ -241,7 +241,9 @@ def _label(figure, axis, group):
 
 def _label_text(cell):
   setting = plots.settings(cell.network)
-  return f'{setting["weight"]:g}' if 'weight' in setting else plots.short_name(cell.network)
+  if 'weight' not in setting:
+    return plots.short_name(cell.network)
+  return f'{setting["weight"]:g}' + (', warm-up' if setting.get('warm_up') else '')
 
 
 def place_labels(points, sizes, *, lines, bounds, radius):
