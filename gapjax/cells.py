@@ -251,14 +251,14 @@ def digit_scenes() -> ConfigDict:
   """The quickstart's recipe for segmentation: digits scattered over a scene."""
   c = deeplab('digit_scenes')
   c.data.eval_split = 'test'
-  c.num_epochs, c.batch_size = 16, 8
-  c.segmentation.update(crop=(64, 96), scale=(0.9, 1.1))
+  c.num_epochs, c.batch_size = 10, 8
+  c.segmentation.update(crop=(64, 96), scale=(0.9, 1.1), flip=False)
   c.model.update(backbone='resnet10', width=16, stem='canvas', output_stride=8,
                  backbone_momentum=0.1)
   c.optimizer.update(name='adam', lr=3e-3, b1=0.9, weight_decay=0.0, backbone_factor=1.0)
-  c.eval.update(batch_size=20, every_epochs=8)
-  c.checkpoint.every_epochs = 8.0
-  c.neurons.update(classes=tuple(map(str, range(10))), purity=0.75, counts=12)
+  c.eval.update(batch_size=20, every_epochs=5)
+  c.checkpoint.every_epochs = 5.0
+  c.neurons.update(classes=tuple(map(str, range(10))), purity=0.75, counts=8)
   return c
 
 

@@ -32,7 +32,7 @@ LEFT = [('predictions.png', 'Predictions', 'Evaluated scenes, their labels, and 
          'channels, as many as tell the two halves of the image furthest apart in the curves '
          'above.')]
 # How many values of N the table shows of a sweep.
-SHOWN = 5
+SHOWN = 3
 
 
 def match(record):
@@ -105,8 +105,10 @@ def shown(counts):
 def table(records):
   """One row for the whole network and for each order at some N: mIoU by region."""
   there = dict.fromkeys(r['metric'] for r in records if 'network' in r)  # also rectangles'
-  metrics = [*(m for m in pictures.METRICS if any(r['metric'] == m for r in records)),
-             *(m for m in there if m not in pictures.METRICS)]
+  there = there or dict.fromkeys(r['metric'] for r in records)
+  metrics = [*(m for m in pictures.METRICS if m in there),
+             *(m for m in there if m not in pictures.METRICS and m.startswith('miou_')
+               and m != 'miou_best')]
   found, rows, breaks = {}, [], set()
   for record in records:
     name = match(record)
