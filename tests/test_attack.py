@@ -19,9 +19,16 @@ from gapjax.models.resnet import ResNet
 from gapjax.models.vgg import VGG
 from gapjax.neurons import attack, network, pictures, rank
 from gapjax.neurons.network import Network
-from gapjax.tasks.segmentation import REGIONS, pixels, region
+from gapjax.tasks.segmentation import REGIONS, region
 
 draw = np.random.default_rng(0)
+
+
+def pixels(rectangle, height, width):
+  """The rows and columns of a rectangle in fractions, rounded down, as slices."""
+  top, left, bottom, right = rectangle
+  return (slice(int(top * height), int(bottom * height)),
+          slice(int(left * width), int(right * width)))
 
 
 def one_line(error):

@@ -219,7 +219,7 @@ class SceneSubject(Subject):
       scene = test_set[int(i)]
       features = self.network.features(self.normalised(scene['image'])[None])
       removed = {'prediction': (), **{
-        f'without {count} {pictures.order_name(name)}': orders[name][:count] for name in pair}}
+        f'without {count} {name.replace("_", " ")}': orders[name][:count] for name in pair}}
       table.append({'image': scene['image'], 'truth': scene['label'].astype(int), **{
         title: np.asarray(self.network.without(features, channels))[0]
         for title, channels in removed.items()}})
