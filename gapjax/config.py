@@ -74,10 +74,10 @@ def default() -> ConfigDict:
   segmentation.loss = 'cross_entropy'  # cross_entropy, focal (Lin et al. 2017)
   segmentation.gamma = 2.0  # focal: the exponent
 
-  # Position channels (`gapjax rank`, `gapjax attack`), measured on data.eval_split.
+  # Position channels (`gapjax rank`, `gapjax attack`), measured on what the run is evaluated on.
   c.neurons = neurons = ConfigDict()
   neurons.classes = ()  # names of the object of interest's classes, for rankings by region
-  neurons.split = 'train'  # the images that rank the channels
+  neurons.split = 'train'  # segmentation: the scenes that rank the channels
   neurons.images = 0  # rank with at most so many images a region; 0: all
   neurons.least_area = 0.005  # the object's pixels in the region, over the image's
   neurons.purity = 0.9  # the share of the object's pixels that lie in the region

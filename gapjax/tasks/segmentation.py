@@ -118,10 +118,6 @@ class SegmentationTask:
     return losses.sum() * share / jnp.maximum(total, 1), TrainMetrics.single_from_model_output(
       loss=losses.ravel(), correct=correct.ravel(), mask=valid.ravel())
 
-  def samples(self, keys, data, examples):
-    """Training crops as the network sees them, (n, h, w, 3) normalised."""
-    return self.train_batch(keys, data, examples)['images']
-
   def eval_inputs(self, data, common, batch) -> jax.Array:
     """Whole images, batch['images'] (b, h, w, 3) uint8."""
     del data, common
