@@ -21,6 +21,7 @@ USAGE = """usage: gapjax VERB [flags]
   attack            remove them, and as many random ones, and measure what is lost
   reproduce SUITE   every cell of a table, resumable, then its report
   report            Markdown, HTML and PNG from the JSON files of a workdir
+  convert SRC DST   PyTorch's weights to a run, or a run's to PyTorch's
 
 gapjax VERB --help says more."""
 
@@ -43,11 +44,19 @@ def flags(verb, *, workdir=None, data=False):
   return parser
 
 
+def parse_with_config(parser, argv):
+  """The arguments, and the --config=FILE and --config.FIELD=VALUE that config.from_flags takes."""
+  parser.add_argument('--config', metavar='FILE[:variant]', help='such as '
+                      'configs/gapnet_cifar10.py:grid=7; set any field of it with '
+                      '--config.FIELD=VALUE (all fields: gapjax/config.py)')
+  arguments, rest = parser.parse_known_args(argv)
+  return arguments, [*([f'--config={arguments.config}'] if arguments.config else []), *rest]
+
+
 def local(path):
   """A folder on this machine, `~` expanded."""
   if '://' in path:
-    raise UsageError(f'--workdir={path}: remote folders are not supported yet; give a local one, '
-                     'or mount it')
+    raise UsageError(f'{path}: remote folders are not supported yet; give a local one, or mount it')
   return os.path.expanduser(path)
 
 
@@ -75,13 +84,8 @@ def prepare(argv):
 def train(argv):
   """Trains and evaluates one network; prints its summary and the path of its report."""
   from gapjax import config
-  parser = flags('train', workdir='', data=True)
-  parser.add_argument('--config', metavar='FILE[:variant]', help='such as '
-                      'configs/gapnet_cifar10.py:grid=7; set any field of it with '
-                      '--config.FIELD=VALUE (all fields: gapjax/config.py)')
-  arguments, rest = parser.parse_known_args(argv)
-  chosen = [f'--config={arguments.config}'] if arguments.config else []
-  config = config.from_flags([*chosen, *rest])
+  arguments, chosen = parse_with_config(flags('train', workdir='', data=True), argv)
+  config = config.from_flags(chosen)
   from gapjax import report
   from gapjax.train import train
   summary = train(config, workdir=arguments.workdir, data_dir=arguments.data_dir)
@@ -163,6 +167,25 @@ def report(argv):
   print(report.build(arguments.workdir))
 
 
+def convert(argv):
+  """PyTorch's weights to a run, or a run's to PyTorch's."""
+  parser = flags('convert')
+  parser.add_argument('source', metavar='SRC', type=local, help='a file of weights '
+                      '(.pth, .pt, .safetensors, .npz), or the workdir of a run')
+  parser.add_argument('target', metavar='DST', type=local, help='a new workdir, whose network '
+                      '--config says, or a new file')
+  parser.add_argument('--wrap', help="key of a dict around a .pth file's weights, as the authors' "
+                      'scripts read them: net, model_state')
+  arguments, chosen = parse_with_config(parser, argv)
+  if chosen and os.path.isdir(arguments.source):
+    raise UsageError(f'{arguments.source} is a workdir, whose config.json says the network; leave '
+                     f'{" ".join(chosen)} out')
+  from gapjax import config
+  from gapjax.pytorch import convert
+  print(convert.convert(arguments.source, arguments.target, wrap=arguments.wrap,
+                        config=config.from_flags(chosen) if chosen else None))
+
+
 def run_suite(suite, arguments, *, seeds, command, only=None, published=None):
   """Runs a suite, prints its table, and last the path of its report.
 
@@ -192,7 +215,7 @@ def quiet(name):
 # What `reproduce` takes; gapjax.cells has the same, but importing it loads jax.
 SUITES = ('table1', 'table2', 'augshift_sweep', 'attack')
 VERBS = {f.__name__: f for f in (quickstart, prepare, train, evaluate, rank, attack, reproduce,
-                                report)}
+                                report, convert)}
 
 
 def main(argv=None) -> int:

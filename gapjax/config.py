@@ -11,7 +11,8 @@ from gapjax.errors import UsageError, check_choice, nearest
 from gapjax.models import BACKBONES, DEEPLABS, DTYPES, MODELS, OUTPUT_STRIDES, VGGS
 from gapjax.models.downsample import DOWNSAMPLINGS
 from gapjax.models.heads import HEADS, PERMUTATIONS
-from gapjax.models.layers import PADDINGS
+from gapjax.models.layers import PAD_MODES, PADDINGS
+from gapjax.models.mobilenet import MOBILENETS
 from gapjax.models.resnet import STEMS
 
 TARGETS = ('location', 'image')
@@ -22,7 +23,7 @@ SCHEDULES = ('constant', 'cosine', 'poly', 'step')
 TASKS = ('canvas', 'classification', 'segmentation')
 # Beginnings of the fields that a task does not read, and that only deeplab networks do.
 _DEEPLAB = ('model.backbone', 'model.pretrained', 'model.output_stride', 'model.dropout',
-            'optimizer.backbone')
+            'model.separable', 'model.early_padding', 'optimizer.backbone')
 _SHIFTS = ('augshift.', 'eval.shift', 'eval.max_shift', 'eval.map_step')
 _SCENES = ('segmentation.', 'eval.padded', *_DEEPLAB)
 NOT_READ = {
@@ -87,7 +88,7 @@ def default() -> ConfigDict:
 
   c.model = model = ConfigDict()
   model.name = 'resnet18'  # resnet10/18/34/50/101, vgg11/16, deeplabv3, deeplabv3plus
-  model.width = 64  # channels of the first stage
+  model.width = 64  # channels of a resnet's first stage; 64 is every network's usual width
   model.stem = 'canvas'  # resnets: 'canvas' (7x7, stride 2), 'cifar' (3x3), 'imagenet' (stride 4)
   model.padding = 'zero'  # zero, reflect, replicate, circular, partial, none
   model.downsample = 'stride'  # stride, blur (Zhang 2019), polyphase (Chaman & Dokmanic 2021)
@@ -96,9 +97,11 @@ def default() -> ConfigDict:
   model.permutation = 'batch'  # head 'permuted': drawn anew every 'batch', or 'fixed' for ever
   model.permute_at = 'pooled'  # head 'permuted': after GAP, or before 'stage1', 'stage2', ...
   model.permutation_seed = 0  # which permutation 'fixed' is
-  model.backbone = 'resnet50'  # deeplab: a resnet
+  model.backbone = 'resnet50'  # deeplab: a resnet, mobilenetv2
+  model.early_padding = False  # mobilenetv2: pad before a block's expansion, as the authors do
   model.pretrained = ''  # deeplab: a file of the backbone's weights, torchvision's names; '': none
   model.output_stride = 16  # deeplab: 8 or 16 pixels of the image are one of stage 4
+  model.separable = False  # deeplab: the head's 3x3 convolutions depthwise, then 1x1
   model.dropout = 0.1  # deeplab: after ASPP
   model.backbone_momentum = 0.01  # deeplab: BatchNorm's in the backbone
   model.dtype = 'float32'  # computation: float32, bfloat16, or float64 (needs JAX_ENABLE_X64=1)
@@ -307,6 +310,10 @@ def _validate_segmentation(c):
   if c.model.pretrained and c.task != 'segmentation':
     raise UsageError(f'model.pretrained is the backbone\'s of {" or ".join(DEEPLABS)}; '
                      f'{c.model.name} has none: leave it out')
+  if c.task == 'segmentation' and c.model.padding == 'none':
+    raise UsageError('padding `none` leaves the branches of ASPP at different sizes; segmentation '
+                     f'needs another padding: {", ".join(p for p in PADDINGS if p != "none")}')
+  _validate_mobilenet(c.task, c.model)
   if c.task == 'segmentation' and (c.model.stem, c.model.output_stride) == ('cifar', 16):
     raise UsageError('model.stem=cifar has a stride of 8 in all; use model.output_stride=8, or the '
                      'stem imagenet or canvas')
@@ -322,6 +329,19 @@ def _validate_segmentation(c):
         raise UsageError(f'segmentation.crop must be whole pixels, not {values}')
   if c.segmentation.scale[0] > c.segmentation.scale[1]:
     raise UsageError(f'segmentation.scale must be (least, largest), not {c.segmentation.scale}')
+
+
+def _validate_mobilenet(task, model):
+  mobilenet = task == 'segmentation' and model.backbone in MOBILENETS
+  if mobilenet and model.stem != 'imagenet':
+    raise UsageError(f'model.backbone={model.backbone} has one stem, of ImageNet\'s kind: set '
+                     f'model.stem=imagenet, not {model.stem}')
+  if model.early_padding and not mobilenet:
+    raise UsageError('model.early_padding is the padding of model.backbone=mobilenetv2 (task '
+                     'segmentation): leave it out, or take that')
+  if model.early_padding and model.padding not in PAD_MODES:
+    raise UsageError(f'model.early_padding pads; padding must be {", ".join(PAD_MODES)}, not '
+                     f'{model.padding}')
 
 
 def _check_range(name, value, *, above=-math.inf, least=-math.inf, below=math.inf):

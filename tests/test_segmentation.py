@@ -14,7 +14,7 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 from gapjax import build, optimizer, workdirs
 from gapjax import config as configs
 from gapjax.errors import UsageError
-from gapjax.models import resnet
+from gapjax.models import mobilenet, resnet
 from gapjax.models.deeplab import DeepLab, resize
 from gapjax.models.layers import Conv, Dropout
 from gapjax.parallel import AXIS, Devices
@@ -140,6 +140,24 @@ def test_deeplabs_shapes_and_parameters(variant):
     low = (conv(1, 256, 48), 48) if variant == 'deeplabv3plus' else (0, 0)
     head += low[0] + conv(3, 256 + low[1], 256) + 256 * 21 + 21
     assert sum(sizes.values()) == head
+
+
+def test_a_mobilenets_deeplab_with_a_separable_head():
+  """MobileNetV2's 1,811,712 parameters, of which tests/test_mobilenet.py says why; the head reads
+  320 channels and 24, and only its 3x3 convolutions are separable."""
+  for separable in (False, True):
+    (logits, features), variables = shapes_of(
+      DeepLab('deeplabv3plus', 21, 'mobilenetv2', separable=separable), (61, 85))
+    assert logits.shape == (2, 61, 85, 21)
+    assert features['stage1'].shape == (2, 16, 22, 24)
+    assert features['stage4'].shape == (2, 4, 6, 320)
+    sizes = {name: sum(x.size for x in jax.tree.leaves(tree))
+             for name, tree in variables['params'].items()}
+    assert sizes.pop('backbone') == 1_811_712
+    point = lambda c, o: c * o + 2 * o  # noqa: E731 - and BatchNorm
+    square = lambda c, o: 9 * c + point(c, o) if separable else 9 * c * o + 2 * o  # noqa: E731,B023
+    head = 2 * point(320, 256) + 3 * square(320, 256) + point(5 * 256, 256) + point(24, 48)
+    assert sum(sizes.values()) == head + square(256 + 48, 256) + 256 * 21 + 21
 
 
 def test_the_stages_dilate_where_torchvisions_do(monkeypatch):
@@ -297,7 +315,35 @@ def test_the_backbone_has_its_own_rate_and_momentum(data_dir):
     np.testing.assert_allclose(moved['mean'], momentum * mean, rtol=1e-3, atol=1e-6)
 
 
+MOBILENET = {'model.name': 'deeplabv3plus', 'model.backbone': 'mobilenetv2',
+             'model.stem': 'imagenet', 'model.separable': True}
+
+
+def test_a_mobilenet_with_a_separable_head_trains(data_dir, tmp_path, monkeypatch):
+  """A step of the real loop; every kernel, depthwise ones too, has moved from where it started."""
+  shallow = tuple(tuple((*run[:2], 1, run[3]) for run in stage[:1]) for stage in mobilenet.STAGES)
+  monkeypatch.setattr(mobilenet, 'STAGES', shallow)  # 17 blocks would compile for half a minute
+  config = tiny_config(**{**SCENES, **MOBILENET, 'data.train_images': 8, 'eval.images': 2,
+                          'optimizer.name': 'sgd'})
+  summary = train(config, workdir=tmp_path, data_dir=data_dir, devices=jax.local_devices()[:1],
+                  progress=False)
+  assert summary['step'] == 1 and 0 <= summary['final']['miou'] <= 1
+  train_set, _, task = build.load(config, data_dir=data_dir)
+  _, start, *_ = build.create(config, task, train_set, Plan.of(
+    workdirs.settle(tmp_path, config, platform='cpu'), num_images=len(train_set)))
+  params = newest(tmp_path)[1]['params']
+  assert params['branch_convs_2']['depthwise']['kernel'].shape == (3, 3, 1, 16)
+  stays = jax.tree.map(lambda a, b: bool((a == b).all()), params, start.params)
+  for path, still in jax.tree_util.tree_leaves_with_path(stays):
+    assert path[-1].key != 'kernel' or not still, jax.tree_util.keystr(path)
+
+
 @pytest.mark.parametrize(('changes', 'words'), [
+  ({'model.backbone': 'mobilenet'}, 'mobilenetv2'),
+  ({**MOBILENET, 'model.stem': 'cifar'}, 'model.stem=imagenet'),
+  ({'model.early_padding': True}, 'backbone=mobilenetv2'),
+  ({**MOBILENET, 'model.early_padding': True, 'model.padding': 'partial'}, 'zero, reflect'),
+  ({'model.padding': 'none'}, 'ASPP'),
   ({'model.name': 'resnet18'}, 'segmentation needs deeplabv3'),
   ({'task': 'canvas'}, 'do not fit'),
   ({'model.output_stride': 32}, '8 or 16'),

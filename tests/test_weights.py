@@ -3,9 +3,11 @@ them. tests/golden/torchvision_resnets.py made the golden files with torch and t
 
 import builtins
 import contextlib
+import pickle
 import re
 import sys
 import types
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +19,9 @@ from safetensors.numpy import save_file
 from gapjax import config as configs
 from gapjax.errors import Interrupted, UsageError
 from gapjax.evaluate import open_run
+from gapjax.models.mobilenet import MobileNetV2
 from gapjax.models.resnet import ResNet
-from gapjax.pytorch import weights
+from gapjax.pytorch import names, weights
 from gapjax.train import train
 
 draw = np.random.default_rng(0)
@@ -37,7 +40,7 @@ def random_weights(variables, variant):
   """Weights by torchvision's names, of the shapes that fit `variables`."""
   leaves = dict(weights._flatten(variables))
   return {name: draw.uniform(0.5, 1.5, weights.torch_shape(leaves[path].shape)).astype(np.float32)
-          for name, path in weights.backbone_names(variant).items()}
+          for name, path in names.backbone_names(variant).items()}
 
 
 # ---- Names ---------------------------------------------------------------------------------------
@@ -57,15 +60,15 @@ def test_every_name_of_torchvision_and_every_variable_is_mapped_once(variant, bl
     norm = '.bn' in layer or layer in ('bn1',) or layer.endswith('downsample.1')
     parts = ('weight', 'bias', 'running_mean', 'running_var') if norm else ('weight',)
     expected += [f'{layer}.{part}' for part in parts]
-  names = weights.backbone_names(variant)
-  assert sorted(names) == sorted(expected)
+  found = names.backbone_names(variant)
+  assert sorted(found) == sorted(expected)
   paths = [path for path, _ in weights._flatten(resnet(variant)[1])]
-  assert sorted(names.values()) == sorted(paths)
+  assert sorted(found.values()) == sorted(paths)
 
 
 def test_names_of_a_backbone_that_is_none():
   with pytest.raises(UsageError, match='resnet50'):
-    weights.backbone_names('resnet500')
+    names.backbone_names('resnet500')
 
 
 @pytest.mark.parametrize('variant', GOLDEN)
@@ -73,7 +76,7 @@ def test_features_are_torchvisions(variant, tmp_path):
   """stage4 of narrow ResNets with random weights and BatchNorm statistics, one of them dilated."""
   golden = weights.read(ROOT / f'tests/golden/torchvision_{variant}.npz')
   image, expected = (golden.pop(name).astype(np.float32) for name in ('image', 'stage4'))
-  known = weights.backbone_names(variant)
+  known = names.backbone_names(variant)
   others = {name for name in golden if not name.endswith('num_batches_tracked')} - set(known)
   assert others == {'fc.weight', 'fc.bias'} and set(known) <= set(golden)
   np.savez(tmp_path / 'weights.npz', **golden)
@@ -82,6 +85,28 @@ def test_features_are_torchvisions(variant, tmp_path):
   found = weights.load_backbone(variables, tmp_path / 'weights.npz', variant=variant)
   features = network.apply(found, image, train=False)[1]['stage4']
   np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5 * expected.max())
+
+
+@pytest.mark.parametrize('form', ['{}', 'backbone.{}_level_{}'])
+def test_mobilenets_features_are_torchvisions(form, tmp_path):
+  """Of an eighth of MobileNetV2, dilated, from a classifier's file and a segmentation net's."""
+  golden = weights.read(ROOT / 'tests/golden/torchvision_mobilenetv2.npz')
+  arrays = {name: golden[name] for name in golden if name.startswith('features.')}
+  assert set(names.backbone_names('mobilenetv2')) == set(arrays)
+  expected = golden['16/stage4']
+  parts = {name: 'low' if int(name.split('.')[1]) < 4 else 'high' for name in arrays}
+  np.savez(tmp_path / 'w.npz', **{
+    form.format(parts[name], name) if '_' in form else name: x for name, x in arrays.items()},
+    **{'classifier.1.weight': np.ones((2, 3))},
+    **({} if '_' in form else {'features.18.0.weight': np.ones((2, 3, 1, 1))}))
+  network = MobileNetV2(8, output_stride=16)
+  shapes = jax.eval_shape(
+    lambda: network.init(jax.random.key(0), jnp.zeros((1, 32, 48, 3)), train=False))
+  found = weights.load_backbone(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes),
+                                tmp_path / 'w.npz', variant='mobilenetv2')
+  image = golden['image'].astype(np.float32)
+  features = network.apply(found, image, train=False)[1]['stage4']
+  np.testing.assert_allclose(features, expected, atol=1e-4 * np.abs(expected).max())  # 52 layers
 
 
 # ---- Files ---------------------------------------------------------------------------------------
@@ -113,10 +138,47 @@ def test_round_through_files(suffix, form, tmp_path):
   np.testing.assert_array_equal(found['params']['layer2_0']['shortcut_conv']['kernel'][0, 0].T,
                                 theirs['layer2.0.downsample.0.weight'][:, :, 0, 0])
   leaves = dict(weights._flatten(found))
-  for name, path in weights.backbone_names('resnet10').items():
+  for name, path in names.backbone_names('resnet10').items():
     assert leaves[path].dtype == np.float32
     back = leaves[path].transpose(3, 2, 0, 1) if leaves[path].ndim == 4 else leaves[path]
     np.testing.assert_array_equal(back, theirs[name])
+
+
+@pytest.mark.parametrize('suffix', weights.SUFFIXES)
+def test_what_is_written_is_read(suffix, tmp_path):
+  """Every type and shape, also where the memory is not in order; only .pth and .pt are wrapped."""
+  if suffix.startswith('.p'):
+    pytest.importorskip('torch')
+  arrays = {'conv.weight': draw.normal(size=(5, 4, 3, 2)).astype(np.float32).transpose(3, 2, 1, 0),
+            'double': draw.normal(size=3), 'bn.num_batches_tracked': np.array(7, np.int64)}
+  path = weights.write(tmp_path / f'new/w{suffix}', arrays)
+  found = weights.read(path)
+  assert path.parent.name == 'new' and list(path.parent.iterdir()) == [path]
+  assert sorted(found) == sorted(arrays)
+  for name, x in arrays.items():
+    assert found[name].dtype == x.dtype
+    np.testing.assert_array_equal(found[name], x, strict=True)
+  before = path.read_bytes()
+  with pytest.raises(UsageError, match='is there already'):
+    weights.write(path, {})
+  assert path.read_bytes() == before
+  wrapped = tmp_path / f'wrapped{suffix}'
+  if suffix.startswith('.p'):
+    weights.write(wrapped, arrays, wrap='net')
+    assert list(__import__('torch').load(wrapped, weights_only=True)) == ['net']
+    assert sorted(weights.read(wrapped)) == sorted(arrays)
+  else:
+    with pytest.raises(UsageError, match=f'a {suffix} file is not wrapped'):
+      weights.write(wrapped, arrays, wrap='net')
+
+
+@pytest.mark.parametrize(('name', 'wrap', 'words'), [
+  ('w.h5', None, 'weights are written to .npz, .safetensors, .pth, .pt files'),
+  ('w.pth', 'nets', 'unknown wrapper `nets` (did you mean `net`?)')])
+def test_files_that_are_not_written(name, wrap, words, tmp_path):
+  with pytest.raises(UsageError, match=re.escape(words)):
+    weights.write(tmp_path / name, {'x': np.ones(2)}, wrap=wrap)
+  assert not any(tmp_path.iterdir())
 
 
 def test_bfloat16_is_read_as_float32(tmp_path):
@@ -147,12 +209,25 @@ def test_all_that_does_not_fit_is_listed(tmp_path):
 
 def test_a_name_map_that_is_not_the_networks_is_a_mistake_of_ours():
   with pytest.raises(ValueError, match='layer4_0'):
-    weights.convert(resnet()[1], {}, weights.conv_names('conv1', 'conv1'), what='x')
-  assert weights.conv_names('fc', 'head/dense', bias=True) == {
+    weights.convert(resnet()[1], {}, names.conv_names('conv1', 'conv1'), what='x')
+  with pytest.raises(ValueError, match='layer4_0'):
+    weights.export(resnet()[1], names.conv_names('conv1', 'conv1'), unread={})
+  assert names.conv_names('fc', 'head/dense', bias=True) == {
     'fc.weight': 'params/head/dense/kernel', 'fc.bias': 'params/head/dense/bias'}
-  np.testing.assert_array_equal(weights.to_jax(np.arange(6).reshape(2, 3)),
-                                np.arange(6).reshape(2, 3).T)
-  assert weights.torch_shape((3, 2)) == (2, 3)
+
+
+def test_layouts():
+  """Entry by entry: a kernel (o, i, h, w) of PyTorch is ours at (h, w, i, o)."""
+  theirs = draw.normal(size=(2, 3, 4, 5))
+  ours = weights.to_jax(theirs)
+  assert ours.shape == (4, 5, 3, 2) and weights.torch_shape(ours.shape) == theirs.shape
+  for (o, i, h, w), value in np.ndenumerate(theirs):
+    assert ours[h, w, i, o] == value
+  linear, vector = theirs[0, :, :, 0], theirs[0, 0, 0]
+  np.testing.assert_array_equal(weights.to_jax(linear), [[x[j] for x in linear] for j in range(4)])
+  assert weights.torch_shape((4, 3)) == (3, 4)
+  for x in (theirs, linear, vector, np.array(3)):
+    np.testing.assert_array_equal(weights.to_torch(weights.to_jax(x)), x, strict=True)
 
 
 @pytest.mark.parametrize(('name', 'content', 'words'), [
@@ -189,6 +264,9 @@ def test_pth_without_pytorch(tmp_path, monkeypatch):
   monkeypatch.setattr(builtins, '__import__', without)
   with pytest.raises(UsageError, match='pip install torch'):
     weights.read(tmp_path / 'w.pth')
+  with pytest.raises(UsageError, match=r'writing .*new\.pth needs PyTorch'):
+    weights.write(tmp_path / 'new.pth', {})
+  assert not (tmp_path / 'new.pth').exists()
 
 
 class Tensor:
@@ -212,7 +290,8 @@ def test_pth_is_unwrapped(tmp_path, monkeypatch):
     return found['is']
 
   monkeypatch.setitem(sys.modules, 'torch', types.SimpleNamespace(
-    load=load, Tensor=Tensor, bfloat16='bfloat16'))
+    load=load, Tensor=Tensor, bfloat16='bfloat16', serialization=types.SimpleNamespace(
+      safe_globals=lambda _: contextlib.nullcontext())))
   plain = {'module.conv1.weight': Tensor(np.ones(3))}
   for found['is'] in (plain, {'net': plain, 'acc': 1.0, 'epoch': 3},
                       {'model_state': plain, 'optimizer_state': {}}, {'state_dict': plain}):
@@ -237,6 +316,28 @@ def test_pth_of_pytorch(tmp_path):
     with pytest.raises(UsageError, match=f'cannot be read, or holds more than.*{words}') as error:
       weights.read(tmp_path / name)
     assert '\n' not in str(error.value)
+
+
+def test_pth_with_numpy_scalars(tmp_path):
+  """The best score or the epoch beside the weights, as NumPy 2 and NumPy 1 pickle them, and nothing
+  else of NumPy's; what is allowed for one file stays refused elsewhere."""
+  torch = pytest.importorskip('torch')
+  path = tmp_path / 'w.pth'
+  state = {'conv1.weight': torch.ones(2, 3)}
+  for scalar in (np.float64(0.8), np.float32(0.8), np.int64(3), np.bool_(True)):
+    torch.save({'model_state': state, 'best_score': scalar}, path)
+    assert list(weights.read(path)) == ['conv1.weight']
+    with pytest.raises(pickle.UnpicklingError, match='scalar'):
+      torch.load(path, weights_only=True)
+  with zipfile.ZipFile(path) as file:
+    entries = {name: file.read(name) for name in file.namelist()}
+  with zipfile.ZipFile(path, 'w') as file:
+    for name, content in entries.items():
+      file.writestr(name, content.replace(b'numpy._core.multiarray', b'numpy.core.multiarray'))
+  assert list(weights.read(path)) == ['conv1.weight']
+  torch.save({'model_state': state, 'scores': np.ones(2)}, path)
+  with pytest.raises(UsageError, match=r'refused: numpy.*_reconstruct'):
+    weights.read(path)
 
 
 # ---- Runs ----------------------------------------------------------------------------------------

@@ -5,11 +5,12 @@ import flax.linen as nn
 from gapjax.models.deeplab import DEEPLABS, RATES, DeepLab
 from gapjax.models.heads import Permute
 from gapjax.models.layers import DTYPES
+from gapjax.models.mobilenet import MOBILENETS
 from gapjax.models.resnet import RESNETS, ResNet
 from gapjax.models.vgg import VGG, VGGS
 
 MODELS = (*RESNETS, *VGGS, *DEEPLABS)
-OUTPUT_STRIDES, BACKBONES = tuple(RATES), tuple(RESNETS)
+OUTPUT_STRIDES, BACKBONES = tuple(RATES), (*RESNETS, *MOBILENETS)
 
 
 def create(model_config, *, num_classes: int, axis_name: str | None = None,
@@ -29,7 +30,8 @@ def create(model_config, *, num_classes: int, axis_name: str | None = None,
   if c.name in DEEPLABS:
     return DeepLab(backbone_name=c.backbone, output_stride=c.output_stride, stem=c.stem,
                    dropout=c.dropout, backbone_momentum=c.backbone_momentum,
-                   device_axis=device_axis, **arguments)
+                   device_axis=device_axis, separable=c.separable,
+                   early_padding=c.early_padding, **arguments)
   arguments.update(
     head=c.head, permute_at=c.permute_at,
     permute=Permute(c.permutation, c.permutation_seed) if c.head == 'permuted' else None)

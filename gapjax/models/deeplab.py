@@ -10,12 +10,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gapjax.models.layers import BatchNorm, Conv, Dropout, global_average_pool
+from gapjax.models.layers import BatchNorm, Conv, Dropout, SeparableConv, global_average_pool
+from gapjax.models.mobilenet import MOBILENETS, MobileNetV2
 from gapjax.models.resnet import ResNet
 
 DEEPLABS = ('deeplabv3', 'deeplabv3plus')
 # output stride -> dilation rates of ASPP's 3x3 branches
 RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
+
+
+def convolution(features: int, kernel_size: int, *, separable: bool, **more) -> nn.Module:
+  """A convolution of the head: separable, if that is asked for and the kernel is more than 1x1."""
+  return (SeparableConv if separable and kernel_size > 1 else Conv)(features, kernel_size, **more)
 
 
 class ConvNormRelu(nn.Module):
@@ -25,19 +31,22 @@ class ConvNormRelu(nn.Module):
   padding: str = 'zero'
   axis_name: str | None = None
   dtype: Any = jnp.float32
+  separable: bool = False
 
   @nn.compact
   def __call__(self, x, *, train):
-    x = Conv(self.features, self.kernel_size, padding=self.padding, dtype=self.dtype,
-             name='conv')(x)
+    x = convolution(self.features, self.kernel_size, separable=self.separable,
+                    padding=self.padding, dtype=self.dtype, name='conv')(x)
     return nn.relu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name='bn')(x, train=train))
 
 
 class DeepLab(nn.Module):
-  """Semantic segmentation: a dilated ResNet, atrous spatial pyramid pooling (ASPP), a classifier.
+  """Semantic segmentation: a dilated backbone, atrous spatial pyramid pooling (ASPP), a classifier.
 
   variant: 'deeplabv3', or 'deeplabv3plus' whose decoder also reads stage1. The head has 4 * `width`
-  channels (256 at the usual width of 64).
+  channels (256 at the usual width of 64); `separable` makes all its convolutions of more than 1x1
+  separable. `backbone_name`: a ResNet, or 'mobilenetv2', whose stem is its own: `stem` is the
+  ResNets', `early_padding` MobileNetV2's.
 
   Call: (images (b, h, w, 3), train=...) -> (logits (b, h, w, num_classes), features), features a
   dict of the backbone's 'stem', 'stage1' to 'stage4' and 'pooled'. Training with dropout needs the
@@ -57,22 +66,29 @@ class DeepLab(nn.Module):
   axis_name: str | None = None
   dtype: Any = jnp.float32
   device_axis: str | None = None  # dropout's, also where BatchNorm is not synchronised
+  separable: bool = False
+  early_padding: bool = False
 
   def setup(self):
     common = dict(axis_name=self.axis_name, dtype=self.dtype)
     channels = 4 * self.width
-    self.backbone = ResNet(
-      self.backbone_name, 0, self.width, self.stem, self.padding, self.downsample, self.blur_size,
-      head=None, output_stride=self.output_stride, momentum=self.backbone_momentum, **common)
+    backbone = dict(width=self.width, padding=self.padding, downsample=self.downsample,
+                    blur_size=self.blur_size, output_stride=self.output_stride,
+                    momentum=self.backbone_momentum, **common)
+    if self.backbone_name in MOBILENETS:
+      self.backbone = MobileNetV2(early_padding=self.early_padding, **backbone)
+    else:
+      self.backbone = ResNet(self.backbone_name, 0, stem=self.stem, head=None, **backbone)
     shapes = [(1, 1), *((3, rate) for rate in RATES[self.output_stride]), (1, 1)]
-    self.branch_convs = [Conv(channels, kernel, padding=self.padding, dilation=rate,
-                              dtype=self.dtype) for kernel, rate in shapes]
+    self.branch_convs = [convolution(channels, kernel, separable=self.separable,
+                                     padding=self.padding, dilation=rate, dtype=self.dtype)
+                         for kernel, rate in shapes]
     self.branch_norms = [BatchNorm(**common) for _ in shapes]
     self.project = ConvNormRelu(channels, **common)
     self.dropped = Dropout(self.dropout, self.device_axis)
     if self.variant == 'deeplabv3plus':
       self.low_level = ConvNormRelu(max(3 * self.width // 4, 1), **common)
-    self.last = ConvNormRelu(channels, 3, self.padding, **common)
+    self.last = ConvNormRelu(channels, 3, self.padding, separable=self.separable, **common)
     self.classifier = Conv(self.num_classes, 1, use_bias=True, dtype=self.dtype)
 
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -69,7 +69,8 @@ class Conv(nn.Module):
 
   padding 'partial' is partial convolution (Liu et al. 2018, *Partial Convolution based Padding*):
   zero padding, and each output is scaled by (kernel area / area of the kernel inside the image).
-  padding 'none' shrinks the map by kernel_size - 1.
+  padding 'none' shrinks the map by kernel_size - 1. `groups` as torch.nn.Conv2d's: each of so many
+  groups of output channels sees the same share of the input's channels alone.
 
   Call: (b, h, w, c) -> (b, h', w', features), h' = (h + 2 p - r (k - 1) - 1) // stride + 1, where
   p = r (k - 1) // 2 and r is the dilation.
@@ -83,10 +84,11 @@ class Conv(nn.Module):
   use_bias: bool = False
   dtype: Any = jnp.float32
   dilation: int = 1
+  groups: int = 1
 
   @nn.compact
   def __call__(self, x):
-    k, channels = self.kernel_size, x.shape[-1]
+    k, channels = self.kernel_size, x.shape[-1] // self.groups
     reach = self.dilation * (k - 1)
     size = 0 if self.padding == 'none' else reach // 2
     init = torch_uniform(channels * k * k)
@@ -102,12 +104,33 @@ class Conv(nn.Module):
         f'than its {k}x{k} kernel; use a larger canvas (canvas.grid, data.image_size) or another '
         'padding')
     x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, zeros,
-                 self.dilation)
+                 self.dilation, self.groups)
     if self.padding == 'partial' and size:
       x = x * jnp.asarray(partial_ratio(shape, k, self.stride, self.dilation), self.dtype)
     if self.use_bias:
       x = x + self.param('bias', init, (self.features,), param_dtype(self.dtype)).astype(self.dtype)
     return x
+
+
+class SeparableConv(nn.Module):
+  """A convolution of every channel alone (depthwise), then a 1x1 across them (pointwise).
+
+  Nothing stands between the two, so that it is linear, as a `Conv` of the same shape.
+
+  Call: (b, h, w, c) -> (b, h', w', features), h' and errors as `Conv`'s.
+  """
+  features: int
+  kernel_size: int = 3
+  padding: str = 'zero'
+  dtype: Any = jnp.float32
+  dilation: int = 1
+
+  @nn.compact
+  def __call__(self, x):
+    channels = x.shape[-1]
+    x = Conv(channels, self.kernel_size, padding=self.padding, dtype=self.dtype,
+             dilation=self.dilation, groups=channels, name='depthwise')(x)
+    return Conv(self.features, 1, dtype=self.dtype, name='pointwise')(x)
 
 
 def partial_ratio(shape: tuple[int, int], kernel_size: int, stride: int,

@@ -159,8 +159,11 @@ def deeplab(model: DeepLab, variables) -> Network:
 
   def branches(variables, x, channels):
     # Flax checks a kernel's shape against its input alone, so a slice of both is a smaller layer.
-    params = {name: {'kernel': variables['params'][name]['kernel'][:, :, channels]}
-              for name in convs}
+    def part(path, kernel):  # of (k, k, c, o), or (k, k, 1, c) where a separable one is depthwise
+      return kernel[..., channels] if path[-2].key == 'depthwise' else kernel[:, :, channels]
+
+    params = jax.tree_util.tree_map_with_path(
+      part, {name: variables['params'][name] for name in convs})
     return model.apply({'params': params}, x, method='branches')
 
   def rest(variables, branches, features):

@@ -1,29 +1,34 @@
-"""PyTorch's weights by name: files of them, our name of each, and their layouts.
+"""PyTorch's weights by name: files of them, and their layouts.
 
-A name map is a dict {PyTorch's name: ours}, ours being a path such as 'params/conv1/kernel' or
-'batch_stats/bn1/mean'. Maps of layers (`conv_names`, `norm_names`) make those of networks
-(`backbone_names`), and `convert` reads weights by any of them: all of it or none.
+`convert` takes our variables from weights by a name map (names.py), and `export` gives them back:
+all of it or none.
 """
 
+import io
 import logging
 import pathlib
 import pickle
 import re
 import zipfile
 import zlib
+from collections.abc import Collection
 
 import jax.numpy as jnp
 import numpy as np
 
+from gapjax import workdirs
 from gapjax.errors import UsageError, check_choice
-from gapjax.models.resnet import RESNETS
+from gapjax.pytorch.names import backbone_names
 
 log = logging.getLogger(__name__)
 
 # Where training scripts put the weights beside other things: the authors' two, and a common third.
 WRAPPERS = ('net', 'model_state', 'state_dict')
-# What a file of a backbone may hold beside it: ImageNet's classifier, a segmentation net's heads.
-HEADS, SEGMENTATION_HEADS = ('fc.',), ('classifier.', 'aux_classifier.')
+SUFFIXES = ('.npz', '.safetensors', '.pth', '.pt')
+# What a file of a backbone may hold beside it: ImageNet's classifier, of MobileNetV2 with the
+# convolution before it; a segmentation net's heads.
+HEADS = ('fc.', 'classifier.', 'features.18.')
+SEGMENTATION_HEADS = ('classifier.', 'aux_classifier.')
 
 
 # ---- Files ---------------------------------------------------------------------------------------
@@ -34,21 +39,20 @@ def read(path) -> dict[str, np.ndarray]:
 
   Args:
     path: a .npz or .safetensors file, or a .pth or .pt file, which needs PyTorch and is read
-      without executing what a pickle may hold. Of {'net': ...}, {'model_state': ...} and
-      {'state_dict': ...} the inner dict is taken; `module.` before every name (DataParallel's) is
-      removed.
+      without executing what a pickle may hold: tensors, plain values and NumPy's scalars. Of
+      {'net': ...}, {'model_state': ...} and {'state_dict': ...} the inner dict is taken; `module.`
+      before every name (DataParallel's) is removed.
 
   Raises UsageError when the file is not there, of another kind, broken, or holds anything else.
   """
   path = pathlib.Path(path).expanduser()
-  readers = {'.npz': _read_npz, '.safetensors': _read_safetensors, '.pth': _read_torch,
-             '.pt': _read_torch}
-  if path.suffix not in readers:
-    raise UsageError(f'weights are read from {", ".join(readers)} files, which {path} is not; '
+  if path.suffix not in SUFFIXES:
+    raise UsageError(f'weights are read from {", ".join(SUFFIXES)} files, which {path} is not; '
                      'save them in one of these')
   if not path.is_file():
     raise UsageError(f'no file of weights `{path}`; download or save it there, or correct the path')
-  weights = readers[path.suffix](path)
+  readers = {'.npz': _read_npz, '.safetensors': _read_safetensors}
+  weights = readers.get(path.suffix, _read_torch)(path)
   if weights and all(name.startswith('module.') for name in weights):
     weights = {name.removeprefix('module.'): value for name, value in weights.items()}
   return weights
@@ -74,13 +78,11 @@ def _read_safetensors(path):
 
 
 def _read_torch(path):
+  torch = _pytorch(f'reading {path}', 'save the weights as .npz or .safetensors where it is '
+                   'installed')
   try:
-    import torch
-  except ImportError:
-    raise UsageError(f'reading {path} needs PyTorch: pip install torch, or save the weights as '
-                     '.npz or .safetensors where it is installed') from None
-  try:
-    found = torch.load(path, weights_only=True, map_location='cpu')
+    with torch.serialization.safe_globals(_numpy_scalars()):
+      found = torch.load(path, weights_only=True, map_location='cpu')
   except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
     raise _unreadable(path, error) from None
   if isinstance(found, dict):
@@ -90,6 +92,24 @@ def _read_torch(path):
                      'torch.save(network.state_dict(), PATH)')
   return {name: (x.float() if x.dtype == torch.bfloat16 else x).numpy()
           for name, x in found.items()}
+
+
+def _pytorch(what, otherwise):
+  """The module torch. Raises UsageError where it is not installed."""
+  try:
+    import torch
+  except ImportError:
+    raise UsageError(f'{what} needs PyTorch: pip install torch, or {otherwise}') from None
+  return torch
+
+
+def _numpy_scalars():
+  """What the pickle of a NumPy scalar names, such as the best score beside the authors' weights;
+  NumPy 1 had its function elsewhere."""
+  scalar = np.float64(0).__reduce__()[0]
+  kinds = np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?'
+  return [scalar, (scalar, 'numpy.core.multiarray.scalar'), np.dtype,
+          *{type(np.dtype(kind)) for kind in kinds}]
 
 
 def _unreadable(path, error):
@@ -102,41 +122,44 @@ def _unreadable(path, error):
                     'it again, the weights alone: torch.save(network.state_dict(), PATH)')
 
 
-# ---- Names ---------------------------------------------------------------------------------------
+def write(path, arrays: dict[str, np.ndarray], *, wrap: str | None = None) -> pathlib.Path:
+  """Writes arrays by their names to a new file, all of them or nothing.
 
+  Args:
+    path: a .npz, .safetensors, .pth or .pt file; the last two need PyTorch. Its folder is made.
+    arrays: as PyTorch lays them out.
+    wrap: one of WRAPPERS: the key of a dict around them, in .pth and .pt files.
 
-def conv_names(theirs: str, ours: str, *, bias: bool = False) -> dict[str, str]:
-  """The name map of a convolution or a linear layer."""
-  names = {f'{theirs}.weight': f'params/{ours}/kernel'}
-  return {**names, f'{theirs}.bias': f'params/{ours}/bias'} if bias else names
+  Returns:
+    The path, `~` expanded.
 
-
-def norm_names(theirs: str, ours: str) -> dict[str, str]:
-  """The name map of a BatchNorm; num_batches_tracked has no counterpart."""
-  return {f'{theirs}.weight': f'params/{ours}/scale', f'{theirs}.bias': f'params/{ours}/bias',
-          f'{theirs}.running_mean': f'batch_stats/{ours}/mean',
-          f'{theirs}.running_var': f'batch_stats/{ours}/var'}
-
-
-def backbone_names(variant: str) -> dict[str, str]:
-  """The name map of a ResNet without its head: torchvision's names, such as
-  layer1.0.downsample.0.weight, to paths in a `gapjax.models.resnet.ResNet`'s variables.
-
-  Raises UsageError on a network that is no ResNet.
+  Raises UsageError when the file is there already, of another kind, or cannot be wrapped.
   """
-  check_choice(variant, RESNETS, what='backbone')
-  blocks, bottleneck = RESNETS[variant]
-  names = conv_names('conv1', 'conv1') | norm_names('bn1', 'bn1')
-  for stage, count in enumerate(blocks, 1):
-    for i in range(count):
-      theirs, ours = f'layer{stage}.{i}', f'layer{stage}_{i}'
-      for k in range(1, 4 if bottleneck else 3):
-        names |= conv_names(f'{theirs}.conv{k}', f'{ours}/conv{k}')
-        names |= norm_names(f'{theirs}.bn{k}', f'{ours}/bn{k}')
-      if i == 0 and (stage > 1 or bottleneck):  # where the number of channels changes
-        names |= conv_names(f'{theirs}.downsample.0', f'{ours}/shortcut_conv')
-        names |= norm_names(f'{theirs}.downsample.1', f'{ours}/shortcut_bn')
-  return names
+  path = pathlib.Path(path).expanduser()
+  if path.suffix not in SUFFIXES:
+    raise UsageError(f'weights are written to {", ".join(SUFFIXES)} files, which {path} is not; '
+                     'give it one of these endings')
+  if path.exists():
+    raise UsageError(f'{path} is there already; remove it, or give another name')
+  if wrap is not None:
+    check_choice(wrap, WRAPPERS, what='wrapper')
+    if path.suffix not in ('.pth', '.pt'):
+      raise UsageError(f'a {path.suffix} file is not wrapped in `{wrap}`, but a .pth file is; '
+                       'leave --wrap out, or name a .pth file')
+  arrays = {name: np.asarray(x, order='C') for name, x in arrays.items()}
+  data = io.BytesIO()
+  if path.suffix == '.npz':
+    np.savez(data, **arrays)
+  elif path.suffix == '.safetensors':
+    from safetensors.numpy import save
+    data.write(save(arrays))
+  else:
+    torch = _pytorch(f'writing {path}', 'name a .safetensors or .npz file')
+    state = {name: torch.tensor(x) for name, x in arrays.items()}
+    torch.save({wrap: state} if wrap else state, data)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  workdirs.write_bytes(path, data.getvalue())
+  return path
 
 
 # ---- Layouts -------------------------------------------------------------------------------------
@@ -147,13 +170,18 @@ def to_jax(x: np.ndarray) -> np.ndarray:
   return {4: lambda: x.transpose(2, 3, 1, 0), 2: lambda: x.T}.get(x.ndim, lambda: x)()
 
 
+def to_torch(x: np.ndarray) -> np.ndarray:
+  """Kernels HWIO -> OIHW and (in, out) -> (out, in): the inverse of `to_jax`."""
+  return {4: lambda: x.transpose(3, 2, 0, 1), 2: lambda: x.T}.get(x.ndim, lambda: x)()
+
+
 def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
   """The shape in PyTorch of an array of ours: the inverse of `to_jax`."""
   return {4: (*shape[:1:-1], *shape[:2]), 2: shape[::-1]}.get(len(shape), shape)
 
 
 def convert(variables, weights: dict[str, np.ndarray], names: dict[str, str], *,
-            what: str) -> dict:
+            what: str, unread: Collection[str] = ()) -> dict:
   """Our variables with every value taken from PyTorch's weights.
 
   Args:
@@ -161,6 +189,7 @@ def convert(variables, weights: dict[str, np.ndarray], names: dict[str, str], *,
     weights: arrays by PyTorch's names.
     names: PyTorch's names -> paths in `variables`, all of them.
     what: what the weights are and what they are for, for the message.
+    unread: names that `weights` may hold too; so may it any num_batches_tracked.
 
   Returns:
     A new tree of numpy arrays like `variables`, which stay as they are.
@@ -169,10 +198,9 @@ def convert(variables, weights: dict[str, np.ndarray], names: dict[str, str], *,
     UsageError: it lists every name that is missing or left over, every wrong shape, and every
       array that is not of finite numbers.
   """
-  weights = {name: x for name, x in weights.items() if not name.endswith('num_batches_tracked')}
-  leaves = dict(_flatten(variables))
-  if unmapped := set(leaves) ^ set(names.values()):
-    raise ValueError(f'the name map does not fit the network: {sorted(unmapped)}')
+  weights = {name: x for name, x in weights.items()
+             if name not in unread and not name.endswith('num_batches_tracked')}
+  leaves = _leaves(variables, names)
   known = [name for name in names if name in weights]
   shapes = {name: torch_shape(leaves[names[name]].shape) for name in known}
   problems = {
@@ -195,6 +223,32 @@ def convert(variables, weights: dict[str, np.ndarray], names: dict[str, str], *,
   return new
 
 
+def export(variables, names: dict[str, str], *, unread: dict[str, tuple[str, int]]) -> dict:
+  """Our variables as PyTorch's weights: the inverse of `convert`.
+
+  Args:
+    variables: {'params': ..., 'batch_stats': ...}.
+    names: PyTorch's names -> paths in `variables`, all of them.
+    unread: what PyTorch has beside them, as names.unread gives it; filled with zeros.
+
+  Returns:
+    New arrays by PyTorch's names, in its layouts.
+  """
+  leaves = _leaves(variables, names)
+  arrays = {name: np.array(to_torch(leaves[path]), order='C') for name, path in names.items()}
+  for name, (like, n) in unread.items():
+    arrays[name] = np.zeros(arrays[like].shape[:n], arrays[like].dtype if n else np.int64)
+  return arrays
+
+
+def _leaves(variables, names):
+  """The arrays by their paths, which must be those that `names` has."""
+  leaves = dict(_flatten(variables))
+  if unmapped := set(leaves) ^ set(names.values()):
+    raise ValueError(f'the name map does not fit the network: {sorted(unmapped)}')
+  return leaves
+
+
 def _finite(x):
   return np.issubdtype(x.dtype, np.number) and bool(np.isfinite(x.astype(np.float64)).all())
 
@@ -209,13 +263,13 @@ def _flatten(tree, prefix=''):
 
 
 def load_backbone(variables, path, *, variant: str) -> dict:
-  """The variables of a ResNet without a head, with the weights in a file.
+  """The variables of a backbone without a head, with the weights in a file.
 
   Args:
-    variables: {'params', 'batch_stats'} of the ResNet, which stay as they are.
-    path: a file as `read` takes it, of torchvision's names: a classifier, whose fc.* is left out,
-      or a segmentation net with its ResNet under `backbone.`, whose heads are.
-    variant: the ResNet's name, such as 'resnet50'.
+    variables: {'params', 'batch_stats'} of the backbone, which stay as they are.
+    path: a file as `read` takes it, of torchvision's names: a classifier, whose last layers are
+      left out, or a segmentation net with its backbone under `backbone.`, whose heads are.
+    variant: the backbone's name, such as 'resnet50'.
 
   Returns:
     New {'params', 'batch_stats'} of numpy arrays.
@@ -224,7 +278,8 @@ def load_backbone(variables, path, *, variant: str) -> dict:
   """
   weights = read(path)
   inside = any(name.startswith('backbone.') for name in weights)
-  weights = {name.removeprefix('backbone.'): x for name, x in weights.items()
+  weights = {re.sub(r'^(backbone\.)?((low|high)_level_(?=features))?', '', name): x
+             for name, x in weights.items()
              if not name.startswith(SEGMENTATION_HEADS if inside else HEADS)}
   found = convert(variables, weights, backbone_names(variant),
                   what=f'the weights in {path} and the backbone {variant} of this model')

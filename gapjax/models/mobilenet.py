@@ -1,0 +1,131 @@
+"""MobileNetV2 (Sandler et al. 2018) without its classifier: torchvision's features[:-1], in order.
+
+Two paddings are in use. torchvision pads the stem and each depthwise convolution. The authors'
+code, as the DeepLabV3Plus-Pytorch that it builds on, pads a block's *input* instead, so that its
+expansion and BatchNorm make other numbers than zeros of the border, and not the stem at all:
+`early_padding`. Weights fit either.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gapjax.models.downsample import halve
+from gapjax.models.layers import BatchNorm, Conv, global_average_pool, pad
+from gapjax.models.resnet import centre_crop
+
+MOBILENETS = ('mobilenetv2',)
+STEM, STEM_STRIDE = 32, 2
+# Of each stage the runs of inverted residuals: (expansion, channels, blocks, stride).
+STAGES = (((1, 16, 1, 1), (6, 24, 2, 2)),
+          ((6, 32, 3, 2),),
+          ((6, 64, 4, 2), (6, 96, 3, 1)),
+          ((6, 160, 3, 2), (6, 320, 1, 1)))
+
+
+def channels(usual: int, width: int) -> int:
+  """How many channels a layer of `usual` ones has in a network of `width`, where 64 is usual.
+
+  torchvision's rounding: the nearest multiple of 8, the next if that is more than a tenth less, and
+  never below 8. So widths below 16 make hardly smaller networks: 4 has 8 to 24 channels.
+  """
+  exact = usual * width / 64
+  rounded = max(8, int(exact + 4) // 8 * 8)
+  return rounded + 8 if rounded < 0.9 * exact else rounded
+
+
+def relu6(x):
+  """min(max(x, 0), 6), its gradient 0 at 0 (jax.nn.relu6: 1/2), where a dead channel stands."""
+  return jnp.minimum(nn.relu(x), 6)
+
+
+class InvertedResidual(nn.Module):
+  """1x1 expansion (none where `expansion` is 1), depthwise 3x3, linear 1x1; a shortcut where stride
+  and channels allow it.
+
+  (b, h, w, c) -> (b, h', w', features). Under padding 'none' the shortcut is cropped at its centre;
+  under downsample 'blur' and 'polyphase' the depthwise convolution that would stride is dense and
+  its ReLU6's output is halved.
+  """
+  features: int
+  stride: int = 1
+  expansion: int = 6
+  padding: str = 'zero'
+  early_padding: bool = False
+  downsample: str = 'stride'
+  blur_size: int = 3
+  norm: Any = BatchNorm
+  dtype: Any = jnp.float32
+  dilation: int = 1
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    def layer(y, features, name, kernel_size=1, **more):
+      y = Conv(features, kernel_size, dtype=self.dtype, name=f'{name}_conv', **more)(y)
+      return self.norm(name=f'{name}_bn')(y, train=train)
+
+    y, padding, hidden = x, self.padding, self.expansion * x.shape[-1]
+    dense = self.downsample != 'stride'
+    if self.early_padding:
+      y, padding = pad(x, self.dilation, mode=padding, where=f' at `{"/".join(self.path)}`'), 'none'
+    if self.expansion > 1:
+      y = relu6(layer(y, hidden, 'expand'))  # (b, h, w, c) -> (b, h, w, expansion * c)
+    y = relu6(layer(y, hidden, 'depthwise', 3, stride=1 if dense else self.stride,
+                    padding=padding, dilation=self.dilation, groups=hidden))
+    if dense and self.stride == 2:
+      y, _ = halve(y, method=self.downsample, blur_size=self.blur_size, padding=self.padding)
+    y = layer(y, self.features, 'project')
+    if self.stride == 1 and x.shape[-1] == self.features:
+      y = centre_crop(x, y.shape[1:3]) + y
+    return y
+
+
+class MobileNetV2(nn.Module):
+  """MobileNetV2's features on images (b, h, w, 3); a layer has `channels(usual, width)` channels.
+
+  The stem (torchvision's features.0) is `conv1` and `bn1`, the blocks are `features_1` to
+  `features_17`. Where the whole stride would exceed `output_stride` (if any) a run of blocks is
+  dilated instead, its first block by the dilation before it, as DeepLabV3Plus-Pytorch does it.
+  `early_padding`: see above; for paddings that pad.
+
+  Call: (images, train=...) -> (None, features), as a ResNet without a head: features a dict of
+  'stem', 'stage1' to 'stage4' (b, h, w, c) and 'pooled' (b, c). At width 64 stage1 has 24 channels
+  and stride 4, stage4 has 320.
+  """
+  width: int = 64
+  padding: str = 'zero'
+  early_padding: bool = False
+  downsample: str = 'stride'
+  blur_size: int = 3
+  axis_name: str | None = None
+  dtype: Any = jnp.float32
+  output_stride: int | None = None
+  momentum: float = 0.1  # BatchNorm's
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> tuple[None, dict[str, jax.Array]]:
+    norm = functools.partial(BatchNorm, self.momentum, axis_name=self.axis_name, dtype=self.dtype)
+    dense = self.downsample != 'stride'
+    x = Conv(channels(STEM, self.width), 3, 1 if dense else STEM_STRIDE,
+             'none' if self.early_padding else self.padding, dtype=self.dtype, name='conv1')(x)
+    x = relu6(norm(name='bn1')(x, train=train))
+    if dense:
+      x, _ = halve(x, method=self.downsample, blur_size=self.blur_size, padding=self.padding)
+    features, whole, dilation, block = {'stem': x}, STEM_STRIDE, 1, 0
+    for s, runs in enumerate(STAGES, 1):
+      for expansion, usual, count, stride in runs:
+        first = dilation
+        if self.output_stride and whole * stride > self.output_stride:
+          stride, dilation = 1, dilation * stride
+        whole *= stride
+        for i in range(count):
+          block += 1
+          x = InvertedResidual(
+            channels(usual, self.width), 1 if i else stride, expansion, self.padding,
+            self.early_padding, self.downsample, self.blur_size, norm, self.dtype,
+            dilation if i else first, name=f'features_{block}')(x, train=train)
+      features[f'stage{s}'] = x  # (b, h, w, c) -> (b, h / stride, w / stride, c')
+    return None, {**features, 'pooled': global_average_pool(x)}

@@ -1,0 +1,153 @@
+"""The verb `convert`: a file of PyTorch's weights to a run, and a run to such a file.
+
+Neither needs the data set. What decides which array is which is the run's config (names.py).
+"""
+
+import logging
+import os
+import pathlib
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from gapjax import data, models, optimizer, workdirs
+from gapjax.checkpoint import Checkpoints
+from gapjax.errors import UsageError
+from gapjax.parallel import Devices
+from gapjax.pytorch import names, weights
+from gapjax.steps import TrainState
+
+log = logging.getLogger(__name__)
+
+# The number of classes of each data set, which a file's logits must have.
+CLASSES = {'cifar10': 10, 'cifar100': 100, 'digits': 10, 'voc2012': 21, 'cityscapes': 19,
+           'camvid': 11, 'digit_scenes': 11}
+
+
+def convert(source, target, *, config: ConfigDict | None = None,
+            wrap: str | None = None) -> pathlib.Path:
+  """A file of weights to a new workdir, or the newest checkpoint of a workdir to a new file.
+
+  Args:
+    source: a file as weights.read takes it, or the workdir of a run.
+    target: the workdir, or the file as weights.write takes it.
+    config: of the run that the new workdir is to hold; a workdir to be read has its own.
+    wrap: what weights.write wraps the file's weights in.
+
+  Returns:
+    The path of what was made.
+
+  Raises UsageError when one of them is not what it should be, or the weights are not those of the
+  config's network. Nothing is written then.
+  """
+  source, target = (pathlib.Path(path).expanduser() for path in (source, target))
+  if not source.exists():
+    raise UsageError(f'there is no `{source}`; give the workdir of a run, or a file of weights '
+                     f'({", ".join(weights.SUFFIXES)})')
+  if source.is_dir():
+    return to_file(source, target, wrap=wrap)
+  if wrap is not None:
+    raise UsageError(f'--wrap is for writing a file of weights; {target} is to be a workdir: leave '
+                     'it out')
+  if config is None:
+    raise UsageError(f'which network are the weights in {source}? give --config=FILE, such as '
+                     'configs/gapnet_cifar10.py')
+  return to_workdir(source, target, config=config)
+
+
+def to_workdir(source, target, *, config: ConfigDict) -> pathlib.Path:
+  """A file of weights to a new workdir: config.json, and a checkpoint at step 0 with a fresh state
+  of the optimiser. Arguments and errors as `convert`'s."""
+  if target.suffix in weights.SUFFIXES or target.is_file():
+    raise UsageError(f'{source} and {target} are both files; give a workdir in place of one')
+  if target.exists() and any(target.iterdir()):
+    raise UsageError(f'{target} is not empty; remove it, or give another workdir')
+  arrays, known = weights.read(source), names.names(config.model)
+  if 'linear.weight' in set(known) - set(arrays):  # the authors' nets of other paddings
+    arrays = {name.replace('linear_location.', 'linear.'): x for name, x in arrays.items()}
+  num_classes = expected_classes(config)
+  if num_classes is None:
+    bias = arrays.get(list(known)[-1], np.zeros(1))
+    num_classes = bias.size
+    log.info('%s is not on this machine: its number of classes is the file\'s, %d',
+             config.data.name, num_classes)
+  state = initial_state(config, num_classes)
+  found = weights.convert(
+    {'params': state.params, 'batch_stats': state.batch_stats}, arrays, known,
+    unread=names.unread(config.model), what=f'the weights in {source} and the network of this '
+    f'config ({describe(config)}, {num_classes} classes)')
+  # In a folder of our own, renamed into place: whole or not at all.
+  target.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=target.parent, prefix='incomplete.') as temporary:
+    workdir = pathlib.Path(temporary) / 'run'
+    workdir.mkdir()
+    with Checkpoints(workdir) as checkpoints:
+      checkpoints.save(0, state.replace(**found), {'wall_seconds': 0.0})
+      checkpoints.wait()
+    workdirs.claim(workdir, workdirs.settle(workdir, config, platform=Devices().platform))
+    workdir.rename(target)
+  return target
+
+
+def to_file(source, target, *, wrap: str | None = None) -> pathlib.Path:
+  """The newest checkpoint of a workdir to a file. Arguments and errors as `convert`'s."""
+  config = workdirs.read_config(source)
+  found = None
+  if (source / 'checkpoints').exists():
+    with Checkpoints(source, read_only=True) as checkpoints:
+      found = checkpoints.restore(initial_state(config, 1))  # arrays come in the shapes on disk
+  if not found:
+    raise UsageError(f'{source} holds no checkpoint; train first: gapjax train --config=FILE '
+                     f'--workdir={source}')
+  step, state, _ = found
+  arrays = weights.export({'params': state.params, 'batch_stats': state.batch_stats},
+                          names.names(config.model), unread=names.unread(config.model))
+  log.info('%s, step %d', describe(config), step)
+  return weights.write(target, arrays, wrap=wrap)
+
+
+def describe(config: ConfigDict) -> str:
+  """The network of a config, in a few words."""
+  m = config.model
+  return f'{m.name}, ' + (m.backbone if config.task == 'segmentation' else f'head {m.head}') + (
+    f', width {m.width}')
+
+
+def expected_classes(config: ConfigDict) -> int | None:
+  """How many classes the network of a config tells apart; None when its data set is a folder that
+  is not on this machine."""
+  if config.task == 'canvas' and config.canvas.target == 'location':
+    return config.canvas.grid ** 2
+  name = config.data.name
+  if name in CLASSES:
+    return CLASSES[name]
+  if os.sep in name and not os.path.exists(os.path.expanduser(name)):
+    return None
+  load = data.load_scenes if config.task == 'segmentation' else data.load
+  return len(load(name, split=config.data.train_split, limit=1).class_names)
+
+
+def initial_state(config: ConfigDict, num_classes: int) -> TrainState:
+  """The state that a run of a config starts from, with zeros in place of parameters.
+
+  Needs no images: parameters depend neither on their size nor on what a small map would be
+  refused for, the padding and the downsampling.
+  """
+  model = ConfigDict(config.model.to_dict())
+  model.update(padding='zero', downsample='stride')
+  if model.dtype == 'float64' and not jax.config.jax_enable_x64:
+    raise UsageError('model.dtype float64 needs the environment variable JAX_ENABLE_X64=1')
+  network = models.create(model, num_classes=num_classes)
+  rule = optimizer.create(config, optimizer.create_schedule(config, steps_per_epoch=1,
+                                                            total_steps=1))
+
+  def init():
+    variables = network.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)
+    return variables, rule.init(variables['params'])
+
+  variables, opt_state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(init))
+  return TrainState(np.zeros((), np.int32), variables['params'], variables['batch_stats'],
+                    opt_state)

@@ -1,0 +1,169 @@
+"""What PyTorch calls the arrays of each network: the authors' names, torchvision's, kuangliu's.
+
+A name map is a dict {PyTorch's name: ours}, ours being a path such as 'params/conv1/kernel' or
+'batch_stats/bn1/mean'. Maps of layers (`conv_names`, `norm_names`) make those of networks.
+"""
+
+from ml_collections import ConfigDict
+
+from gapjax.errors import check_choice
+from gapjax.models import BACKBONES, mobilenet
+from gapjax.models.deeplab import DEEPLABS
+from gapjax.models.resnet import RESNETS
+from gapjax.models.vgg import VGGS
+
+# ---- Layers --------------------------------------------------------------------------------------
+
+
+def conv_names(theirs: str, ours: str, *, bias: bool = False) -> dict[str, str]:
+  """The name map of a convolution or a linear layer."""
+  names = {f'{theirs}.weight': f'params/{ours}/kernel'}
+  return {**names, f'{theirs}.bias': f'params/{ours}/bias'} if bias else names
+
+
+def norm_names(theirs: str, ours: str) -> dict[str, str]:
+  """The name map of a BatchNorm; num_batches_tracked has no counterpart (`unread`)."""
+  return {f'{theirs}.weight': f'params/{ours}/scale', f'{theirs}.bias': f'params/{ours}/bias',
+          f'{theirs}.running_mean': f'batch_stats/{ours}/mean',
+          f'{theirs}.running_var': f'batch_stats/{ours}/var'}
+
+
+def _pair(theirs: str, first: int, *, conv: str, norm: str, separable: bool = False):
+  """The name map of a convolution and its BatchNorm, in PyTorch items `first` and `first` + 1 of a
+  Sequential."""
+  theirs, behind = f'{theirs}.{first}', norm_names(f'{theirs}.{first + 1}', norm)
+  if separable:
+    return {**conv_names(f'{theirs}.body.0', f'{conv}/depthwise'),
+            **conv_names(f'{theirs}.body.1', f'{conv}/pointwise'), **behind}
+  return conv_names(theirs, conv) | behind
+
+
+# ---- Networks ------------------------------------------------------------------------------------
+
+
+def names(model_config: ConfigDict) -> dict[str, str]:
+  """The name map of the network of a `config.model`, every array of it once.
+
+  ResNets on a canvas have the authors' names, those with the stem 'imagenet' torchvision's, with
+  the stem 'cifar' kuangliu's, which are the authors' too; VGGs and DeepLabs the authors'. The last
+  name is that of the bias before the logits, (K,).
+  """
+  c = model_config
+  if c.name in DEEPLABS:
+    return _inside_deeplab(backbone_names(c.backbone, stem=c.stem)) | _deeplab_head_names(c)
+  return (_vgg_names(c.name) if c.name in VGGS else backbone_names(c.name, stem=c.stem)
+          ) | _head_names(c)
+
+
+def backbone_names(variant: str, *, stem: str = 'imagenet') -> dict[str, str]:
+  """The name map of a ResNet or MobileNetV2 without its head: torchvision's names, such as
+  layer1.0.downsample.0.weight, to paths in the variables of ours.
+
+  With another stem than 'imagenet' what torchvision calls downsample is shortcut.
+
+  Raises UsageError on another network.
+  """
+  check_choice(variant, BACKBONES, what='backbone')
+  if variant in mobilenet.MOBILENETS:
+    return _mobilenet_names()
+  blocks, bottleneck = RESNETS[variant]
+  shortcut = 'downsample' if stem == 'imagenet' else 'shortcut'
+  names = conv_names('conv1', 'conv1') | norm_names('bn1', 'bn1')
+  for stage, count in enumerate(blocks, 1):
+    for i in range(count):
+      theirs, ours = f'layer{stage}.{i}', f'layer{stage}_{i}'
+      for k in range(1, 4 if bottleneck else 3):
+        names |= conv_names(f'{theirs}.conv{k}', f'{ours}/conv{k}')
+        names |= norm_names(f'{theirs}.bn{k}', f'{ours}/bn{k}')
+      if i == 0 and (stage > 1 or bottleneck):  # where the number of channels changes
+        names |= conv_names(f'{theirs}.{shortcut}.0', f'{ours}/shortcut_conv')
+        names |= norm_names(f'{theirs}.{shortcut}.1', f'{ours}/shortcut_bn')
+  return names
+
+
+def _mobilenet_names():
+  """features.0 is the stem; a block is one Sequential, its expansion and its depthwise convolution
+  each a Sequential in it."""
+  names = _pair('features.0', 0, conv='conv1', norm='bn1')
+  runs = [run for stage in mobilenet.STAGES for run in stage]
+  expansions = [expansion for expansion, _, count, _ in runs for _ in range(count)]
+  for block, expansion in enumerate(expansions, 1):
+    inner = ['depthwise'] if expansion == 1 else ['expand', 'depthwise']
+    theirs, ours = f'features.{block}.conv', f'features_{block}'
+    for i, layer in enumerate(inner):
+      names |= _pair(f'{theirs}.{i}', 0, conv=f'{ours}/{layer}_conv', norm=f'{ours}/{layer}_bn')
+    names |= _pair(theirs, len(inner), conv=f'{ours}/project_conv', norm=f'{ours}/project_bn')
+  return names
+
+
+def _vgg_names(variant):
+  """One Sequential of convolution, BatchNorm, ReLU, ..., and a max-pool after each stage."""
+  names, item = {}, 0
+  for stage, count in enumerate(VGGS[variant], 1):
+    for i in range(count):
+      names |= conv_names(f'features.{item}', f'conv{stage}_{i}', bias=True)
+      names |= norm_names(f'features.{item + 1}', f'bn{stage}_{i}')
+      item += 3
+    item += 1
+  return names
+
+
+def _head_names(c):
+  if c.head == 'gap':
+    return conv_names('pre_classifier', 'head/pre_classifier', bias=True)
+  if c.name in VGGS:
+    theirs = 'classifier'
+  elif c.head == 'permuted':
+    theirs = 'linear_location'
+  else:
+    theirs = 'fc' if c.stem == 'imagenet' else 'linear'
+  return conv_names(theirs, 'head/classifier', bias=True)
+
+
+def _inside_deeplab(names):
+  """The map of a backbone, as a DeepLab has it. DeepLabV3Plus-Pytorch parts MobileNetV2's features
+  in two, whose items keep their numbers."""
+  found = {}
+  for name, path in names.items():
+    if name.startswith('features.'):
+      level = 'low' if int(name.split('.')[1]) < 4 else 'high'
+      name = f'{level}_level_{name}'
+    collection, _, rest = path.partition('/')
+    found[f'backbone.{name}'] = f'{collection}/backbone/{rest}'
+  return found
+
+
+def _deeplab_head_names(c):
+  """v3's classifier is one Sequential that begins with ASPP; v3+'s stands beside it."""
+  plus = c.name == 'deeplabv3plus'
+  aspp, last = ('aspp', 0) if plus else ('classifier.0', 1)
+  names = {}
+  for i in range(5):
+    names |= _pair(f'{aspp}.convs.{i}', int(i == 4),  # the fifth begins with its pooling
+                   conv=f'branch_convs_{i}', norm=f'branch_norms_{i}',
+                   separable=c.separable and 0 < i < 4)
+  names |= _pair(f'{aspp}.project', 0, conv='project/conv', norm='project/bn')
+  if plus:
+    names |= _pair('project', 0, conv='low_level/conv', norm='low_level/bn')
+  names |= _pair('classifier', last, conv='last/conv', norm='last/bn', separable=c.separable)
+  names |= conv_names(f'classifier.{last + 3}', 'classifier', bias=True)
+  return {f'classifier.{name}': path for name, path in names.items()}
+
+
+# ---- What PyTorch has beside them ----------------------------------------------------------------
+
+
+def unread(model_config: ConfigDict) -> dict[str, tuple[str, int]]:
+  """What a state dict holds that no forward pass reads: {its name: (a name of `names`, n)}, where
+  its shape is that of the first n axes of the named array.
+
+  BatchNorms count batches, num_batches_tracked (), and the authors' GAPNet of a ResNet has a
+  linear_location (K, c) that is not used.
+  """
+  c, known = model_config, names(model_config)
+  found = {name.replace('running_mean', 'num_batches_tracked'): (name, 0)
+           for name in known if name.endswith('.running_mean')}
+  if c.name in RESNETS and c.head == 'gap':
+    found |= {'linear_location.weight': ('pre_classifier.weight', 2),
+              'linear_location.bias': ('pre_classifier.weight', 1)}
+  return found

@@ -1,0 +1,328 @@
+"""`gapjax convert`: PyTorch's names of every network, round trips to the bit, runs that go on."""
+
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, SCENES, newest, same, tiny_config
+
+from gapjax import build, cli, evaluate
+from gapjax import config as configs
+from gapjax.data import NAMES, scenes_sources, sources
+from gapjax.data.digit_scenes import digit_scenes
+from gapjax.errors import UsageError
+from gapjax.plan import Plan
+from gapjax.pytorch import convert, names, weights
+from gapjax.train import train
+
+draw = np.random.default_rng(0)
+DIGITS = f'--config={ROOT}/configs/digits.py'
+DEEPLAB = {**SCENES, 'model.stem': 'imagenet'}
+MOBILENET = {**DEEPLAB, 'model.backbone': 'mobilenetv2'}
+PLUS = {'model.name': 'deeplabv3plus'}
+# Every network of models.create, and every name that its layers can have.
+NETWORKS = {
+  **{f'{head}, {stem}': {'model.head': head, 'model.stem': stem}
+     for head in ('gap', 'permuted', 'linear') for stem in ('canvas', 'cifar', 'imagenet')},
+  'resnet50': {'model.name': 'resnet50'},
+  **{f'vgg11, {head}': {'model.name': 'vgg11', 'model.head': head}
+     for head in ('gap', 'permuted', 'linear')},
+  'vgg16': {'model.name': 'vgg16'},
+  'v3': DEEPLAB, 'v3 on a canvas stem': SCENES, 'v3+': {**DEEPLAB, **PLUS},
+  'v3+, resnet50': {**DEEPLAB, **PLUS, 'model.backbone': 'resnet50'},
+  'v3, separable': {**DEEPLAB, 'model.separable': True},
+  'v3+, separable': {**DEEPLAB, **PLUS, 'model.separable': True},
+  'v3, mobilenetv2': MOBILENET,
+  'v3+, mobilenetv2, separable': {**MOBILENET, **PLUS, 'model.separable': True}}
+
+
+def network_config(name):
+  config = tiny_config(**NETWORKS[name])
+  configs.validate(config)
+  return config
+
+
+def variables(state):
+  return {name: state[name] if isinstance(state, dict) else getattr(state, name)
+          for name in ('params', 'batch_stats')}
+
+
+def their_arrays(config, num_classes, **more):
+  """Random arrays by PyTorch's names, also where nothing reads them."""
+  known = names.names(config.model)
+  zeros = weights.export(variables(convert.initial_state(config, num_classes)), known,
+                         unread=names.unread(config.model))
+  return {name: draw.normal(size=x.shape).astype(x.dtype) if x.dtype == np.float32
+          else np.full_like(x, 7) for name, x in zeros.items()} | more
+
+
+# ---- Names ---------------------------------------------------------------------------------------
+
+
+def layers(*, convs=(), norms=(), biased=()):
+  """The names in a state dict of these layers."""
+  found = [f'{conv}.weight' for conv in convs]
+  found += [f'{layer}.{part}' for layer in biased for part in ('weight', 'bias')]
+  return found + [f'{norm}.{part}' for norm in norms for part in (
+    'weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')]
+
+
+def resnet10(shortcut, prefix=''):
+  convs = ['conv1', *(f'layer{s}.0.conv{k}' for s in range(1, 5) for k in (1, 2))]
+  norms = [conv.replace('conv', 'bn') for conv in convs]
+  return {'convs': [prefix + x for x in [*convs, *(f'layer{s}.0.{shortcut}.0' for s in (2, 3, 4))]],
+          'norms': [prefix + x for x in [*norms, *(f'layer{s}.0.{shortcut}.1' for s in (2, 3, 4))]]}
+
+
+ASPP = {'convs': [*(f'convs.{i}.0' for i in range(4)), 'convs.4.1', 'project.0'],
+        'norms': [*(f'convs.{i}.1' for i in range(4)), 'convs.4.2', 'project.1']}
+
+
+def v3_head(*, separable=False):
+  aspp = 'classifier.classifier.0.'
+  wide = [f'{aspp}convs.{i}.0' for i in (1, 2, 3)] + ['classifier.classifier.1']
+  convs = [f'{aspp}{conv}' for conv in ASPP['convs']] + wide[3:]
+  if separable:
+    convs = [x for x in convs if x not in wide] + [f'{x}.body.{i}' for x in wide for i in (0, 1)]
+  return {'convs': convs, 'norms': [*(f'{aspp}{norm}' for norm in ASPP['norms']),
+                                    'classifier.classifier.2'],
+          'biased': ['classifier.classifier.4']}
+
+
+def plus_head():
+  return {'convs': ['classifier.project.0', *(f'classifier.aspp.{x}' for x in ASPP['convs']),
+                    'classifier.classifier.0'],
+          'norms': ['classifier.project.1', *(f'classifier.aspp.{x}' for x in ASPP['norms']),
+                    'classifier.classifier.1'], 'biased': ['classifier.classifier.3']}
+
+
+def mobilenet():
+  """Blocks of (expansion 6) 1x1, depthwise and 1x1; the first has no expansion."""
+  convs, norms = ['low_level_features.0.0'], ['low_level_features.0.1']
+  for block in range(1, 18):
+    theirs = f'{"low" if block < 4 else "high"}_level_features.{block}.conv'
+    inner = 1 if block == 1 else 2
+    convs += [*(f'{theirs}.{i}.0' for i in range(inner)), f'{theirs}.{inner}']
+    norms += [*(f'{theirs}.{i}.1' for i in range(inner)), f'{theirs}.{inner + 1}']
+  return {'convs': [f'backbone.{x}' for x in convs], 'norms': [f'backbone.{x}' for x in norms]}
+
+
+EXPECTED = {
+  'gap, canvas': [*layers(**resnet10('shortcut')),
+                  *layers(biased=['pre_classifier', 'linear_location'])],
+  'permuted, canvas': [*layers(**resnet10('shortcut')), *layers(biased=['linear_location'])],
+  'linear, cifar': [*layers(**resnet10('shortcut')), *layers(biased=['linear'])],
+  'linear, imagenet': [*layers(**resnet10('downsample')), *layers(biased=['fc'])],
+  **{f'vgg11, {head}': layers(
+    norms=[f'features.{i}' for i in (1, 5, 9, 12, 16, 19, 23, 26)],
+    biased=[*(f'features.{i}' for i in (0, 4, 8, 11, 15, 18, 22, 25)), last])
+     for head, last in (('gap', 'pre_classifier'), ('permuted', 'classifier'),
+                        ('linear', 'classifier'))},
+  'v3': [*layers(**resnet10('downsample', 'backbone.')), *layers(**v3_head())],
+  'v3, separable': [*layers(**resnet10('downsample', 'backbone.')),
+                    *layers(**v3_head(separable=True))],
+  'v3+': [*layers(**resnet10('downsample', 'backbone.')), *layers(**plus_head())],
+  'v3, mobilenetv2': [*layers(**mobilenet()), *layers(**v3_head())]}
+
+
+@pytest.mark.parametrize('name', EXPECTED)
+def test_a_state_dict_has_these_names(name):
+  c = network_config(name).model
+  assert sorted([*names.names(c), *names.unread(c)]) == sorted(EXPECTED[name])
+
+
+# ---- Round trips ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_there_and_back(name, tmp_path):
+  """PyTorch -> gapjax -> PyTorch -> gapjax. What nothing reads comes back as zeros."""
+  suffix = ('.npz', '.safetensors')[list(NETWORKS).index(name) % 2]
+  config = network_config(name)
+  theirs = their_arrays(config, convert.expected_classes(config))
+  first = weights.write(tmp_path / f'first{suffix}', theirs)
+  assert convert.convert(first, tmp_path / 'a/run', config=config) == tmp_path / 'a/run'
+  assert [x.name for x in (tmp_path / 'a').iterdir()] == ['run']
+  back = weights.read(convert.convert(tmp_path / 'a/run', tmp_path / f'back{suffix}'))
+  assert set(back) == set(theirs)
+  for key, x in theirs.items():
+    expected = np.zeros_like(x) if key in names.unread(config.model) else x
+    np.testing.assert_array_equal(back[key], expected, strict=True)
+  convert.convert(tmp_path / f'back{suffix}', str(tmp_path / 'b'), config=config)
+  (step, one), (_, other) = newest(tmp_path / 'a/run'), newest(tmp_path / 'b')
+  assert step == 0 and same(one, other)
+  assert one['params'].keys() == convert.initial_state(config, 1).params.keys()
+
+
+@pytest.mark.parametrize('changes', [{}, {'optimizer.name': 'sgd', 'schedule.name': 'poly',
+                                          'schedule.warmup_epochs': 0.5,
+                                          'optimizer.clip_norm': 1.0}, DEEPLAB])
+def test_the_state_of_the_optimiser_is_fresh(changes, data_dir, tmp_path):
+  """As a run begins with it: structure, types and values."""
+  config = tiny_config(**changes, **{'optimizer.backbone_factor': 0.1 if changes else 1.0})
+  config.steps_per_call = 1
+  train_set, _, task = build.load(config, data_dir=data_dir)
+  plan = Plan.of(config, num_images=len(train_set))
+  expected = build.create(config, task, train_set, plan)[1]
+  found = convert.initial_state(config, task.num_classes)
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  assert same(found.opt_state, expected.opt_state) and same(found.step, expected.step)
+  for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+    assert (one.shape, one.dtype) == (other.shape, other.dtype)
+
+
+def test_a_run_goes_on_from_a_file_and_a_file_from_a_run(data_dir, tmp_path):
+  """Through the command line: training starts from the weights in a file, and what it made
+  evaluates the same when it has been to another file and back."""
+  (tmp_path / 'config.py').write_text('from conftest import tiny_config\n'
+                                      'def get_config():\n  return tiny_config()\n')
+  still = [f'--config={tmp_path}/config.py', '--config.optimizer.lr=1e-9']
+  theirs = their_arrays(tiny_config(), 4)
+  theirs |= {name: abs(x) / 10 for name, x in theirs.items() if x.dtype == np.float32}
+  weights.write(tmp_path / 'w.npz', theirs)
+  devices = jax.local_devices()[:1]
+  first, second = tmp_path / 'first', tmp_path / 'second'
+  assert cli.main(['convert', f'{tmp_path}/w.npz', str(first), *still]) == 0
+  summary = train(configs.from_flags(still), workdir=first, data_dir=data_dir, devices=devices,
+                  progress=False)
+  step, state = newest(first)
+  assert step == summary['step'] == 5
+  np.testing.assert_allclose(state['params']['conv1']['kernel'].transpose(3, 2, 0, 1),
+                             theirs['conv1.weight'], atol=1e-7)
+  expected = evaluate.evaluate(first, data_dir=data_dir, devices=devices)
+  assert cli.main(['convert', str(first), f'{tmp_path}/new.safetensors']) == 0
+  assert cli.main(['convert', f'{tmp_path}/new.safetensors', str(second), *still]) == 0
+  found = evaluate.evaluate(second, data_dir=data_dir, devices=devices)
+  assert found.pop('step') == 0 and expected.pop('step') == 5
+  assert found.pop('per_location') == expected.pop('per_location')
+  for result in (found, expected):
+    del result['location_accuracy_random']  # places drawn by the step
+  assert found == expected
+
+
+@pytest.mark.parametrize('wrap', ['net', 'model_state'])
+def test_wrapped_as_the_authors_scripts_read_it(wrap, tmp_path, capsys):
+  torch = pytest.importorskip('torch')
+  config = tiny_config()
+  theirs = their_arrays(config, 4)
+  state = {f'module.{name}': torch.tensor(x) for name, x in theirs.items()}
+  torch.save({wrap: state, 'acc': np.float64(0.9), 'epoch': 3}, tmp_path / 'w.pth')
+  convert.convert(tmp_path / 'w.pth', tmp_path / 'run', config=config)
+  assert cli.main(['convert', str(tmp_path / 'run'), str(tmp_path / 'new.pth'),
+                   f'--wrap={wrap}']) == 0
+  assert capsys.readouterr().out == f'{tmp_path}/new.pth\n'
+  found = torch.load(tmp_path / 'new.pth', weights_only=True)[wrap]
+  assert found['bn1.num_batches_tracked'].dtype == torch.int64
+  for name in names.names(config.model):
+    assert torch.equal(found[name], state[f'module.{name}'])
+
+
+def test_the_authors_linear_heads_of_either_name(tmp_path):
+  """Their ResNets without permutation have `linear`; those of other paddings, linear_location."""
+  config = tiny_config(**{'model.head': 'linear', 'model.padding': 'circular'})
+  theirs = their_arrays(config, 4)
+  weights.write(tmp_path / 'w.npz', {
+    name.replace('linear', 'linear_location'): x for name, x in theirs.items()})
+  convert.convert(tmp_path / 'w.npz', tmp_path / 'run', config=config)
+  found = newest(tmp_path / 'run')[1]['params']['head']['classifier']
+  np.testing.assert_array_equal(found['kernel'].T, theirs['linear.weight'])
+  np.testing.assert_array_equal(found['bias'], theirs['linear.bias'])
+
+
+# ---- The number of classes -----------------------------------------------------------------------
+
+
+def test_classes_are_those_of_the_data_sets():
+  known = {name: cifar.classes['label'] for name, cifar in sources.CIFAR.items()}
+  known |= {name: len(labels.classes) for name, labels in scenes_sources.LABELS.items()}
+  known |= {'digits': len(sources.read_digits().class_names['label']),
+            'digit_scenes': len(digit_scenes().class_names)}
+  assert known == convert.CLASSES and set(known) == set(NAMES)
+
+
+def test_classes_of_a_config(data_dir, tmp_path):
+  """k * k places; else those of the data set, a folder's too; unknown without the folder."""
+  assert convert.expected_classes(tiny_config(**{'canvas.grid': 3})) == 9
+  image = tiny_config(**{'canvas.target': 'image'})
+  assert convert.expected_classes(image) == 10
+  build.load(image, data_dir=data_dir)  # prepares the digits
+  image.data.name = str(data_dir / 'digits')
+  assert convert.expected_classes(image) == 10
+  image.data.name = str(tmp_path / 'elsewhere')
+  assert convert.expected_classes(image) is None
+  path = weights.write(tmp_path / 'w.npz', their_arrays(image, 17))
+  convert.convert(path, tmp_path / 'run', config=image)
+  assert newest(tmp_path / 'run')[1]['params']['head']['pre_classifier']['bias'].shape == (17,)
+  image.data.name = 'cifar11'
+  with pytest.raises(UsageError, match='cifar10'):
+    convert.expected_classes(image)
+
+
+# ---- Mistakes ------------------------------------------------------------------------------------
+
+
+def complaint(capsys, *argv):
+  assert cli.main(['convert', *map(str, argv)]) == 2
+  [line] = capsys.readouterr().err.splitlines()
+  return line
+
+
+def test_all_that_does_not_fit_is_listed_and_nothing_is_written(tmp_path, capsys):
+  config = tiny_config(**{'canvas.grid': 3})
+  theirs = their_arrays(config, 9, stray=np.ones(2))
+  for name in ('conv1.weight', 'bn1.bias'):
+    del theirs[name]
+  path = weights.write(tmp_path / 'w.npz', theirs)
+  line = complaint(capsys, path, tmp_path / 'run', DIGITS, '--config.canvas.grid=5',
+                   '--config.model.name=resnet10', '--config.model.width=4',
+                   '--config.model.stem=canvas')
+  for part in ('(resnet10, head gap, width 4, 25 classes)', '2 missing: conv1.weight, bn1.bias;',
+               '1 left over: stray;', '2 of another shape: '
+               'pre_classifier.weight (9, 32, 3, 3) (here: (25, 32, 3, 3)), '
+               'pre_classifier.bias (9,) (here: (25,));'):
+    assert part in line
+  assert [x.name for x in tmp_path.iterdir()] == ['w.npz']
+
+
+def test_a_disk_that_fails_leaves_nothing(tmp_path, monkeypatch):
+  config = tiny_config()
+  path = weights.write(tmp_path / 'w.npz', their_arrays(config, 4))
+
+  def full(*_):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr('gapjax.workdirs.claim', full)
+  with pytest.raises(OSError, match='No space'):
+    convert.convert(path, tmp_path / 'runs/a', config=config)
+  assert not any((tmp_path / 'runs').iterdir())
+
+
+def test_mistakes_are_one_line_with_the_way_out(tmp_path, capsys):
+  config = tiny_config()
+  path = weights.write(tmp_path / 'w.npz', their_arrays(config, 4))
+  run = convert.convert(path, tmp_path / 'run', config=config)
+  (tmp_path / 'empty').mkdir()
+  before = path.read_bytes()
+  for argv, words in (
+      ([tmp_path / 'nowhere', path], 'there is no `'),
+      ([path, tmp_path / 'new'], 'give --config=FILE'),
+      ([path, tmp_path / 'new', DIGITS, '--wrap=net'], '--wrap is for writing'),
+      ([path, tmp_path / 'new.pth', DIGITS], 'are both files; give a workdir'),
+      ([path, path, DIGITS], 'are both files; give a workdir'),
+      ([path, run, DIGITS], 'is not empty; remove it, or give another workdir'),
+      ([run, path], 'is there already; remove it, or give another name'),
+      ([run, tmp_path / 'new'], 'weights are written to .npz'),
+      ([run, tmp_path / 'new.npz', '--wrap=net'], 'leave --wrap out'),
+      ([run, tmp_path / 'new.npz', DIGITS], f'is a workdir, whose config.json says the network; '
+       f'leave {DIGITS} out'),
+      ([run, tmp_path / 'new.npz', 'more'], 'leave more out'),
+      ([tmp_path / 'empty', tmp_path / 'new.npz'], 'holds no run'),
+      ([run, 'gs://bucket/w.npz'], 'remote folders are not supported'),
+      ([path, tmp_path / 'new', DIGITS, '--config.model.dtype=float64'], 'JAX_ENABLE_X64=1')):
+    assert words in complaint(capsys, *argv)
+  assert sorted(x.name for x in tmp_path.iterdir()) == ['empty', 'run', 'w.npz']
+  assert path.read_bytes() == before
+  shutil.rmtree(run / 'checkpoints')
+  assert re.search('holds no checkpoint; train first', complaint(capsys, run, tmp_path / 'n.npz'))

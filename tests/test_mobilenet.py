@@ -1,0 +1,247 @@
+"""MobileNetV2 against torchvision's values (tests/golden/torchvision_mobilenet.py made them), and
+grouped, depthwise and separable convolutions against NumPy in float64."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+from gapjax.errors import UsageError
+from gapjax.models import convolution, layers
+from gapjax.models.convolution import convolve
+from gapjax.models.downsample import blur
+from gapjax.models.layers import Conv, SeparableConv
+from gapjax.models.mobilenet import InvertedResidual, MobileNetV2, channels, relu6
+
+draw = np.random.default_rng(0)
+
+
+# ---- Grouped convolution -------------------------------------------------------------------------
+
+
+def grouped(x, kernel, groups, **how):
+  """The definition: each group's convolution alone, side by side."""
+  return np.concatenate([reference.conv(part, of, **how) for part, of in zip(
+    np.split(x, groups, -1), np.split(np.asarray(kernel), groups, -1), strict=True)], -1)
+
+
+@pytest.mark.parametrize('padding', layers.PADDINGS)
+@pytest.mark.parametrize(('features', 'groups', 'stride', 'dilation'), [
+  (6, 6, 1, 1), (6, 6, 2, 1), (6, 6, 1, 2), (6, 6, 2, 3), (12, 6, 1, 1), (4, 2, 2, 2)])
+def test_grouped_conv_equals_its_definition(padding, features, groups, stride, dilation):
+  x = draw.normal(size=(2, 8, 9, 6))
+  conv = Conv(features, 3, stride, padding, dilation=dilation, groups=groups)
+  variables = conv.init(jax.random.key(1), x)
+  kernel = variables['params']['kernel']
+  assert kernel.shape == (3, 3, 6 // groups, features)
+  expected = grouped(x, kernel, groups, stride=stride, padding=padding, dilation=dilation)
+  np.testing.assert_allclose(conv.apply(variables, x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(('features', 'groups'), [(8, 8), (16, 8), (4, 2)])
+@pytest.mark.parametrize(('stride', 'padding', 'dilation'), [(1, 1, 1), (2, 1, 1), (2, 2, 2),
+                                                             (1, 0, 3)])
+def test_gradients_of_grouped_convolutions_by_their_definition(monkeypatch, features, groups,
+                                                               stride, padding, dilation):
+  """The gradient of a bilinear map: its value for a unit kernel entry or input, times dy, summed.
+  """
+  monkeypatch.setattr(convolution, 'WORTH_PRODUCTS', 1)  # groups are not for the products
+  x, kernel = draw.normal(size=(1, 7, 8, 8)), draw.normal(size=(3, 3, 8 // groups, features))
+  padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+  conv = functools.partial(grouped, groups=groups, stride=stride, padding='none',
+                           dilation=dilation)
+  weight = draw.normal(size=conv(padded, kernel).shape)
+  with jax.enable_x64(True):
+    found_x, found_kernel = jax.grad(
+      lambda x, k: (convolve(x, k, stride, padding, dilation, groups) * weight).sum(), (0, 1))(
+        jnp.asarray(x), jnp.asarray(kernel))
+  expected = [(conv(padded, unit.reshape(kernel.shape)) * weight).sum()
+              for unit in np.eye(kernel.size)]
+  np.testing.assert_allclose(found_kernel.ravel(), expected, atol=1e-10)
+  places = draw.permutation(x.size)[:15]  # of the inputs: each costs a convolution
+  for place in places:
+    unit = np.zeros(x.size)
+    unit[place] = 1
+    unit = np.pad(unit.reshape(x.shape), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    np.testing.assert_allclose(found_x.ravel()[place], (conv(unit, kernel) * weight).sum(),
+                               atol=1e-10)
+
+
+def test_depthwise_convolutions_are_sums_of_shifts_on_cpu_alone():
+  """Elsewhere one convolution forward, and for its gradient one for the input, one for the kernel.
+  """
+  x = jax.ShapeDtypeStruct((2, 8, 8, 16), np.float32)
+  kernel = jax.ShapeDtypeStruct((3, 3, 1, 16), np.float32)
+  forward = lambda x, k: convolve(x, k, 1, 1, 1, 16)  # noqa: E731
+  for function, count in ((forward, 1),
+                          (jax.grad(lambda x, k: (forward(x, k) * x).sum(), (0, 1)), 3)):
+    for platform in ('cpu', 'cuda', 'tpu'):
+      text = jax.jit(function).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+      assert text.count('stablehlo.convolution') == (0 if platform == 'cpu' else count)
+
+
+def test_depthwise_sums_of_bfloat16_are_float32():
+  """Nine rounded sums would be off by more than the one rounding of the result."""
+  x, kernel = (jnp.asarray(draw.normal(size=shape), jnp.bfloat16)
+               for shape in ((4, 9, 9, 8), (3, 3, 1, 8)))
+  found = convolution.depthwise(x, kernel, 1, 0, 1)
+  assert found.dtype == jnp.bfloat16
+  exact = grouped(np.asarray(x, np.float64), np.asarray(kernel, np.float64), 8, padding='none')
+  np.testing.assert_allclose(np.asarray(found, np.float64), exact, rtol=2 ** -8, atol=1e-6)
+
+
+def test_grouped_initialisation_is_pytorchs():
+  """Uniform within 1 / sqrt(fan in), the fan in being a group's: 3 * 3 * 8 / 4."""
+  kernel = Conv(4000, groups=4).init(jax.random.key(0), jnp.zeros((1, 3, 3, 8)))['params']['kernel']
+  bound = 1 / np.sqrt(18)
+  assert np.abs(kernel).max() <= bound
+  np.testing.assert_allclose(np.quantile(kernel, [.25, .5, .75]) / bound, [-.5, 0, .5], atol=.05)
+
+
+@pytest.mark.parametrize('padding', ['zero', 'partial', 'circular'])
+def test_a_separable_convolution_is_a_depthwise_and_a_pointwise_one(padding):
+  x = draw.normal(size=(2, 7, 8, 6))
+  conv = SeparableConv(10, padding=padding, dilation=2)
+  variables = conv.init(jax.random.key(1), x)
+  params = variables['params']
+  assert jax.tree.map(jnp.shape, params) == {'depthwise': {'kernel': (3, 3, 1, 6)},
+                                             'pointwise': {'kernel': (1, 1, 6, 10)}}
+  y = grouped(x, params['depthwise']['kernel'], 6, padding=padding, dilation=2)
+  expected = y @ np.asarray(params['pointwise']['kernel'][0, 0], np.float64)
+  np.testing.assert_allclose(conv.apply(variables, x), expected, rtol=1e-5, atol=1e-5)
+
+
+# ---- The network ---------------------------------------------------------------------------------
+
+
+def test_channels_are_rounded_as_torchvisions():
+  usual = (32, 16, 24, 32, 64, 96, 160, 320)
+  expected = {64: usual, 32: (16, 8, 16, 16, 32, 48, 80, 160),  # 12 is nearest to 16: halves go up
+              8: (8, 8, 8, 8, 8, 16, 24, 40),
+              4: (8, 8, 8, 8, 8, 8, 16, 24)}  # 10 is nearest to 8, but that is a fifth less
+  for width, counts in expected.items():
+    assert tuple(channels(count, width) for count in usual) == counts
+  assert channels(32, 22.4) == 16  # width_mult=0.35, whose published network has a stem of 16
+
+
+def test_relu6_has_no_gradient_at_zero():
+  values, gradients = jax.vmap(jax.value_and_grad(relu6))(jnp.array([-1., 0, 2, 7]))
+  np.testing.assert_array_equal(values, [0, 0, 2, 6])
+  np.testing.assert_array_equal(gradients, [0, 0, 1, 0])
+
+
+def test_parameters_are_those_of_the_definition():
+  """(t, c, n, s) as the paper's table 2 has them; torchvision's whole network has 2,223,872 before
+  its classifier, of which features.18 is 320 * 1280 + 2 * 1280."""
+  conv = lambda c, o, k=1, groups=1: k * k * c * o // groups + 2 * o  # noqa: E731 - and BatchNorm
+  total, c = conv(3, 32, 3), 32
+  for t, o, n in ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3),
+                  (6, 320, 1)):
+    for _ in range(n):
+      total += (conv(c, t * c) if t > 1 else 0) + conv(t * c, t * c, 3, t * c) + conv(t * c, o)
+      c = o
+  assert total == 2_223_872 - 412_160
+  for stride, last in ((None, 2), (16, 4), (8, 7)):
+    (logits, features), variables = jax.eval_shape(
+      lambda s=stride: MobileNetV2(output_stride=s).init_with_output(
+        jax.random.key(0), jnp.zeros((1, 49, 64, 3)), train=False))
+    assert sum(x.size for x in jax.tree.leaves(variables['params'])) == total
+    assert logits is None and features['pooled'].shape == (1, 320)
+    assert features['stage1'].shape == (1, 13, 16, 24)
+    assert features['stage4'].shape == (1, last, {2: 2, 4: 4, 7: 8}[last], 320)
+
+
+def golden():
+  """The weights by our names, the image, and {kind/stage: features}, from the golden file."""
+  arrays = dict(np.load(Path(__file__).parent / 'golden/torchvision_mobilenetv2.npz'))
+  variables = {'params': {}, 'batch_stats': {}}
+  entries = {'weight': ('params', 'scale'), 'bias': ('params', 'bias'),
+             'running_mean': ('batch_stats', 'mean'), 'running_var': ('batch_stats', 'var')}
+  for name in [name for name in arrays if name.startswith('features')]:
+    _, block, *layer, entry = name.split('.')
+    if block == '0':
+      module = [{'0': 'conv1', '1': 'bn1'}[layer[0]]]
+    else:  # conv.I.J, or conv.I for the last convolution and its BatchNorm, of 3 layers or of 2
+      convs = ['depthwise', 'project'] if block == '1' else ['expand', 'depthwise', 'project']
+      i = int(layer[1])
+      kind = 'bn' if layer[2:] == ['1'] or i == len(convs) else 'conv'
+      module = [f'features_{block}', f'{convs[min(i, len(convs) - 1)]}_{kind}']
+    value = arrays.pop(name).astype(np.float32)
+    collection, entry = entries[entry]
+    if value.ndim == 4:
+      value, entry = value.transpose(2, 3, 1, 0), 'kernel'
+    tree = functools.reduce(lambda tree, key: tree.setdefault(key, {}), module,
+                            variables[collection])
+    tree[entry] = value
+  return variables, arrays.pop('image').astype(np.float32), arrays
+
+
+@pytest.mark.parametrize('kind', ['32', '16', '8', '16_early'])
+def test_features_are_torchvisions(kind):
+  variables, image, expected = golden()
+  stride, _, early = kind.partition('_')
+  network = MobileNetV2(8, output_stride=int(stride), early_padding=bool(early), dtype=jnp.float64)
+  with jax.enable_x64(True):  # in float32 eighteen blocks' roundings add up to some 1e-5
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, jax.eval_shape(
+      lambda: network.init(jax.random.key(0), image, train=False)))
+    _, found = jax.jit(lambda v, x: network.apply(v, x, train=False))(
+      jax.tree.map(lambda x: x.astype(np.float64), variables), image)
+  stages = [name for name in expected if name.startswith(f'{kind}/')]
+  assert len(stages) == (5 if kind == '32' else 1)
+  for name in stages:
+    values = found[name.partition('/')[2]]
+    assert values.shape == expected[name].shape
+    np.testing.assert_allclose(values, expected[name], rtol=1e-6, atol=1e-6)
+
+
+def block_by_definition(params, x, *, padding, dilation, downsample, shortcut):
+  """An inverted residual in NumPy, of new BatchNorms: their statistics are 0 and 1."""
+  norm = 1 / np.sqrt(1 + 1e-5)
+  kernel = {name: np.asarray(tree['kernel'], np.float64) for name, tree in params.items()
+            if 'kernel' in tree}
+  clip = lambda y: np.clip(norm * y, 0, 6)  # noqa: E731
+  hidden = kernel['expand_conv'].shape[-1]
+  y = clip(x @ kernel['expand_conv'][0, 0])
+  y = clip(grouped(y, kernel['depthwise_conv'], hidden, padding=padding, dilation=dilation))
+  if downsample == 'blur':
+    y = np.asarray(blur(jnp.asarray(y), 3, stride=2, mode='reflect'), np.float64)
+  y = norm * (y @ kernel['project_conv'][0, 0])
+  border = dilation if padding == 'none' else 0
+  return y + x[:, border:len(x[0]) - border, border:len(x[0, 0]) - border] if shortcut else y
+
+
+@pytest.mark.parametrize(('padding', 'dilation', 'downsample', 'stride', 'features'), [
+  ('none', 1, 'stride', 1, 4), ('none', 2, 'stride', 1, 4), ('partial', 2, 'stride', 1, 4),
+  ('reflect', 1, 'stride', 1, 7), ('zero', 1, 'blur', 2, 4)])
+def test_blocks_by_their_definition(padding, dilation, downsample, stride, features):
+  x = draw.normal(size=(2, 8, 10, 4))
+  block = InvertedResidual(features, stride, padding=padding, downsample=downsample,
+                           dilation=dilation)
+  variables = block.init(jax.random.key(0), x, train=False)
+  expected = block_by_definition(variables['params'], x, padding=padding, dilation=dilation,
+                                 downsample=downsample, shortcut=stride == 1 and features == 4)
+  np.testing.assert_allclose(block.apply(variables, x, train=False), expected, rtol=1e-4,
+                             atol=1e-5)
+
+
+def test_early_padding_says_where_the_map_is_too_small():
+  with pytest.raises(UsageError, match=r'`circular` by 4 needs a larger .* at `features_\d+`'):
+    jax.eval_shape(lambda: MobileNetV2(
+      4, 'circular', early_padding=True, output_stride=8).init(
+        jax.random.key(0), jnp.zeros((1, 24, 24, 3)), train=False))
+
+
+def test_polyphase_networks_are_circularly_shift_invariant():
+  """A shift of the image shifts every map, by whatever it is; what is pooled stays."""
+  variables, *_ = golden()
+  x = draw.normal(size=(1, 64, 64, 3)).astype(np.float32)
+  network = MobileNetV2(8, 'circular', downsample='polyphase', blur_size=1)
+  pooled = jax.jit(lambda x: network.apply(variables, x, train=False)[1]['pooled'])
+  alone = np.asarray(pooled(x))
+  for shift in (1, 6):
+    np.testing.assert_allclose(pooled(np.roll(x, shift, (1, 2))), alone, atol=1e-3)
+  assert np.abs(pooled(x[:, ::-1]) - alone).max() > 0.1
