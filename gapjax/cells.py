@@ -42,6 +42,11 @@ class Cell:
   attack: bool = False
 
 
+def attacked(cell: Cell) -> Cell:
+  """The cell, its position channels ranked and removed too."""
+  return dataclasses.replace(cell, attack=True)
+
+
 def canvas_cell(network: str, target: str, grid: int, base: ConfigDict) -> Cell:
   """A network (a key of NETWORKS), target and grid over a base config."""
   config = ConfigDict(base.to_dict())
@@ -216,8 +221,14 @@ def camvid(scale: str = 'full') -> ConfigDict:
 
 
 def attack(scale: str) -> list[Cell]:
-  """DeepLabv3 on CamVid, trained, ranked and attacked."""
-  return [Cell('deeplabv3/camvid', camvid(scale), attack=True)]
+  """DeepLabv3 on CamVid, and table 1's networks on 3x3: trained, ranked and attacked.
+
+  Beside GAPNet, whose channels each have their place, PermuteNet is the control.
+  """
+  canvas = [attacked(cell) for cell in table1(scale) if cell.config.canvas.grid == 3]
+  for cell in canvas:
+    cell.config.neurons.images = 2_000
+  return [Cell('deeplabv3/camvid', camvid(scale), attack=True), *canvas]
 
 
 # ---- Quickstart: the whole paper on scikit-learn's digits ----------------------------------------
@@ -265,7 +276,7 @@ def digit_scenes() -> ConfigDict:
 def quickstart(scale: str) -> list[Cell]:
   """On digits. Claim 1: GAPNet and PermuteNet, location and image, and the fixed control.
   Claim 2: the baseline, BlurPool, two crops without and with the pairwise loss. Claim 3: a
-  segmentation network whose position channels are removed.
+  segmentation network whose position channels are removed, and both GAPNets of claim 1.
   """
   canvas, moved, scenes = digits(), digits_moved(), digit_scenes()
   shifted = ['resnet18', 'blurpool', 'two_crops', 'augshift']
@@ -279,11 +290,13 @@ def quickstart(scale: str) -> list[Cell]:
     scenes.num_epochs = 1
     scenes.data.train_images, scenes.model.width = 40, 4
     scenes.eval.images = scenes.neurons.images = 20
-    scenes.neurons.update(counts=3, random_orders=2)
+    for base in (canvas, scenes):
+      base.neurons.update(counts=3, random_orders=2)
     shifted = ['resnet18', 'augshift']
   cells = [('gapnet', 'location'), ('permutenet', 'location'), ('permutenet_fixed', 'location'),
            ('gapnet', 'image'), ('permutenet', 'image')]
-  return [*(canvas_cell(network, target, 3, canvas) for network, target in cells),
+  first = [canvas_cell(network, target, 3, canvas) for network, target in cells]
+  return [*(attacked(cell) if cell.name.startswith('gapnet/') else cell for cell in first),
           *(shift_cell(network, moved) for network in shifted),
           Cell('deeplabv3/digit_scenes', scenes, attack=True)]
 

@@ -14,7 +14,7 @@ import pathlib
 from gapjax import report_attack, report_canvas, report_shifts, workdirs
 from gapjax.errors import UsageError
 from gapjax.render import Page, Section, Table, html_page, markdown, markdown_table
-from gapjax.report_parts import DASH, Source, number, ours, suite
+from gapjax.report_parts import DASH, Source, number, ours, pytorch, suite
 
 CLAIMS = (report_canvas, report_shifts, report_attack)
 # A single run's claim, by its task.
@@ -32,7 +32,8 @@ SCALES = {
                        'shrunk to 16 x 16, and 10, 6 and 4 epochs with cosine decay, '
                        f'{COMPARE}',
   ('attack', 'small'): 'This run uses CamVid in place of Cityscapes, at half the size, a narrow '
-                       f'ResNet-18 from scratch and a few thousand steps, {COMPARE}',
+                       f'ResNet-18 from scratch and a few thousand steps, {COMPARE} Classifiers '
+                       'are trained as in table 1 at this scale.',
   ('table2', 'small'): NARROW, ('augshift_sweep', 'small'): NARROW,
   ('', 'small'): f'This run is smaller than the paper\'s, {COMPARE}',
   ('', 'tiny'): 'This run shows that everything runs; its few steps show nothing else.'}
@@ -83,9 +84,8 @@ def _plain_table(records):
   several = len({suite(r) for r in records}) > 1
   rows = []
   for r in records:
-    paper, pytorch = (number(r.get(key), r['metric']) for key in ('paper', 'torch'))
-    rows.append([*([suite(r)] if several else []), r['cell'], r['metric'], paper,
-                 *([pytorch] if torch else []), ours(r)])
+    rows.append([*([suite(r)] if several else []), r['cell'], r['metric'],
+                 number(r.get('paper'), r['metric']), *([pytorch([r])] if torch else []), ours(r)])
   head = [*(['suite'] if several else []), 'cell', 'metric', 'paper',
           *(['PyTorch'] if torch else []), 'gapjax']
   return Table(head, rows, text=2 + several, strong=frozenset({len(head) - 1}),
@@ -97,12 +97,19 @@ def table(records):
   """The results as Markdown, in percent, for a report, a terminal or a README.
 
   The canvas cells (the paper's section 3) and the shift cells (section 4) take one row a cell in a
-  table each; any others one row a record in a third. `records`: a suite's results.json, dicts with
+  table each, what removing channels left (section 5) one or two; any others one row a record in the
+  last. `records`: a suite's results.json, dicts with
   `cell`, `metric`, `mean`, and if known `paper`, `torch`, `std`, `n`, `suite`, `scale`,
   `protocol`, `detail`.
   """
-  return '\n\n'.join(markdown_table((claim.table if claim else _plain_table)(some))
-                     for claim, some in _split(records))
+  return '\n\n'.join(markdown_table(table) for claim, some in _split(records)
+                     for table in _tables(claim, some))
+
+
+def _tables(claim, records):
+  if claim is report_attack:  # some of its networks mark pixels, others classify
+    return claim.tables(records)
+  return [(claim.table if claim else _plain_table)(records)]
 
 
 def scale_notes(records):
@@ -199,6 +206,13 @@ def _flat(config, prefix=''):
     else [[f'{prefix}{key}', json.dumps(value, ensure_ascii=False)]])]
 
 
+def _told(claims):
+  if len(claims) == len(CLAIMS):
+    return 'one after the other'
+  return ' and '.join(f'the {name}' for name, claim in zip(('first', 'second', 'third'), CLAIMS,
+                                                           strict=True) if claim in claims)
+
+
 def _page(source, parts, sections):
   """Title and lead: those of the one claim that is told, or of both."""
   claims = [(claim, part) for claim, part in parts if claim]
@@ -212,7 +226,7 @@ def _page(source, parts, sections):
             'pooling. Position survives the pooling, in the order of the channels. A loss '
             'that drives it out of the pooled features makes a network more translation '
             'invariant. And the channels that carry it can be found and removed. This page tells '
-            'one after the other.']
+            f'{_told([claim for claim, _ in claims])}.']
   else:
     title = 'Results beside the paper'
     lead = ['Every cell of the suite, the published number beside what gapjax measures.']

@@ -1,5 +1,6 @@
 """The report's third claim (the paper's section 5): channels that hold position can be removed."""
 
+import functools
 import re
 
 import numpy as np
@@ -8,6 +9,7 @@ from gapjax import plots, workdirs
 from gapjax.neurons import attack, pictures
 from gapjax.render import Picture, Section, Table
 from gapjax.report_parts import (
+  CANVAS,
   DASH,
   both,
   copied,
@@ -33,6 +35,8 @@ LEFT = [('predictions.png', 'Predictions', 'Evaluated scenes, their labels, and 
          'above.')]
 # How many values of N the table shows of a sweep.
 SHOWN = 3
+# A classifier's metrics, and what it got right.
+CLASSIFIED = {'location_accuracy': 'places', 'image_accuracy': 'images'}
 
 
 def match(record):
@@ -80,30 +84,72 @@ def lead(source):
     'images whose object of interest stands on that side only. Then the first N channels of a '
     'ranking are set to zero, and as a baseline N channels drawn at random. If the claim holds, '
     'the overall ranking costs more mIoU than chance does, left channels cost more in the left '
-    'half than right channels do, and the other way round.']
+    'half than right channels do, and the other way round.',
+    *(['Networks that classify lose channels, too: one that names the place of an image on its '
+       'canvas, and one that names the image. Left and right are then images in columns of the '
+       'canvas on that side, and every test image is asked for at every place.']
+      if any(record['metric'] in CLASSIFIED for record in source.records) else [])]
+
+
+def subject(name):
+  """What a network is called: 'GAPNet, 3 x 3' for those of both targets; others by their cell."""
+  found = CANVAS.fullmatch(name)
+  return f'{plots.NETWORKS[found[1]]}, {found[3]}{plots.TIMES}{found[3]}' if found else name
+
+
+def _removed(source):
+  """The records of what was removed: a suite's, or of a single run's attack."""
+  if source.summary is None:
+    return [record for record in source.records if 'network' in record]
+  path = source.workdir / 'attack.json'
+  if not path.exists():
+    return []
+  config, sizes = source.summary['config'], source.summary.get('sizes') or {}
+  more = {'network': config['model']['name'],
+          **({'chance': sizes.get('chance')} if config.get('task') != 'segmentation' else {})}
+  return [{**record, **more} for record in workdirs.read_json(path, list)]
 
 
 def _attacks(source):
-  """{network: Sweep} of the records, or of a single run's attack."""
-  if source.summary is not None:
-    path = source.workdir / 'attack.json'
-    return {'': attack.from_records(workdirs.read_json(path, list))} if path.exists() else {}
-  found = {}
-  for record in source.records:
-    if 'network' in record:
-      found.setdefault(record['network'], []).append(record)
-  return {name: attack.from_records(records) for name, records in found.items()}
+  """[(what was attacked, Sweep, {metric: chance})]; a classifier's targets side by side if they
+  were asked for the same N."""
+  by_network, found = {}, {}
+  for record in _removed(source):
+    by_network.setdefault(record['network'], []).append(record)
+  for network, records in by_network.items():
+    sweep = attack.from_records(records)
+    metrics, chance = found.setdefault((subject(network), sweep.counts), ({}, {}))
+    metrics.update(sweep.metrics)
+    chance.update({r['metric']: r['chance'] for r in records if r.get('chance') is not None})
+  return [(name, attack.Sweep(counts, dict(sorted(metrics.items(), key=_column))), chance)
+          for (name, counts), (metrics, chance) in found.items()]
+
+
+def _column(item):
+  """Sort key of (metric, ...): the pictures' order, rectangles last."""
+  known = list(pictures.METRICS)
+  return known.index(item[0]) if item[0] in known else len(known)
 
 
 def shown(counts):
-  """SHOWN of the numbers of removed channels, in about equal distances, none of them 0."""
+  """SHOWN of the numbers of removed channels, in about equal distances, none of them 0; all, if no
+  more are there."""
   counts = [n for n in counts if n]
+  if len(counts) <= SHOWN:
+    return counts
   return [counts[i] for i in np.unique(np.linspace(0, len(counts) - 1, SHOWN + 1).round()
                                        .astype(int))[:-1]]
 
 
+def tables(records):
+  """One table of the networks that mark pixels, one of those that classify."""
+  parts = [[r for r in records if (r['metric'] in CLASSIFIED) == classify]
+           for classify in (False, True)]
+  return [table(part) for part in parts if part]
+
+
 def table(records):
-  """One row for the whole network and for each order at some N: mIoU by region."""
+  """One row for the whole network and for each order at some N: mIoU by region, or accuracy."""
   there = dict.fromkeys(r['metric'] for r in records if 'network' in r)  # also rectangles'
   there = there or dict.fromkeys(r['metric'] for r in records)
   metrics = [*(m for m in pictures.METRICS if m in there),
@@ -111,7 +157,7 @@ def table(records):
                and m != 'miou_best')]
   found, rows, breaks = {}, [], set()
   for record in records:
-    name = match(record)
+    name = subject(match(record))
     if 'network' in record or record['metric'] in metrics:
       found.setdefault(name, {}).setdefault(record['cell'], {})[record['metric']] = record
   for network, by_cell in found.items():
@@ -129,6 +175,11 @@ def table(records):
         breaks.add(len(rows))
       rows.append([network, count or '0', removed if count else DASH,
                    *(ours(values.get(metric)) for metric in metrics)])
+    chance = {r['metric']: r['chance'] for values in by_cell.values() for r in values.values()
+              if r.get('chance') is not None}
+    if chance:
+      breaks.add(len(rows))
+      rows.append([network, DASH, 'guessing', *(number(chance.get(m)) for m in metrics)])
   names = [pictures.METRICS.get(metric, metric) for metric in metrics]
   return Table(['network', 'N removed', 'by', *names], rows, text=3, breaks=frozenset(breaks - {0}),
                strong=frozenset(range(3, 3 + len(names))),
@@ -139,9 +190,9 @@ def table(records):
 def results(source, _):
   """Facts and the table of a suite."""
   facts = []
-  for sweep in _attacks(source).values():
+  for _, sweep, _ in _attacks(source):
     facts += _facts(sweep)
-  return Section('Results', facts=facts, tables=[table(source.records)])
+  return Section('Results', facts=facts, tables=tables(source.records))
 
 
 def _facts(sweep):
@@ -160,17 +211,33 @@ def _facts(sweep):
 def removed(source, folder):
   """Also of a single canvas run that was attacked."""
   drawn = []
-  for number_, (name, sweep) in enumerate(_attacks(source).items()):
-    path = folder / f'attack{number_ or ""}.png'
-    what = 'mIoU' if any(metric.startswith('miou') for metric in sweep.metrics) else 'Accuracy'
+  for i, (name, sweep, chance) in enumerate(_attacks(source)):
+    what = 'Accuracy' if set(sweep.metrics) <= set(CLASSIFIED) else 'mIoU'
     drawn.append(both(
-      pictures.curves, sweep, path, alt=f'{what} against the number of removed channels',
-      caption=f'{f"{name}: " if name else ""}{what} in percent against the number of removed '
-      'channels; the band of the random orders is from the lowest to the highest.'))
-  tables = [table([{**record, 'network': source.summary['config']['model']['name']}
-                   for record in sweep.records()]) for sweep in _attacks(source).values()
-            ] if source.summary is not None else []
-  return Section('What removing channels costs', pictures=drawn, tables=tables) if drawn else None
+      functools.partial(pictures.curves, chance=chance), sweep, folder / f'attack{i or ""}.png',
+      alt=f'{what} against the number of removed channels',
+      caption=f'{"" if source.summary else f"{name}: "}{what} in percent against the number of '
+      f'removed channels{", every test image at every place" if chance else ""}; the band of the '
+      'random orders is from the lowest to the highest'
+      f'{", the dotted line is guessing" if chance else ""}.{_beside(sweep)}'))
+  if not drawn:
+    return None
+  return Section('What removing channels costs', pictures=drawn,
+                 tables=tables(_removed(source)) if source.summary else [])
+
+
+def _beside(sweep):
+  """A sentence on a classifier: what it gets right by rank beside at random, at the last N shown.
+  """
+  n, said = shown(sweep.counts)[-1], []
+  for metric, orders in sweep.metrics.items():
+    if metric in CLASSIFIED and {'overall', 'random'} <= set(orders):
+      i = sweep.counts.index(n)
+      whole, ranked, drawn = (number(values.mean()) for values in (
+        orders['overall'][:, 0], orders['overall'][:, i], orders['random'][:, i]))
+      said.append(f'{whole}, {ranked} and {drawn}% of {CLASSIFIED[metric]}')
+  return (f' The whole network, that without its first {n} position channels, and that without {n} '
+          f'random ones get right: {"; ".join(said)}.') if said else ''
 
 
 def classes(source, _):

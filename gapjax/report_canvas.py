@@ -6,6 +6,7 @@ from gapjax import plots
 from gapjax.render import Picture, Section, Table
 from gapjax.report_attack import removed
 from gapjax.report_parts import (
+  CANVAS,
   both,
   copied,
   detail_curves,
@@ -13,19 +14,21 @@ from gapjax.report_parts import (
   learned,
   number,
   ours,
+  pytorch,
   run_curves,
   suite,
 )
 
-CELL = re.compile(r'(gapnet|permutenet|permutenet_fixed)/(location|image)/(\d+)x\3')
 # config.model.head -> the cell's network
 HEADS = {'gap': 'gapnet', 'permuted': 'permutenet', 'linear': 'GAP and a linear layer'}
+PYTORCH = (' PyTorch: the same networks in plain PyTorch, on the same batches of images, under the '
+           'paper\'s protocol.')
 HEADING = 'First claim: position survives global pooling'
 
 
 def match(record):
   """Whether a record is of a canvas cell: its network, target and grid."""
-  return CELL.fullmatch(record['cell'])
+  return CANVAS.fullmatch(record['cell'])
 
 
 def place(record):
@@ -100,13 +103,13 @@ def table(records):
   several = len({name for name, _ in found}) > 1
   blocks, rows = [], []
   for (group, name), metrics in found.items():
-    network, target, k = CELL.fullmatch(name).groups()
+    network, target, k = CANVAS.fullmatch(name).groups()
     exact, best = (metrics.get(f'{target}_accuracy{which}') for which in ('', '_best_random'))
     chance = _chance(target, int(k), first((exact, best), 'detail') or {})
-    paper, pytorch = (number(first((best, exact), key)) for key in ('paper', 'torch'))
     blocks.append((group, target, k))
     rows.append([*([group] if several else []), plots.NETWORKS[network], target,
-                 f'{k}{plots.TIMES}{k}', paper, *([pytorch] if torch else []),
+                 f'{k}{plots.TIMES}{k}', number(first((best, exact), 'paper')),
+                 *([pytorch((best, exact))] if torch else []),
                  ours(best), ours(exact), number(chance)])
   breaks = frozenset(i for i in range(1, len(rows)) if blocks[i] != blocks[i - 1])
   head = [*(['suite'] if several else []), 'network', 'target', 'grid', 'paper',
@@ -116,7 +119,7 @@ def table(records):
     head, rows, text=3 + several, breaks=breaks, strong=frozenset({len(head) - 3, len(head) - 2}),
     caption='In percent. gapjax: mean \N{PLUS-MINUS SIGN} sample standard deviation (seeds). The '
     'paper quotes the best epoch under random placement; the stricter column places every test '
-    'image at every location with the final weights.')
+    f'image at every location with the final weights.{PYTORCH if torch else ""}')
 
 
 # --- sections: (Source, folder for pictures) -> Section or None -------------------------------

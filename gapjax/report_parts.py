@@ -9,6 +9,8 @@ from gapjax.errors import UsageError
 from gapjax.render import Picture, Section
 
 DASH = '\N{EN DASH}'
+# The name of a canvas cell: network, target, grid.
+CANVAS = re.compile(r'(gapnet|permutenet|permutenet_fixed)/(location|image)/(\d+)x\3')
 FRACTION = re.compile('accuracy|consistency|miou|chance')
 # A panel's curves: the split and the key of their lines in metrics.jsonl.
 CURVES = {'train_loss': ('train', 'loss'), 'eval_accuracy': ('eval', 'accuracy'),
@@ -44,6 +46,15 @@ def ours(record):
   metric, std = record['metric'], record.get('std')
   spread = '' if std is None else f' \N{PLUS-MINUS SIGN} {number(std, metric)}'
   return f'{number(record["mean"], metric)}{spread} ({record.get("n", 1)})'
+
+
+def pytorch(records):
+  """What the PyTorch twin got, as `ours` says it, of the first of the records that knows it."""
+  record = next((r for r in records if r and r.get('torch') is not None), {})
+  torch = record.get('torch')
+  if isinstance(torch, dict):
+    return ours({**torch, 'metric': record['metric']})
+  return number(torch, record.get('metric', 'accuracy'))
 
 
 def first(records, key):

@@ -11,7 +11,7 @@ from gapjax.evaluators import Evaluator
 from gapjax.neurons import pictures
 from gapjax.parallel import AXIS
 from gapjax.tasks.images import IMAGENET
-from gapjax.tasks.segmentation import REGIONS, VOID, iou
+from gapjax.tasks.segmentation import REGIONS, VOID, check_sizes, iou
 
 
 class SceneEvaluator(Evaluator):
@@ -24,6 +24,8 @@ class SceneEvaluator(Evaluator):
   """
 
   def __init__(self, config, model, task, test_set, devices):
+    if config.model.downsample == 'polyphase':  # before an epoch of training, not after
+      check_sizes(model, test_set, padded=config.eval.padded)
     self.config, self.model, self.task, self.devices = config, model, task, devices
     self.scenes = test_set
     self.batch_size = -(-min(config.eval.batch_size, len(test_set)) // len(devices)) * len(devices)

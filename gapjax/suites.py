@@ -13,7 +13,9 @@ from gapjax import data, report, workdirs
 from gapjax.cells import SUITES, Cell
 from gapjax.errors import UsageError
 from gapjax.neurons.run import attack_run
+from gapjax.pytorch.weights import require_torch
 from gapjax.system import versions
+from gapjax.tasks.segmentation import object_classes
 from gapjax.train import train
 
 log = logging.getLogger(__name__)
@@ -25,7 +27,8 @@ PICTURES = ('predictions.png', 'activations.png', 'attack_scenes.png')
 
 
 def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: str,
-        only: str | None = None, published=None, progress: bool = True) -> pathlib.Path:
+        only: str | None = None, published=None, with_torch: bool = False,
+        progress: bool = True) -> pathlib.Path:
   """Trains what no results.json holds yet, cell by cell, then builds the report.
 
   Args:
@@ -38,6 +41,7 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
     command: what the report says made it, below the earlier commands of this workdir.
     only: trains only the cells whose names match one of these patterns, parted by spaces.
     published: another results.json whose cells count as trained, if it exists.
+    with_torch: trains the PyTorch twin of every cell too, in `workdir/cells/CELL/seedN/torch`.
     progress: whether to show progress bars.
 
   Returns:
@@ -46,10 +50,12 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
   workdir, start = pathlib.Path(workdir), time.perf_counter()
   every = SUITES[suite](scale)
   cells = chosen(every, only)
+  train_twin = twin_of(cells) if with_torch else None
   for c in (cell.config for cell in cells):  # before hours of training, not after
     if c.task == 'segmentation':
       for split in (c.data.train_split, c.data.eval_split, c.neurons.split):
-        data.load_scenes(c.data.name, split=split, data_dir=data_dir)
+        scenes = data.load_scenes(c.data.name, split=split, data_dir=data_dir)
+        object_classes(c.neurons.classes, scenes.class_names, dataset=c.data.name)
     else:
       data.check(c.data.name, data_dir=data_dir)
   check_records(workdir / 'results.json', every)
@@ -59,25 +65,38 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
   # Seeds outside, so that every cell has a value before any has a second one.
   for seed in range(seeds):
     for number, cell in enumerate(cells, 1):
-      if any(holds(record, cell) and seed in record['seeds'] for record in records):
+      known = [r for r in records if holds(r, cell) and seed in r['seeds']]
+      trained = any('network' not in record for record in known)
+      attacked = not cell.attack or any('network' in record for record in known)
+      twinned = not with_torch or any(
+        seed in torch_seeds(record) for record in records if holds(record, cell))
+      if trained and attacked and twinned:
         continue
       log.warning('%s seed %d (cell %d of %d)', cell.name, seed, number, len(cells))
       config = ConfigDict(cell.config.to_dict())
       config.seed = seed
       folder = workdir / 'cells' / cell.name / f'seed{seed}'
-      summary = train(config, workdir=folder, data_dir=data_dir, progress=progress)
-      records = add(records, suite, scale, cell, seed, summary,
-                    workdirs.read_lines(folder / 'metrics.jsonl'))
-      if cell.attack:
-        records = add_attack(records, suite, scale, cell, seed,
-                             attack_run(folder, data_dir=data_dir))
-      keep_samples(folder, workdir / 'samples', cell.config)
-      workdirs.write_json(workdir / 'results.json', records)
+      if not (trained and attacked):
+        summary = train(config, workdir=folder, data_dir=data_dir, progress=progress)
+        if not trained:
+          records = add(records, suite, scale, cell, seed, summary,
+                        workdirs.read_lines(folder / 'metrics.jsonl'))
+        if not attacked:
+          records = add_attack(records, suite, scale, cell, seed,
+                               attack_run(folder, data_dir=data_dir), chance=guessing(summary))
+        keep_samples(folder, workdir / 'samples', cell.config)
+        write_records(workdir / 'results.json', records)
+      if not twinned:
+        summary = train_twin(config, workdir=folder / 'torch', data_dir=data_dir,
+                             progress=progress)
+        records = add_torch(records, cell, seed, summary)
+        write_records(workdir / 'results.json', records)
       workdirs.write_json(workdir / 'run.json', {
         'command': '\n'.join(dict.fromkeys([*previous.get('command', '').splitlines(), command])),
-        'device': summary['device'], 'versions': versions(),
+        'device': summary['device'],
+        'versions': {**previous.get('versions', {}), **summary.get('versions', versions())},
         'wall_seconds': previous.get('wall_seconds', 0.0) + time.perf_counter() - start})
-  workdirs.write_json(workdir / 'results.json', records)
+  write_records(workdir / 'results.json', records)
   return report.build(workdir)
 
 
@@ -96,9 +115,33 @@ def chosen(cells, only: str | None) -> list[Cell]:
   return [cell for cell in cells if any(fnmatch.fnmatch(cell.name, p) for p in patterns)]
 
 
+def read_records(path) -> list[dict]:
+  """The records of a results.json, each with its cell's config; none where there is no file."""
+  records, found = workdirs.read_json(path, list) if path.exists() else [], {}
+  for record in records:
+    if 'config' in record:
+      found.setdefault(trained_cell(record), {'config': record['config']})
+  return [{**found.get(trained_cell(record), {}), **record} for record in records]
+
+
+def write_records(path, records) -> None:
+  """Writes results.json, with a cell's config in its first record alone."""
+  seen, written = set(), []
+  for record in records:
+    again = trained_cell(record) in seen
+    written.append({key: v for key, v in record.items() if not (again and key == 'config')})
+    seen.add(trained_cell(record))
+  workdirs.write_json(path, written)
+
+
+def trained_cell(record) -> str:
+  """The name of the cell that a record is of, also one of its attack."""
+  return record.get('network', record.get('cell'))
+
+
 def check_records(path, cells) -> None:
   """Raises UsageError when results.json holds anything but these cells: it would be lost."""
-  for record in workdirs.read_json(path, list) if path.exists() else []:
+  for record in read_records(path):
     if not any(holds(record, cell) for cell in cells):
       raise UsageError(f'{path} holds {record.get("cell")} of another suite, scale or config; '
                        'use another --workdir')
@@ -108,10 +151,10 @@ def known_records(paths, cells) -> list[dict]:
   """Records of these cells in several results.json files; an earlier file has precedence."""
   records = []
   for path in map(pathlib.Path, paths):
-    known = workdirs.read_json(path, list) if path.exists() else []
-    new = [r for r in known if any(holds(r, cell) for cell in cells) and
-           not any((r['cell'], r['metric']) == (o['cell'], o['metric']) for o in records)]
-    for name in dict.fromkeys(record['cell'] for record in new):
+    there = {(trained_cell(r), r['cell'], r['metric']) for r in records}
+    new = [r for r in read_records(path) if any(holds(r, cell) for cell in cells)
+           and (trained_cell(r), r['cell'], r['metric']) not in there]
+    for name in dict.fromkeys(map(trained_cell, new)):
       log.warning('%s is known from %s', name, path)
     records += new
   return records
@@ -119,25 +162,21 @@ def known_records(paths, cells) -> list[dict]:
 
 def holds(record, cell) -> bool:
   """Whether a record is of this cell, trained with this config (but for the seed)."""
-  return record.get('network', record.get('cell')) == cell.name and 'config' in record and not [
+  return trained_cell(record) == cell.name and 'config' in record and not [
     field for field in configs.difference(cell.config, record['config'])
     if not field.startswith('seed ')]
 
 
 def add(records, suite, scale, cell, seed, summary, lines) -> list[dict]:
   """The records with one more seed of a cell, from its summary and metrics."""
-  values = {name: value for part in ('final', 'best') for name, value in summary[part].items()
-            if name not in ('loss', 'step')}
   records = list(records)
-  for number, (metric, value) in enumerate(values.items()):
+  for number, (metric, value) in enumerate(measured(summary).items()):
     old = next((r for r in records if (r['cell'], r['metric']) == (cell.name, metric)), None)
     numbers = [*(old['values'] if old else []), value]
     record = {
       'suite': suite, 'scale': scale, 'cell': cell.name, 'metric': metric,
-      'paper': cell.paper.get(metric), 'torch': None, 'values': numbers,
-      'seeds': [*(old['seeds'] if old else []), seed],
-      'mean': statistics.fmean(numbers), 'n': len(numbers),
-      'std': statistics.stdev(numbers) if len(numbers) > 1 else None,
+      'paper': cell.paper.get(metric), 'torch': old.get('torch') if old else None,
+      'values': numbers, 'seeds': [*(old['seeds'] if old else []), seed], **spread(numbers),
       'config': configs.as_json(cell.config)}
     if metric == 'consistency':
       record['protocol'] = summary['shifts']['protocol']
@@ -150,9 +189,52 @@ def add(records, suite, scale, cell, seed, summary, lines) -> list[dict]:
   return records
 
 
-def add_attack(records, suite, scale, cell, seed, sweep) -> list[dict]:
+def measured(summary) -> dict[str, float]:
+  """The metrics of a run, by their names in results.json."""
+  return {name: value for part in ('final', 'best') for name, value in summary[part].items()
+          if name not in ('loss', 'step')}
+
+
+def spread(values) -> dict:
+  """Mean, number and sample standard deviation (None of one) of the values of seeds."""
+  return {'mean': statistics.fmean(values), 'n': len(values),
+          'std': statistics.stdev(values) if len(values) > 1 else None}
+
+
+def twin_of(cells):
+  """What trains the PyTorch twin of these cells. Raises UsageError where PyTorch is not installed,
+  or where a cell has no twin that is trained."""
+  require_torch('--with_torch', 'leave it out')
+  for cell in cells:
+    if cell.config.task == 'segmentation':
+      raise UsageError(f'--with_torch: the PyTorch twin of {cell.name} is not trained; leave it '
+                       'out, or choose other cells with --cells')
+  from gapjax.pytorch.train import train
+  return train
+
+
+def torch_seeds(record) -> list[int]:
+  """The seeds with which the PyTorch twin of a record's cell is trained."""
+  return (record.get('torch') or {}).get('seeds', [])
+
+
+def add_torch(records, cell, seed, summary) -> list[dict]:
+  """The records with one more seed of a cell's PyTorch twin: 'torch' holds 'values', 'seeds',
+  'mean', 'n' and 'std', as the record does of gapjax's runs."""
+  values, found = measured(summary), []
+  for record in records:
+    if record['cell'] == cell.name and record['metric'] in values:
+      numbers = [*(record.get('torch') or {}).get('values', []), values[record['metric']]]
+      record = {**record, 'torch': {
+        'values': numbers, 'seeds': [*torch_seeds(record), seed], **spread(numbers)}}
+    found.append(record)
+  return found
+
+
+def add_attack(records, suite, scale, cell, seed, sweep, *, chance=None) -> list[dict]:
   """The records with what one seed's attack left of a cell: cells such as 'left/N=100', whose
-  'network' is the cell's name. Random orders have several values a seed."""
+  'network' is the cell's name. Random orders have several values a seed. chance: of a classifier,
+  what guessing gets."""
   records = list(records)
   for new in sweep.records():
     old = next((r for r in records if r.get('network') == cell.name
@@ -165,12 +247,17 @@ def add_attack(records, suite, scale, cell, seed, sweep) -> list[dict]:
       'seeds': [*(old['seeds'] if old else []), seed], 'n': len(known),
       'mean': statistics.fmean(known) if known else None,
       'std': statistics.stdev(known) if len(known) > 1 else None,
-      'config': configs.as_json(cell.config)}
+      **({} if chance is None else {'chance': chance}), 'config': configs.as_json(cell.config)}
     if old:
       records[records.index(old)] = record
     else:
       records.append(record)
   return records
+
+
+def guessing(summary):
+  """A classifier's accuracy by guessing; None of a network that marks pixels."""
+  return None if summary['config']['task'] == 'segmentation' else summary['sizes']['chance']
 
 
 def detail(old, summary, lines) -> dict:

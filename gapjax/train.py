@@ -20,6 +20,7 @@ from gapjax.metrics import Writer
 from gapjax.parallel import AXIS, Devices
 from gapjax.plan import Plan
 from gapjax.system import Clock, StopSignals, describe_devices, versions
+from gapjax.tasks.segmentation import object_classes
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
 
     # ---- Data ---------------------------------------------------------------------------------
     train_set, test_set, task = build.load(config, data_dir=data_dir)
+    if config.task == 'segmentation':  # what the attack will ask for
+      object_classes(config.neurons.classes, train_set.class_names, dataset=config.data.name)
 
     # ---- Workdir: new, or of the same config; nobody else's meanwhile --------------------------
     stack.enter_context(workdirs.lock(workdir))

@@ -19,6 +19,7 @@ from gapjax.models.resnet import ResNet
 from gapjax.models.vgg import VGG
 from gapjax.neurons import attack, network, pictures, rank
 from gapjax.neurons.network import Network
+from gapjax.tasks import segmentation
 from gapjax.tasks.segmentation import REGIONS, region
 
 draw = np.random.default_rng(0)
@@ -53,17 +54,18 @@ def trained(model, images):
 # --- DeepLab: one pass equals zeroing and re-running ---------------------------------------------
 
 SIZE = 48
-CHANNELS = 32  # of stage4
 IMAGES = draw.normal(size=(2, SIZE, SIZE, 3)).astype(np.float32)
 KINDS = [('deeplabv3', 16, 'zero'), ('deeplabv3plus', 16, 'partial'),
-         ('deeplabv3', 8, 'replicate'), ('deeplabv3plus', 8, 'zero')]
+         ('deeplabv3', 8, 'replicate'), ('deeplabv3plus', 8, 'zero'),
+         ('deeplabv3plus', 8, 'partial', 'mobilenetv2', 'separable')]
 
 
 @pytest.fixture(scope='module', params=KINDS, ids=lambda kind: '-'.join(map(str, kind)))
 def deeplab(request):
   """A tiny network, its variables, and its cut."""
-  variant, stride, padding = request.param
-  model = DeepLab(variant, 5, 'resnet10', 4, stride, padding=padding)
+  variant, stride, padding, *more = request.param
+  backbone, separable = more[0] if more else 'resnet10', 'separable' in more
+  model = DeepLab(variant, 5, backbone, 4, stride, padding=padding, separable=separable)
   variables = trained(model, IMAGES)
   return model, variables, network.deeplab(model, variables)
 
@@ -78,15 +80,17 @@ def test_one_pass_equals_zeroing_and_rerunning(deeplab):
     return model.apply(variables, branches, features, size=images.shape[1:3], train=False,
                        method='decode')
 
-  order, counts = draw.permutation(CHANNELS), (1, 5, 9, 13, 20, CHANNELS)
   features = cut.features(IMAGES)
-  clean = np.asarray(rerun(IMAGES, np.ones(CHANNELS, np.float32)))
+  channels = features['stage4'].shape[-1]
+  assert channels == (24 if model.separable else 32)
+  order, counts = draw.permutation(channels), (1, 5, 9, 13, 20, channels)
+  clean = np.asarray(rerun(IMAGES, np.ones(channels, np.float32)))
   predicted = {key: np.asarray(p) for key, p in attack.predictions(
     cut, features, orders={'a': order}, counts=counts)}
   found = dict(attack.remaining(cut, features, order, counts=(0, *counts)))
   assert list(found) == [*counts[::-1], 0] and len(predicted) == 1 + len(counts)
   for count in (0, *counts):
-    keep = np.ones(CHANNELS, np.float32)
+    keep = np.ones(channels, np.float32)
     keep[order[:count]] = 0
     expected = np.asarray(rerun(IMAGES, keep))
     ours = cut._complete(variables, found[count], features)  # the logits
@@ -95,7 +99,7 @@ def test_one_pass_equals_zeroing_and_rerunning(deeplab):
     for classes in (predicted['a' if count else attack.CLEAN, 0, count],
                     cut.without(features, order[:count])):
       assert (classes == expected.argmax(-1)).mean() > .998  # but for ties
-  # All blocks, of 4, 4, 4, 7 and 12 channels, were one program; the whole network another.
+  # All blocks, of 4, 4, 4, 7 and 4 or 12 channels, were one program; the whole network another.
   assert cut._contribution._cache_size() <= 2 and cut._complete._cache_size() == 1
 
 
@@ -496,3 +500,11 @@ def test_the_library_in_five_lines(tmp_path):
   # With every channel gone the bias alone decides.
   matrix = result.matrices['overall'][0, -1, 0]
   assert matrix[:, np.argmax(BIAS)].sum() == matrix.sum() > 0
+
+
+def test_counting_and_products_agree_with_scikit_learn():
+  """The two ways of making confusion counts: the TPU's is reached by no other test."""
+  labels, predicted = draw.integers(0, K + 2, (2, 8, 12)), draw.integers(0, K, (2, 8, 12))
+  expected = confusion_matrix(labels.ravel(), predicted.ravel(), labels=range(K))
+  for count in (segmentation._counts, segmentation._products):
+    np.testing.assert_array_equal(count(predicted, jnp.asarray(labels), num_classes=K), expected)

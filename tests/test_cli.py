@@ -189,8 +189,9 @@ def test_quickstart_at_its_smallest(gapjax, tmp_path, data_dir):
   assert first.stdout.splitlines()[-1] == f'report: {page}'
   results = json.loads((tmp_path / 'results.json').read_text())
   # Two metrics for each of five canvas cells, four for each of two of shifted images, eight of a
-  # segmentation network, and mIoU in four regions for each of six orders at three N and for none.
-  assert len(results) == 5 * 2 + 2 * 4 + 8 + 4 * (6 * 3 + 1)
+  # segmentation network, and for each of six orders at three N and for none mIoU in four regions
+  # and the accuracies of two canvas networks.
+  assert len(results) == 5 * 2 + 2 * 4 + 8 + (4 + 2) * (6 * 3 + 1)
   assert {r['n'] for r in results if not r['cell'].startswith('random')} == {1}
   assert {r['n'] for r in results if r['cell'].startswith('random')} == {2}
   before = page.read_bytes()

@@ -6,14 +6,16 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import newest, tiny_config
+from conftest import SCENES, newest, tiny_config
 
-from gapjax import cells, cli, report, suites
+from gapjax import cells, cli, evaluate, report, suites
 from gapjax import models as networks
 from gapjax.data import load_scenes
+from gapjax.errors import UsageError
 from gapjax.neurons import run as neurons
 from gapjax.neurons.attack import from_records
 from gapjax.tasks.images import IMAGENET
+from gapjax.tasks.segmentation import check_sizes
 from gapjax.train import train
 
 
@@ -125,6 +127,28 @@ def test_mistakes_are_one_line(attacked, data_dir, tmp_path, capsys, change, arg
   assert (workdir / 'ranking.json').read_bytes() == before
 
 
+@pytest.mark.parametrize(('changes', 'words'), [
+  ({'neurons.classes': ('3', 'eleven')}, 'class of digit_scenes in neurons.classes `eleven`'),
+  ({'model.downsample': 'polyphase', 'model.stem': 'canvas', 'data.image_size': 50},
+   r'50x75 pixels: polyphase downsampling needs even sizes, not a 50x75 feature map')])
+def test_what_would_fail_later_is_found_before_training(data_dir, tmp_path, changes, words):
+  with pytest.raises(UsageError, match=words) as error:
+    train(tiny_config(**SCENES, **changes), workdir=tmp_path, data_dir=data_dir,
+          devices=jax.local_devices()[:1], progress=False)
+  assert '\n' not in str(error.value)
+  assert not (tmp_path / 'config.json').exists()  # the workdir is still free
+
+
+def test_every_size_is_checked_or_the_shape_that_all_are_filled_up_to():
+  c = tiny_config(**SCENES, **{'model.downsample': 'polyphase', 'model.stem': 'canvas'})
+  model = networks.create(c.model, num_classes=11)
+  even, odd = ({'label': np.zeros(size, np.uint8)} for size in ((32, 48), (32, 44)))
+  check_sizes(model, [even, even], padded=False)
+  check_sizes(model, [even, odd], padded=True)
+  with pytest.raises(UsageError, match='32x44 pixels'):
+    check_sizes(model, [even, odd], padded=False)
+
+
 def test_a_canvas_run_is_attacked_too(data_dir, tmp_path):
   config = tiny_config()
   config.neurons.update(counts=2, random_orders=1)
@@ -136,7 +160,22 @@ def test_a_canvas_run_is_attacked_too(data_dir, tmp_path):
   assert len(orders['left']) == 32
   for values in sweep.metrics['location_accuracy'].values():
     np.testing.assert_allclose(values[:, 0], summary['final']['location_accuracy'], atol=0.02)
-  assert 'What removing channels costs' in report.build(tmp_path).with_suffix('.md').read_text()
+  text = report.build(tmp_path).with_suffix('.md').read_text()
+  assert 'What removing channels costs' in text
+  last = [line for line in text.splitlines() if 'guessing' in line and line.startswith('|')]
+  assert last[0].split('|')[-2].strip() == '25.0'  # one of four places
+  subject = neurons.CanvasSubject(evaluate.open_run(tmp_path, data_dir=data_dir), data_dir)
+  columns = subject.places % 2
+  for region, column in (('left', 0), ('right', 1)):
+    indices = subject.choose(region, limit=None)
+    np.testing.assert_array_equal(indices, np.flatnonzero(columns == column))
+    assert subject.choose(region, limit=7) == indices[:7]
+    # By the masks themselves, as for any other run.
+    assert indices == super(neurons.CanvasSubject, subject).choose(region, limit=None)
+  parts = list(subject.batches(range(50, 150), size=32))
+  assert [len(part) for part in parts] == [32, 32, 32, 1, 1, 1, 1]
+  np.testing.assert_array_equal(np.concatenate(parts),
+                                np.stack([subject.scenes[i]['image'] for i in range(50, 150)]))
 
 
 def test_attacks_of_several_seeds_are_gathered(attacked):

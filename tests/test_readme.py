@@ -1,6 +1,5 @@
 """What the README says is what the repository holds."""
 
-import json
 import re
 
 import flax.linen as nn
@@ -19,11 +18,11 @@ README = (ROOT / 'README.md').read_text()
   ('attack', 'small', 'README.md'),
   ('augshift_sweep', 'small', 'results/README.md')])
 def test_tables_are_what_the_command_printed(suite, scale, printed):
-  records = json.loads((ROOT / 'results' / suite / 'results.json').read_text())
+  records = suites.read_records(ROOT / 'results' / suite / 'results.json')
   assert report.table(records).strip() in (ROOT / printed).read_text()
   trained = {cell.name: cell for cell in cells.SUITES[suite](scale)}
   for record in records:  # and the code still trains what was measured
-    assert suites.holds(record, trained[record.get('network', record['cell'])])
+    assert suites.holds(record, trained[suites.trained_cell(record)])
 
 
 def test_the_example_of_a_network_of_ones_own_trains():

@@ -1,5 +1,6 @@
 """Which cells a suite has, how seeds are gathered, and what a recipe differs in."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from gapjax import cells, config, suites
 from gapjax.errors import UsageError
+from gapjax.neurons.attack import Sweep
 
 
 def test_table2_is_the_papers_and_more():
@@ -146,3 +148,75 @@ def test_seeds_are_gathered():
   maps = [summary['shifts']['accuracy_map'] for summary in summaries]
   np.testing.assert_allclose(detail['shifts']['accuracy_map'], np.mean(maps, 0), rtol=1e-12)
   assert detail['shifts']['offsets'] == [-1, 0, 1] and detail['shifts']['images'] == 7
+
+
+def _attack_records(cell, at, *, chance=None):
+  """What a made-up sweep left of a cell: two orders, two N."""
+  metric = 'miou' if chance is None else f'{cell.config.canvas.target}_accuracy'
+  found = Sweep((0, 5, 9), {metric: {'overall': np.array([[at, .5, .3]]),
+                                     'random': np.array([[at, .8, .6], [at, .7, .4]])}})
+  return suites.add_attack([], 'attack', 'small', cell, 0, found, chance=chance)
+
+
+def test_a_config_stands_once_a_cell_and_is_read_for_all(tmp_path):
+  found = cells.attack('small')[:3]
+  assert [cell.name for cell in found] == [
+    'deeplabv3/camvid', 'gapnet/location/3x3', 'permutenet/location/3x3']
+  records = [*_attack_records(found[0], .9), *_attack_records(found[1], .8, chance=1 / 9)]
+  path = tmp_path / 'results.json'
+  suites.write_records(path, records)
+  there = [i for i, record in enumerate(json.loads(path.read_text())) if 'config' in record]
+  assert there == [0, 5]
+  assert suites.read_records(path) == json.loads(json.dumps(records))
+  for record in suites.read_records(path):
+    assert [suites.holds(record, cell) for cell in found].index(True) == (
+      record['network'] == found[1].name)
+  path.write_text(json.dumps(records))  # as it was written before: a config a record
+  assert suites.read_records(path) == json.loads(json.dumps(records))
+  assert suites.read_records(tmp_path / 'none.json') == []
+
+
+def test_attacks_of_two_networks_do_not_hide_each_other(tmp_path):
+  """Their cells and metrics have the same names."""
+  location, image = (cell for cell in cells.quickstart('digits') if cell.attack
+                     and cell.config.task == 'canvas')
+  other = cells.canvas_cell('permutenet', 'location', 3, cells.digits())
+  every = [location, image, other]
+  for name, records in (('a', _attack_records(location, .9, chance=1 / 9)),
+                        ('b', [*_attack_records(location, .1, chance=1 / 9),
+                               *_attack_records(other, .2, chance=1 / 9)])):
+    suites.write_records(tmp_path / name, records)
+  found = suites.known_records([tmp_path / 'a', tmp_path / 'b'], every)
+  clean = {r['network']: r['values'] for r in found if r['cell'] == 'clean/N=0'}
+  assert clean == {location.name: [.9], other.name: [.2]}  # an earlier file has precedence
+
+
+def test_a_trained_cell_is_attacked_without_training_it_again(monkeypatch, tmp_path, data_dir):
+  """Results from before its attack belonged to the suite stay, and are not counted twice."""
+  monkeypatch.setitem(cells.SUITES, 'quickstart', lambda scale: [cell])
+  cell = cells.quickstart('tiny')[0]
+  assert cell.name == 'gapnet/location/3x3' and cell.attack
+  for attacked in (False, True, True):
+    cell = dataclasses.replace(cell, attack=attacked)
+    suites.run('quickstart', scale='tiny', seeds=1, workdir=tmp_path, data_dir=data_dir,
+               command='', progress=False)
+    records = suites.read_records(tmp_path / 'results.json')
+    own = [r for r in records if 'network' not in r]
+    assert [r['n'] for r in own] == [1, 1]
+    removed = [r for r in records if 'network' in r]
+    assert len(removed) == (1 + 6 * 3 if attacked else 0)  # clean, and six orders at three N
+    assert {r['chance'] for r in removed} <= {1 / 9}
+  (clean,) = (r for r in removed if r['cell'] == 'clean/N=0')
+  assert clean['values'] == pytest.approx(own[0]['values'], abs=.02)
+  page = (tmp_path / 'report' / 'report.md').read_text()
+  assert 'This page tells the first and the third.' in page
+
+
+def test_classes_that_the_dataset_lacks_are_found_before_training(monkeypatch, tmp_path, data_dir):
+  wrong = cells.quickstart('tiny')[-1]
+  wrong.config.neurons.classes = ('0', 'ten')
+  monkeypatch.setitem(cells.SUITES, 'quickstart', lambda scale: [wrong])
+  with pytest.raises(UsageError, match=r'neurons\.classes `ten`'):
+    suites.run('quickstart', scale='tiny', seeds=1, workdir=tmp_path / 'w', data_dir=data_dir,
+               command='')
+  assert not (tmp_path / 'w').exists()

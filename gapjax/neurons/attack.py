@@ -18,7 +18,6 @@ and the whole network's convolutions are shared by all orders; only the rest run
 
 import csv
 import dataclasses
-import functools
 import io
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -281,13 +280,13 @@ def sweep(network: Network, batches: Iterable[Mapping], *, orders: Mapping[str, 
     labels = jnp.asarray(batch['labels'])
     sizes = jnp.asarray(batch.get('size', [labels.shape[1:]] * len(labels)))
     classes = network.num_classes(features)
-    codes = _codes(labels, sizes, rectangles, classes)
+    regional = _by_region(labels, sizes, rectangles)
     for key, predicted in predictions(network, features, orders=orders, counts=counts,
                                       one_pass=one_pass):
       if predicted.shape != labels.shape:
         raise UsageError(f'the network predicts classes {predicted.shape} for labels '
                          f'{labels.shape}; resize its logits to the labels')
-      table = np.asarray(_confusions(codes, predicted, len(rectangles), classes), np.int64)
+      table = np.asarray(_confusions(predicted, regional, classes), np.int64)
       tables[key] = tables.get(key, 0) + table
   counts, matrices = _assemble(tables)
   metrics = {metric: {name: np.array([[segmentation.iou(m[r])[1] for m in row] for row in rows])
@@ -296,25 +295,9 @@ def sweep(network: Network, batches: Iterable[Mapping], *, orders: Mapping[str, 
   return Sweep(counts, metrics, matrices)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _codes(labels, sizes, rectangles, classes):
-  """Where in _confusions' table a pixel counts that is predicted as class 0: (regions, b, h, w),
-  beyond its end where the pixel is void or outside the region."""
-  codes, labels = [], labels.astype(jnp.int32)
-  for r, rectangle in enumerate(rectangles):
-    counts = segmentation.inside(rectangle, sizes, labels.shape[1:])
-    counts &= (labels >= 0) & (labels < classes)
-    place = (r * classes + labels) * classes
-    codes.append(jnp.where(counts, place, len(rectangles) * classes ** 2))
-  return jnp.stack(codes)
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _confusions(codes, predicted, regions, classes):
-  """Confusion counts (regions, K, K) int32: no product, so exact for any image."""
-  length = regions * classes ** 2
-  counts = jnp.bincount((codes + predicted).ravel(), length=length)
-  return counts.reshape(regions, classes, classes)
+# Regions are cut once a batch, counts are made for every N.
+_by_region = jax.jit(segmentation.by_region, static_argnums=2)
+_confusions = jax.jit(segmentation.confusions, static_argnums=2)
 
 
 def accuracy_sweep(network: Network, batches: Iterable[Mapping], *, orders: Mapping[str, Any],

@@ -38,7 +38,7 @@ def _looks(names, dark):
   return {name: look(name) for name in names}
 
 
-def curves(sweep: Sweep, path, *, dark=False):
+def curves(sweep: Sweep, path, *, chance: Mapping[str, float] | None = None, dark=False):
   """Draws every metric against the number of removed channels: a panel a metric, a line an order.
 
   An order with several repeats is drawn as their mean in a band from the lowest to the highest. The
@@ -47,6 +47,7 @@ def curves(sweep: Sweep, path, *, dark=False):
   Args:
     sweep: an `attack.Sweep`.
     path: where the PNG goes.
+    chance: what guessing gets, {metric: fraction}: a dotted line.
     dark: draw for a dark page.
 
   Raises:
@@ -60,7 +61,10 @@ def curves(sweep: Sweep, path, *, dark=False):
   rows = -(-len(sweep.metrics) // columns)
   handles = [Line2D([], [], linewidth=1.8, label=order_name(name), **style)
              for name, style in look.items()]
-  size = (7.8 if columns > 1 else 4.6, 2.6 * rows + plots.legend_height(handles))
+  if chance:
+    guessing = {'color': plots.PAGE[dark]['soft'], 'linestyle': ':', 'linewidth': 1.2}
+    handles.append(Line2D([], [], label='chance', **guessing))
+  size = (7.8, 2.6 * rows + plots.legend_height(handles))  # the legend's width
   with plots.drawing(path, size=size, dark=dark) as figure:
     figure.get_layout_engine().set(w_pad=.06, h_pad=.07, wspace=.03)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
@@ -69,6 +73,8 @@ def curves(sweep: Sweep, path, *, dark=False):
     for axis, (metric, by_order) in zip(axes.ravel(), sweep.metrics.items(), strict=False):
       for name, values in by_order.items():
         _curve(axis, sweep.counts, values, look[name])
+      if metric in (chance or {}):
+        axis.axhline(chance[metric], **guessing)
       axis.set_title(METRICS.get(metric, metric.replace('_', ' ')), loc='left')
       axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
       axis.yaxis.set_major_formatter(plots.PERCENT)

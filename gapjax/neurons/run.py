@@ -13,7 +13,7 @@ from gapjax.evaluate import Run, open_run
 from gapjax.evaluators import every_location
 from gapjax.neurons import attack, network, pictures, rank
 from gapjax.scene_evaluator import scene_batches
-from gapjax.tasks.segmentation import region
+from gapjax.tasks.segmentation import object_classes, region
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def attack_run(workdir, *, data_dir=None, ranking=None,
   sweep = subject.sweep(orders=orders, counts=counts.tolist(), regions=regions)
   attack.write_json(workdir / SWEEP, sweep)
   attack.write_csv(workdir / 'attack.csv', sweep)
-  pictures.curves(sweep, workdir / 'attack.png')
+  pictures.curves(sweep, workdir / 'attack.png', chance=subject.chance)
   subject.draw(sweep, orders, workdir / 'attack_scenes.png')
   return sweep
 
@@ -125,9 +125,11 @@ class Subject:
     scenes: a sequence of dicts 'image' (h, w, 3), normalised.
     masks: a sequence of dicts 'label' (h, w) and 'id', of the same scenes.
     classes: the labels of the object of interest.
+    chance: what guessing gets, {metric: fraction}, where it is known.
   """
 
   def __init__(self, run: Run):
+    self.chance = {}
     self.run, self.config, self.task = run, run.config, run.task
     self.variables = {'params': run.state.params, 'batch_stats': run.state.batch_stats}
 
@@ -183,9 +185,7 @@ class SceneSubject(Subject):
     if not c.neurons.classes:
       raise UsageError('neurons.classes names no object of interest: set it in the run\'s '
                        f'config.json; {c.data.name} has {", ".join(known)}')
-    for name in c.neurons.classes:
-      check_choice(name, known, what=f'class of {c.data.name}')
-    self.classes = [known.index(name) for name in c.neurons.classes]
+    self.classes = object_classes(c.neurons.classes, known, dataset=c.data.name)
     scenes = load_scenes(c.data.name, split=c.neurons.split, data_dir=data_dir,
                          image_size=c.data.image_size or None)
     self.masks = scenes
@@ -234,25 +234,41 @@ class CanvasSubject(Subject):
     del data_dir  # the run's own images
     super().__init__(run)
     self.network = network.classifier(run.model, self.variables)
-    self.classes, grid = [1], self.task.grid
-    images = run.train_set.images
-    side = images.shape[1]
-    places = np.random.default_rng(self.config.seed).integers(grid * grid, size=len(images))
+    self.classes, self.images, k = [1], run.train_set.images, self.task.grid
+    self.places = np.random.default_rng(self.config.seed).integers(k * k, size=len(self.images))
+    self.canvases = jax.jit(self.task.canvases)
+    self.metric = f'{self.task.target}_accuracy'
+    self.chance = {self.metric: 1 / self.task.num_classes}
+    self.masks = Mapped(len(self.images), lambda i: {'label': self.mask(self.places[i]),
+                                                     'id': str(i)})
+    self.scenes = Mapped(len(self.images), lambda i: {
+      'image': np.asarray(self.canvases(self.images[i][None], self.places[i:i + 1])[0])})
 
-    def mask(i):
-      label = np.zeros((side * grid, side * grid), np.uint8)
-      row, column = divmod(int(places[i]), grid)
-      label[row * side:(row + 1) * side, column * side:(column + 1) * side] = 1
-      return {'label': label, 'id': str(i)}
+  def mask(self, place) -> np.ndarray:
+    """The object at one place: (k * s, k * s) of 0 and 1."""
+    k = self.task.grid
+    there = np.arange(k * k).reshape(k, k) == place
+    return np.kron(there, np.ones(self.images.shape[1:3])).astype(np.uint8)
 
-    self.masks = Mapped(len(images), mask)
-    self.scenes = Mapped(len(images), lambda i: {
-      'image': np.asarray(self.task.canvases(images[i][None], places[i:i + 1])[0])})
+  def choose(self, region, *, limit, ids=None) -> list[int]:
+    if ids is not None:
+      return super().choose(region, limit=limit, ids=ids)
+    c, masks = self.config.neurons, [{'label': self.mask(p)} for p in range(self.task.grid ** 2)]
+    places = rank.choose(masks, region=region, classes=self.classes, purity=c.purity,
+                         least_area=c.least_area)  # images at one place have one mask
+    return np.flatnonzero(np.isin(self.places, places))[:limit].tolist()
+
+  def batches(self, indices, size: int = 48):
+    """Whole batches and the rest one by one: two compiled programs, however many images."""
+    indices = np.asarray(indices)
+    whole = len(indices) // size * size
+    for part in (*indices[:whole].reshape(-1, size), *indices[whole:, None]):
+      yield self.canvases(self.images[part], self.places[part])
 
   def sweep(self, *, orders, counts, regions):
     """Accuracy of the run's target, every test image at every place."""
     del regions  # a canvas has one answer
-    data, target = self.run.test_set, self.task.target
+    data = self.run.test_set
     index, place = every_location(len(data), self.task.num_locations)
     size = self.config.eval.batch_size
 
@@ -260,8 +276,8 @@ class CanvasSubject(Subject):
       for start in range(0, len(index), size):
         here = np.arange(start, start + size)
         i, p = (x[np.minimum(here, len(index) - 1)] for x in (index, place))
-        yield {'images': self.task.canvases(data.images[i], p), 'mask': here < len(index),
-               'labels': p if target == 'location' else data.labels[i]}
+        yield {'images': self.canvases(data.images[i], p), 'mask': here < len(index),
+               'labels': p if self.task.target == 'location' else data.labels[i]}
 
     return attack.accuracy_sweep(self.network, batches(), orders=orders, counts=counts,
-                                 metric=f'{target}_accuracy')
+                                 metric=self.metric)

@@ -1,0 +1,119 @@
+"""What the report tells of classifiers that lose channels: both targets side by side."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gapjax import cells, plots, report, report_attack, suites
+from gapjax.neurons import pictures
+from gapjax.neurons.attack import Sweep
+
+COUNTS = (0, 10, 20, 30, 40)
+CHANCE = {'location': 1 / 9, 'image': .1}
+# By rank and at random, two orders, at every N; the last N shown is 30, the third of four.
+FALLS = {'location': ([.9, .8, .7, .35, .2], [[.9, .9, .88, .84, .6], [.9, .9, .86, .82, .5]]),
+         'image': ([.8, .7, .6, .45, .3], [[.8, .8, .78, .74, .7], [.8, .8, .76, .72, .5]])}
+
+
+@pytest.fixture(scope='module')
+def records():
+  found = []
+  for cell in cells.attack('small'):
+    target = cell.config.canvas.target
+    if not cell.name.startswith('gapnet'):
+      continue
+    ranked, drawn = FALLS[target]
+    sweep = Sweep(COUNTS, {f'{target}_accuracy': {'overall': np.array([ranked]),
+                                                  'random': np.array(drawn)}})
+    found = suites.add_attack(found, 'attack', 'small', cell, 0, sweep, chance=CHANCE[target])
+  return found
+
+
+def _rows(markdown):
+  return [[cell.strip() for cell in line.split('|')[1:-1]] for line in markdown.splitlines()
+          if line.startswith('|')]
+
+
+def test_location_stands_beside_image_accuracy(records):
+  head, _, *rows = _rows(report.table(records))
+  assert head == ['network', 'N removed', 'by', 'location accuracy', 'image accuracy']
+  assert {row[0] for row in rows} == {f'GAPNet, 3{plots.TIMES}3'}
+  dash = '\N{EN DASH}'
+  assert [row[1:3] for row in rows] == [
+    ['0', dash], *([n, by] for n in ('10', '20', '30') for by in ('overall', 'random')),
+    [dash, 'guessing']]
+  assert rows[0][3:] == ['90.0 (1)', '80.0 (1)'] and rows[-1][3:] == ['11.1', '10.0']
+  assert rows[5][3:] == ['35.0 (1)', '45.0 (1)']
+  for column, target in ((3, 'location'), (4, 'image')):
+    values = np.array(FALLS[target][1])[:, 3]
+    assert rows[6][column] == (f'{100 * values.mean():.1f} \N{PLUS-MINUS SIGN} '
+                               f'{100 * values.std(ddof=1):.1f} (2)')
+
+
+def test_networks_that_mark_pixels_keep_a_table_of_their_own(records):
+  scenes = cells.attack('small')[0]
+  sweep = Sweep(COUNTS, {'miou': {'overall': np.full((1, 5), .4), 'random': np.full((2, 5), .3)}})
+  both = suites.add_attack(records, 'attack', 'small', scenes, 0, sweep)
+  first, second = report.table(both).split('\n\n')
+  assert second == report.table(records)
+  assert _rows(first)[0] == ['network', 'N removed', 'by', 'mIoU, all pixels']
+  assert 'guessing' not in first
+
+
+def test_the_page_shows_two_panels_and_says_what_is_in_them(records, tmp_path):
+  (tmp_path / 'results.json').write_text(json.dumps(records))
+  text = report.build(tmp_path).with_suffix('.md').read_text()
+  assert ('The whole network, that without its first 30 position channels, and that without 30 '
+          'random ones get right: 90.0, 35.0 and 83.0% of places; 80.0, 45.0 and 73.0% of images.'
+          ) in text
+  assert 'Networks that classify lose channels, too' in text and 'dotted line is guessing' in text
+  assert re.findall(r'!\[[^\]]+\]\(([^)]+)\)', text) == ['attack.png']
+  assert (tmp_path / 'report' / 'attack-dark.png').exists()
+
+
+def test_other_counts_stand_in_a_picture_of_their_own(records, tmp_path):
+  """Two networks that lost other numbers of channels share no axis."""
+  cell = next(c for c in cells.attack('small') if c.name == 'gapnet/image/3x3')
+  fewer = [{**r} for r in records if r['network'] != cell.name]
+  sweep = Sweep((0, 7), {'image_accuracy': {'overall': np.array([[.9, .1]]),
+                                            'random': np.array([[.9, .8]])}})
+  mixed = suites.add_attack(fewer, 'attack', 'small', dataclasses.replace(cell), 0, sweep)
+  (tmp_path / 'results.json').write_text(json.dumps(mixed))
+  text = report.build(tmp_path).with_suffix('.md').read_text()
+  assert re.findall(r'!\[[^\]]+\]\(([^)]+)\)', text) == ['attack.png', 'attack1.png']
+
+
+@pytest.mark.parametrize('dark', [False, True])
+def test_chance_is_drawn_where_it_is(tmp_path, dark):
+  """In a panel from 0 to about 1: the dotted line's row between those of the curves."""
+  sweep = Sweep((0, 10), {'location_accuracy': {'overall': np.array([[.9, .9]]),
+                                                'left': np.array([[.1, .1]])}})
+  pictures.curves(sweep, tmp_path / 'a.png', chance={'location_accuracy': .5}, dark=dark)
+  pixels = np.asarray(Image.open(tmp_path / 'a.png').convert('RGB')).astype(int)
+
+  def row(color):
+    wanted = [int(color[i:i + 2], 16) for i in (1, 3, 5)]
+    return np.bincount(np.nonzero((np.abs(pixels - wanted) < 12).all(-1))[0]).argmax()
+
+  high, low, at = (row(color) for color in (
+    plots.LINES[dark][1], plots.LINES[dark][0], plots.PAGE[dark]['soft']))
+  assert (at - high) / (low - high) == pytest.approx(.5, abs=.02)
+
+
+def test_the_legend_of_one_panel_is_whole(tmp_path):
+  """A single panel is as wide as the page, for which the legend's rows are made."""
+  names = [name for name in pictures.LOOKS if name not in ('top', 'bottom')]
+  sweep = Sweep((0, 10), {'location_accuracy': {name: np.array([[.9, .5]]) for name in names}})
+  pictures.curves(sweep, tmp_path / 'a.png', chance={'location_accuracy': .1})
+  with Image.open(tmp_path / 'a.png') as picture:
+    assert picture.width == round(7.8 * plots.DPI)
+
+
+def test_a_subject_is_a_network_and_its_grid():
+  assert report_attack.subject('permutenet_fixed/image/7x7') == (
+    f'PermuteNet, fixed order, 7{plots.TIMES}7')
+  assert report_attack.subject('deeplabv3/camvid') == 'deeplabv3/camvid'
