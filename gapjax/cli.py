@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 
-from gapjax.errors import Interrupted, TrainingFailed, UsageError, check_choice
+from gapjax.errors import CheckFailed, Interrupted, TrainingFailed, UsageError, check_choice
 from gapjax.system import keep_freed_memory
 
 USAGE = """usage: gapjax VERB [flags]
@@ -148,6 +148,8 @@ def reproduce(argv):
   parser.add_argument('--seeds', type=int, default=1, help='train with seeds 0 to SEEDS - 1')
   parser.add_argument('--scale', choices=['small', 'full'], default='full')
   parser.add_argument('--cells', help="only these, such as 'augshift/* resnet18/cifar10'")
+  parser.add_argument('--with_torch', action='store_true', help='train the same networks in plain '
+                      'PyTorch too, for the column PyTorch (table1, table2, augshift_sweep)')
   arguments = parser.parse_args(argv)
   if arguments.seeds < 1:
     raise UsageError(f'--seeds must be at least 1, not {arguments.seeds}')
@@ -156,8 +158,11 @@ def reproduce(argv):
              f'--seeds={arguments.seeds}')
   if arguments.cells:
     command += f' --cells={shlex.quote(arguments.cells)}'
+  if arguments.with_torch:
+    command += ' --with_torch'
   run_suite(arguments.suite, arguments, seeds=arguments.seeds, command=command,
-            only=arguments.cells, published=f'results/{arguments.suite}/results.json')
+            only=arguments.cells, published=f'results/{arguments.suite}/results.json',
+            with_torch=arguments.with_torch)
 
 
 def report(argv):
@@ -168,33 +173,61 @@ def report(argv):
 
 
 def convert(argv):
-  """PyTorch's weights to a run, or a run's to PyTorch's."""
+  """PyTorch's weights to a run, or a run's to PyTorch's; --check compares what both compute."""
   parser = flags('convert')
-  parser.add_argument('source', metavar='SRC', type=local, help='a file of weights '
+  parser.add_argument('source', metavar='SRC', nargs='?', type=local, help='a file of weights '
                       '(.pth, .pt, .safetensors, .npz), or the workdir of a run')
-  parser.add_argument('target', metavar='DST', type=local, help='a new workdir, whose network '
-                      '--config says, or a new file')
+  parser.add_argument('target', metavar='DST', nargs='?', type=local, help='a new workdir, whose '
+                      'network --config says, or a new file')
   parser.add_argument('--wrap', help="key of a dict around a .pth file's weights, as the authors' "
                       'scripts read them: net, model_state')
+  parser.add_argument('--check', action='store_true', help='no SRC and DST: print how far gapjax '
+                      'and PyTorch differ from the same weights, for many small networks or that '
+                      'of --config, and exit with 1 where it is more than rounding')
   arguments, chosen = parse_with_config(parser, argv)
+  from gapjax import config
+  chosen_config = config.from_flags(chosen) if chosen else None
+  if arguments.check:
+    if arguments.source:
+      raise UsageError('--check draws its own weights; leave SRC and DST out')
+    return check_parity(chosen_config)
+  if not arguments.target:
+    raise UsageError('convert what to what? give SRC and DST, or --check (gapjax convert --help)')
   if chosen and os.path.isdir(arguments.source):
     raise UsageError(f'{arguments.source} is a workdir, whose config.json says the network; leave '
                      f'{" ".join(chosen)} out')
-  from gapjax import config
   from gapjax.pytorch import convert
   print(convert.convert(arguments.source, arguments.target, wrap=arguments.wrap,
-                        config=config.from_flags(chosen) if chosen else None))
+                        config=chosen_config))
 
 
-def run_suite(suite, arguments, *, seeds, command, only=None, published=None):
+def check_parity(config):
+  """Prints the table of differences between gapjax and PyTorch; config: one network's, or None."""
+  from gapjax.pytorch import weights
+  weights.require_torch('--check', 'leave it out')
+  from gapjax.pytorch import parity, reference
+  from gapjax.render import markdown_table
+  found = {}
+  for case in [parity.of_config('config', config)] if config else parity.cases():
+    logging.getLogger('gapjax').info('%s', case.name)
+    found[case.name] = reference.measure(case)
+  for table in reference.tables(found):
+    print(markdown_table(table), end='\n\n')
+  bad = {name: columns for name, row in found.items() if (columns := reference.too_large(row))}
+  if bad:
+    raise CheckFailed('more than rounding: ' + '; '.join(
+      f'{name}: {", ".join(columns)}' for name, columns in bad.items()))
+
+
+def run_suite(suite, arguments, *, seeds, command, **rest):
   """Runs a suite, prints its table, and last the path of its report.
 
-  command: what makes the same again, without this machine's folders.
+  command: what makes the same again, without this machine's folders. rest: see suites.run.
   """
   from gapjax import report, suites, workdirs
   with quiet('gapjax.train'):
     page = suites.run(suite, scale=arguments.scale, seeds=seeds, workdir=arguments.workdir,
-                      data_dir=arguments.data_dir, command=command, only=only, published=published)
+                      data_dir=arguments.data_dir, command=command, **rest)
   records = workdirs.read_json(f'{arguments.workdir}/results.json', list)
   print('\n'.join([report.table(records).rstrip(), *report.scale_notes(records)]))
   print(f'\nreport: {page}')
@@ -219,7 +252,8 @@ VERBS = {f.__name__: f for f in (quickstart, prepare, train, evaluate, rank, att
 
 
 def main(argv=None) -> int:
-  """Runs a verb. Exit codes: 0 done, 1 training failed, 2 bad input (one line), 130 Ctrl-C."""
+  """Runs a verb. Exit codes: 0 done, 1 training or a check failed, 2 bad input (one line), 130
+  Ctrl-C."""
   argv = sys.argv[1:] if argv is None else list(argv)
   if not argv or argv[0] in ('-h', '--help'):
     print(USAGE)
@@ -234,7 +268,7 @@ def main(argv=None) -> int:
     VERBS[argv[0]](argv[1:])
   except UsageError as error:
     return complain(error, code=2)
-  except TrainingFailed as error:
+  except (CheckFailed, TrainingFailed) as error:
     return complain(error, code=1)
   except Interrupted as error:
     return complain(error, code=error.code)

@@ -27,6 +27,10 @@ class TrainingFailed(Exception):
   """Training cannot go on (the loss is not finite): one line, exit code 1, checkpoints kept."""
 
 
+class CheckFailed(Exception):
+  """What was to be shown does not hold: one line, exit code 1."""
+
+
 class Interrupted(Exception):
   """SIGTERM or Ctrl-C: the state is saved, the same command goes on; exit code 0 or 130."""
 

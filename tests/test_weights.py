@@ -38,7 +38,7 @@ def resnet(variant='resnet10', width=4, output_stride=None):
 
 def random_weights(variables, variant):
   """Weights by torchvision's names, of the shapes that fit `variables`."""
-  leaves = dict(weights._flatten(variables))
+  leaves = dict(weights.flatten(variables))
   return {name: draw.uniform(0.5, 1.5, weights.torch_shape(leaves[path].shape)).astype(np.float32)
           for name, path in names.backbone_names(variant).items()}
 
@@ -62,7 +62,7 @@ def test_every_name_of_torchvision_and_every_variable_is_mapped_once(variant, bl
     expected += [f'{layer}.{part}' for part in parts]
   found = names.backbone_names(variant)
   assert sorted(found) == sorted(expected)
-  paths = [path for path, _ in weights._flatten(resnet(variant)[1])]
+  paths = [path for path, _ in weights.flatten(resnet(variant)[1])]
   assert sorted(found.values()) == sorted(paths)
 
 
@@ -137,7 +137,7 @@ def test_round_through_files(suffix, form, tmp_path):
   assert jax.tree.structure(found) == jax.tree.structure(variables)
   np.testing.assert_array_equal(found['params']['layer2_0']['shortcut_conv']['kernel'][0, 0].T,
                                 theirs['layer2.0.downsample.0.weight'][:, :, 0, 0])
-  leaves = dict(weights._flatten(found))
+  leaves = dict(weights.flatten(found))
   for name, path in names.backbone_names('resnet10').items():
     assert leaves[path].dtype == np.float32
     back = leaves[path].transpose(3, 2, 0, 1) if leaves[path].ndim == 4 else leaves[path]

@@ -78,7 +78,7 @@ def _read_safetensors(path):
 
 
 def _read_torch(path):
-  torch = _pytorch(f'reading {path}', 'save the weights as .npz or .safetensors where it is '
+  torch = require_torch(f'reading {path}', 'save the weights as .npz or .safetensors where it is '
                    'installed')
   try:
     with torch.serialization.safe_globals(_numpy_scalars()):
@@ -94,8 +94,9 @@ def _read_torch(path):
           for name, x in found.items()}
 
 
-def _pytorch(what, otherwise):
-  """The module torch. Raises UsageError where it is not installed."""
+def require_torch(what: str, otherwise: str):
+  """The module torch. Raises UsageError where it is not installed: what needs it, and what to do
+  otherwise."""
   try:
     import torch
   except ImportError:
@@ -154,7 +155,7 @@ def write(path, arrays: dict[str, np.ndarray], *, wrap: str | None = None) -> pa
     from safetensors.numpy import save
     data.write(save(arrays))
   else:
-    torch = _pytorch(f'writing {path}', 'name a .safetensors or .npz file')
+    torch = require_torch(f'writing {path}', 'name a .safetensors or .npz file')
     state = {name: torch.tensor(x) for name, x in arrays.items()}
     torch.save({wrap: state} if wrap else state, data)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -243,7 +244,7 @@ def export(variables, names: dict[str, str], *, unread: dict[str, tuple[str, int
 
 def _leaves(variables, names):
   """The arrays by their paths, which must be those that `names` has."""
-  leaves = dict(_flatten(variables))
+  leaves = dict(flatten(variables))
   if unmapped := set(leaves) ^ set(names.values()):
     raise ValueError(f'the name map does not fit the network: {sorted(unmapped)}')
   return leaves
@@ -253,11 +254,11 @@ def _finite(x):
   return np.issubdtype(x.dtype, np.number) and bool(np.isfinite(x.astype(np.float64)).all())
 
 
-def _flatten(tree, prefix=''):
+def flatten(tree, prefix=''):
   """{'params': {'conv1': {'kernel': x}}} -> ('params/conv1/kernel', x), ..."""
   for name, value in tree.items():
     if hasattr(value, 'items'):
-      yield from _flatten(value, f'{prefix}{name}/')
+      yield from flatten(value, f'{prefix}{name}/')
     else:
       yield f'{prefix}{name}', value
 

@@ -1,0 +1,299 @@
+"""Does gapjax compute what PyTorch computes? From the same weights, batches and permutations.
+
+Compared are logits, loss, every gradient and BatchNorm's running statistics after one step, and all
+parameters after 20 steps of Adam and of SGD, these in float64 (in float32 rounding alone grows to
+1e-3 in five steps of SGD). gapjax runs its own pmap'd training step, its tasks' losses and its
+optimisers. PyTorch, the reference, runs the twin, or has run it: tests/golden/parity.npz. Arrays
+have PyTorch's names and layouts.
+"""
+
+import dataclasses
+import zlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from gapjax import build, models, optimizer, steps
+from gapjax import config as configs
+from gapjax.data.images import ImageDataset
+from gapjax.models.heads import Permute
+from gapjax.parallel import AXIS, Devices
+from gapjax.pytorch import names, weights
+from gapjax.tasks.segmentation import VOID
+
+STEPS = 20
+# The largest relative difference (`difference`) that counts as rounding.
+TOLERANCES = {'float32': 1e-5, 'float64': 1e-9}
+OPTIMIZERS = {'Adam': dict(name='adam', lr=1e-3, b1=0.5, weight_decay=0.0),
+              'SGD': dict(name='sgd', lr=0.005, weight_decay=5e-4)}
+
+
+# ---- What is compared ----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A network and its task. size: (b, h, w) of a batch."""
+  name: str
+  config: ConfigDict
+  num_classes: int
+  size: tuple[int, int, int]
+
+
+def case(name: str, changes: dict, *, size=(8, 24, 24)) -> Case:
+  """A case by the changes that make it from a narrow GAPNet, fields by their full names."""
+  c = configs.default()
+  c.update_from_flattened_dict({'model.name': 'resnet10', 'model.width': 4, **changes})
+  configs.validate(c)
+  return of_config(name, c, size=size)
+
+
+def of_config(name: str, config: ConfigDict, *, size: tuple[int, int, int] | None = None,
+              num_classes: int = 10) -> Case:
+  """A case of any config; without a size, of at most eight of CIFAR's images or the config's crops.
+
+  num_classes: the dataset's. Dropout is off: its masks are no part of what can be compared.
+  """
+  config = ConfigDict(config.to_dict())
+  config.model.dropout = 0.0
+  config.augshift.warm_up = 0.0
+  if config.task == 'canvas' and config.canvas.target == 'location':
+    num_classes = config.canvas.grid ** 2
+  if size is None:
+    side = (config.data.image_size or 32) * (config.canvas.grid if config.task == 'canvas' else 1)
+    size = (min(config.batch_size, 8),
+            *(config.segmentation.crop if config.task == 'segmentation' else (side, side)))
+  return Case(name, config, num_classes, size)
+
+
+def cases() -> list[Case]:
+  """Each head, padding, downsampling and kind of network, varied one at a time."""
+  def model(title, *, size=(8, 24, 24), **changes):
+    return case(title, {f'model.{field}': value for field, value in changes.items()}, size=size)
+
+  scenes = {'task': 'segmentation', 'model.name': 'deeplabv3', 'model.backbone': 'resnet10',
+            'model.stem': 'imagenet', 'model.output_stride': 8}
+  return [
+    model('GAPNet'), model('PermuteNet', head='permuted'),
+    model('PermuteNet, fixed order', head='permuted', permutation='fixed'),
+    model('PermuteNet, at stage 3', head='permuted', permute_at='stage3'),
+    *(model(f'padding {padding}', padding=padding)
+      for padding in ('reflect', 'replicate', 'circular', 'partial')),
+    model('padding none', padding='none', head='linear', size=(8, 102, 102)),
+    model('BlurPool', downsample='blur'),
+    model('APS', downsample='polyphase', blur_size=1, head='linear', size=(8, 32, 32)),
+    model('ResNet-50', name='resnet50', stem='cifar', head='linear', width=2),
+    model('VGG-11', name='vgg11', head='linear', size=(8, 64, 64)),
+    case('AugShift', {'task': 'classification', 'augshift.crops': 2, 'model.stem': 'cifar',
+                      'model.head': 'linear'}, size=(8, 16, 16)),
+    case('DeepLabv3', scenes, size=(16, 24, 32)),
+    case('DeepLabv3+, focal loss', {**scenes, 'model.name': 'deeplabv3plus',
+                                    'segmentation.loss': 'focal'}, size=(16, 24, 32))]
+
+
+def draw(name: str) -> np.random.Generator:
+  """Random numbers that depend on a name alone."""
+  return np.random.default_rng(zlib.crc32(name.encode()))
+
+
+def draw_weights(case: Case) -> dict[str, np.ndarray]:
+  """A value for every weight, by PyTorch's names, float32; BatchNorm's statistics are no start's.
+  """
+  def value(name, shape):
+    kind, normal = name.rsplit('.', 1)[-1], draw(name).standard_normal(shape)
+    if kind == 'running_var' or (kind == 'weight' and len(shape) == 1):
+      # The last of a bottleneck is small: 50 layers make much of rounding else.
+      return (1 + np.tanh(normal) / 2) * (0.2 if name.endswith('bn3.weight') else 1)
+    return normal / (np.sqrt(np.prod(shape[1:]) / 2) if kind == 'weight' else 10)
+
+  leaves = dict(weights.flatten(shapes(create(case, 'float32')[0], case)))
+  return {name: value(name, weights.torch_shape(leaves[path].shape)).astype(np.float32)
+          for name, path in names.names(case.config.model).items()}
+
+
+def draw_batch(case: Case, step: int) -> dict[str, np.ndarray]:
+  """The batch of a step, as the task's loss takes it: noise, and any target at all."""
+  rng, (b, h, w) = draw(f'{case.name} {step}'), case.size
+  if case.config.task == 'segmentation':
+    labels = rng.integers(case.num_classes, size=case.size)
+    return {'images': rng.standard_normal((b, h, w, 3)),
+            'labels': np.where(rng.random(case.size) < 0.1, VOID, labels)}
+  targets = rng.integers(case.num_classes, size=b)
+  if case.config.task == 'canvas':
+    return {'canvases': rng.standard_normal((b, h, w, 3)), 'targets': targets}
+  return {'images': rng.standard_normal((case.config.augshift.crops, b, h, w, 3)),
+          'labels': targets}
+
+
+# ---- gapjax --------------------------------------------------------------------------------------
+
+
+class Given:
+  """A task whose batches are given, and whose metrics are the loss and the logits."""
+
+  def __init__(self, task):
+    self._task = task
+
+  def train_batch(self, keys, data, examples):
+    return examples
+
+  def loss(self, network, batch, step):
+    logits = []
+
+    def kept(images):
+      outputs = network(images)
+      logits.append(outputs[0])
+      return outputs
+
+    loss, _ = self._task.loss(kept, batch, step)
+    return loss, {'loss': loss, 'logits': logits[0]}
+
+
+def create(case: Case, dtype: str):
+  """The network and the task of a case in a dtype."""
+  config = ConfigDict(case.config.to_dict())
+  config.model.dtype = dtype
+  _, h, w = case.size
+  side = h // config.canvas.grid if config.task == 'canvas' else h
+  image = np.zeros((1, side, side if config.task == 'canvas' else w, 3), np.uint8)
+  train_set = ImageDataset('cifar10', image, np.zeros(1, np.int32),
+                           tuple(map(str, range(case.num_classes))))
+  task = build.create_task(config, train_set)
+  return models.create(config.model, num_classes=case.num_classes, axis_name=AXIS), task
+
+
+def shapes(model, case: Case):
+  """The shapes and types of a network's variables."""
+  image = jnp.zeros((1, *case.size[1:], 3), model.dtype)
+  return jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=True))
+
+
+class Run:
+  """A case's training step in gapjax, from given weights. Needs JAX_ENABLE_X64 for float64.
+
+  Attributes: permutations, (STEPS, c) integers, what PermuteNet draws at each step, or None.
+  """
+
+  def __init__(self, case: Case, dtype: str):
+    self.case, self.dtype, self.devices = case, dtype, Devices(jax.local_devices()[:1])
+    self.model, task = create(case, dtype)
+    self.names = names.names(case.config.model)
+    self.key = steps.stream(0, steps.TRAIN)
+    self.variables = weights.convert(shapes(self.model, case), draw_weights(case), self.names,
+                                     what='drawn weights')
+    # The gradient is kept in place of an optimiser's state, and no parameter moves.
+    keep = optax.GradientTransformation(
+      lambda params: jax.tree.map(jnp.zeros_like, params),
+      lambda gradient, _, params: (jax.tree.map(jnp.zeros_like, params), gradient))
+    self.keep = keep
+    self.step = self.devices.pmap(
+      steps.make_train_step(self.model, Given(task), keep, axis_name=AXIS),
+      split=(False, False, False, True), donate=())
+
+  def gradients(self, params, batch_stats, number: int):
+    """After a step on the batch of that number: the state, whose opt_state is the gradient, and
+    {'loss', 'logits'}."""
+    state = steps.TrainState(np.int32(number), params, batch_stats, self.keep.init(params))
+    batch = jax.tree.map(lambda x: x.astype(self.dtype if x.dtype == float else np.int32),
+                         draw_batch(self.case, number))
+    state, metrics = self.step(*self.devices.replicate((state, self.key, {})),
+                               jax.tree.map(lambda x: x[None], batch))
+    return self.devices.to_host(state), self.devices.to_host(metrics['batch'])
+
+  def one_step(self) -> dict[str, dict[str, np.ndarray]]:
+    """{'logits', 'loss', 'gradients', 'statistics'}: arrays by PyTorch's names."""
+    params, batch_stats = self.variables['params'], self.variables['batch_stats']
+    state, metrics = self.gradients(params, batch_stats, 0)
+    logits = metrics['logits']
+    logits = logits.transpose(0, 3, 1, 2) if logits.ndim == 4 else logits
+    return {'logits': {'logits': logits}, 'loss': {'loss': metrics['loss']},
+            'gradients': self.by_name({'params': state.opt_state}),
+            'statistics': self.by_name({'batch_stats': state.batch_stats})}
+
+  def train(self, rule: str) -> dict[str, np.ndarray]:
+    """All parameters after STEPS steps of a key of OPTIMIZERS."""
+    config = ConfigDict(self.case.config.to_dict())
+    config.optimizer.update(OPTIMIZERS[rule])
+    tx = optimizer.create(config, optax.constant_schedule(config.optimizer.lr))
+    update = jax.jit(tx.update)
+    params, batch_stats = self.variables['params'], self.variables['batch_stats']
+    opt_state = tx.init(params)
+    for number in range(STEPS):
+      state, _ = self.gradients(params, batch_stats, number)
+      updates, opt_state = update(state.opt_state, opt_state, params)
+      params, batch_stats = optax.apply_updates(params, updates), state.batch_stats
+    return self.by_name({'params': jax.device_get(params)})
+
+  @property
+  def permutations(self):
+    return permutations(self.case, self.model, self.variables, self.key)
+
+  def by_name(self, tree) -> dict[str, np.ndarray]:
+    """Arrays of a tree like the variables, or a part of it, by PyTorch's names."""
+    leaves = dict(weights.flatten(tree))
+    return {name: weights.to_torch(np.asarray(leaves[path])) for name, path in self.names.items()
+            if path in leaves}
+
+
+def permutations(case, model, variables, key) -> np.ndarray | None:
+  """What PermuteNet draws at each step of a run whose TRAIN key is `key`: (STEPS, c), or None."""
+  if case.config.model.head != 'permuted' or case.config.task == 'segmentation':
+    return None
+
+  @jax.jit
+  def drawn(step):
+    found = []
+
+    def permute_numbers(call, arguments, keywords, context):
+      """In place of features, the numbers of their channels."""
+      if not isinstance(context.module, Permute):
+        return call(*arguments, **keywords)
+      x, = arguments
+      found.append(call(jnp.arange(x.shape[-1])))
+      return x
+
+    _, draws = jax.random.split(jax.random.fold_in(key, step))
+    with nn.intercept_methods(permute_numbers):
+      model.apply(variables, jnp.zeros((1, *case.size[1:], 3), model.dtype), train=False,
+                  rngs={'permutation': draws})
+    return found[0]
+
+  return np.stack([drawn(step) for step in range(STEPS)])
+
+
+# ---- The difference ------------------------------------------------------------------------------
+
+
+def difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> tuple[float, float]:
+  """The largest absolute and relative difference of arrays by PyTorch's names.
+
+  Relative is in norm, over the norm of the layer's arrays together: the gradient of a bias before
+  BatchNorm, for one, is 0 but for rounding, that of its kernel is not.
+  """
+  if set(ours) != set(theirs):
+    raise ValueError(f'other names: {sorted(set(ours) ^ set(theirs))}')
+  differences = {name: np.asarray(ours[name], float) - x for name, x in theirs.items()}
+  norms = {}
+  for name, x in theirs.items():
+    layer = name.rpartition('.')[0]
+    norms[layer] = np.hypot(norms.get(layer, 0), np.linalg.norm(np.asarray(x, float)))
+  return (float(max(np.abs(x).max() for x in differences.values())),
+          float(max(np.linalg.norm(x) / norms[name.rpartition('.')[0]]
+                    for name, x in differences.items())))
+
+
+def project(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Two sums of each array with random signs, and its norm: what a golden file keeps of it.
+
+  A change of an array changes the sums by about as much, in norm.
+  """
+  def sums(name, x):
+    x = np.asarray(x, float).ravel()
+    signs = draw(name).choice([-1.0, 1.0], size=(2, x.size))
+    return np.append(signs @ x, np.linalg.norm(x))
+
+  return {name: sums(name, x) for name, x in arrays.items()}

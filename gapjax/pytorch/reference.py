@@ -1,0 +1,101 @@
+"""The quantities of gapjax.pytorch.parity as PyTorch computes them, and tables of differences."""
+
+import jax
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+
+from gapjax.pytorch import names, parity, recipe, twin
+from gapjax.render import Table
+
+
+class Reference:
+  """A case in PyTorch, from the same weights and batches; permutations are given."""
+
+  def __init__(self, case: parity.Case, dtype: str, permutations: np.ndarray | None):
+    self.case, self.dtype = case, getattr(torch, dtype)
+    self.permutations = permutations
+    # Small networks, and often another process beside: threads would wait for one another, up to
+    # a hundred times longer than they compute.
+    torch.set_num_threads(1)
+
+  def network(self):
+    network = twin.create(self.case.config.model, num_classes=self.case.num_classes)
+    c, drawn = self.case.config.model, parity.draw_weights(self.case)
+    for name, (like, axes) in names.unread(c).items():
+      drawn[name] = np.zeros(drawn[like].shape[:axes], np.float32)
+    network.load_state_dict({name: torch.as_tensor(x) for name, x in drawn.items()})
+    return network.to(self.dtype).train()
+
+  def backward(self, network, number: int):
+    """Loss and logits of the batch of that number; gradients stand in the network."""
+    batch = {name: torch.as_tensor(x).to(self.dtype if x.dtype == float else torch.int64)
+             for name, x in parity.draw_batch(self.case, number).items()}
+    for name in ('canvases', 'images'):
+      if name in batch:
+        batch[name] = batch[name].movedim(-1, -3).contiguous()
+    permutation = None if self.permutations is None else torch.as_tensor(
+      self.permutations[number].astype(np.int64))
+    network.zero_grad()
+    loss, logits = recipe.loss_of(network, batch, self.case.config, permutation)
+    loss.backward()
+    return loss, logits
+
+  def one_step(self) -> dict[str, dict[str, np.ndarray]]:
+    network = self.network()
+    loss, logits = self.backward(network, 0)
+    return {
+      'logits': {'logits': logits.detach().numpy()}, 'loss': {'loss': loss.detach().numpy()},
+      'gradients': {name: p.grad.numpy() for name, p in network.named_parameters()
+                    if p.grad is not None},
+      'statistics': {name: x.numpy() for name, x in network.named_buffers()
+                     if not name.endswith('num_batches_tracked')}}
+
+  def train(self, rule: str) -> dict[str, np.ndarray]:
+    network, config = self.network(), ConfigDict(self.case.config.to_dict())
+    config.optimizer.update(parity.OPTIMIZERS[rule])
+    optimizer = recipe.create_optimizer(network, config)
+    for number in range(parity.STEPS):
+      self.backward(network, number)
+      optimizer.step()
+    return {name: p.detach().numpy() for name, p in network.named_parameters()
+            if p.grad is not None}
+
+
+# ---- The table -----------------------------------------------------------------------------------
+
+QUANTITIES = ('logits', 'loss', 'gradients', 'statistics')
+COLUMNS = (*(f'{quantity}, {dtype}' for dtype in parity.TOLERANCES for quantity in QUANTITIES),
+           *(f'{rule}, {parity.STEPS} steps, float64' for rule in parity.OPTIMIZERS))
+
+
+def measure(case: parity.Case) -> dict[str, tuple[float, float]]:
+  """The largest absolute and relative difference of each of COLUMNS."""
+  found = {}
+  for dtype in parity.TOLERANCES:
+    with jax.enable_x64(dtype == 'float64'):
+      run = parity.Run(case, dtype)
+      theirs = Reference(case, dtype, run.permutations)
+      ours, reference = run.one_step(), theirs.one_step()
+      found |= {f'{quantity}, {dtype}': parity.difference(ours[quantity], reference[quantity])
+                for quantity in QUANTITIES}
+      if dtype == 'float64':
+        found |= {f'{rule}, {parity.STEPS} steps, float64': parity.difference(
+          run.train(rule), theirs.train(rule)) for rule in parity.OPTIMIZERS}
+  return found
+
+
+def too_large(found: dict[str, tuple[float, float]]) -> list[str]:
+  """Which of a measurement's relative differences are more than rounding (parity.TOLERANCES)."""
+  return [column for column, (_, relative) in found.items()
+          if not relative <= parity.TOLERANCES[column.rpartition(', ')[2]]]
+
+
+def tables(found: dict[str, dict[str, tuple[float, float]]]) -> list[Table]:
+  """One table for each type, of measurements by the cases' names."""
+  return [Table(
+    ['network', *(column.removesuffix(f', {dtype}') for column in COLUMNS if dtype in column)],
+    [[name, *('{:.1e} / {:.1e}'.format(*row[column]) for column in COLUMNS if dtype in column)]
+     for name, row in found.items()],
+    caption=f'{dtype}: the largest absolute / relative difference')
+    for dtype in parity.TOLERANCES]

@@ -1,0 +1,397 @@
+"""The paper's networks in plain PyTorch, under the authors' names: for parity and for timing.
+
+Written from the description of their networks, not from their code. Images are (b, 3, h, w);
+every network is a torch.nn.Module called as network(images, permutation=None), and returns
+(logits, features) with the same named features as gapjax's. Needs PyTorch (`gapjax[torch]`).
+"""
+
+from collections import OrderedDict
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gapjax.models import mobilenet
+from gapjax.models.deeplab import RATES
+from gapjax.models.downsample import binomial
+from gapjax.models.layers import PAD_MODES
+from gapjax.models.resnet import RESNETS, STEMS, STRIDES
+from gapjax.models.vgg import MULTIPLES, VGGS
+
+
+def create(model_config, *, num_classes: int) -> nn.Module:
+  """The network of a `config.model` (gapjax/config.py), as gapjax.models.create builds it."""
+  c = model_config
+  how = dict(padding=c.padding, downsample=c.downsample, blur_size=c.blur_size)
+  if c.name.startswith('deeplab'):
+    return DeepLab(c, num_classes, how)
+  network = VGG(c, how) if c.name in VGGS else ResNet(c, how)
+  network.add_head(c, num_classes)
+  return network
+
+
+# ---- Layers --------------------------------------------------------------------------------------
+
+
+class Conv(nn.Conv2d):
+  """nn.Conv2d padded by (k - 1) // 2 a side in one of gapjax's six ways."""
+
+  def __init__(self, channels, features, kernel_size, stride=1, *, padding='zero', bias=False,
+               dilation=1, groups=1):
+    size = 0 if padding == 'none' else dilation * (kernel_size - 1) // 2
+    mode = padding if padding in ('reflect', 'replicate', 'circular') else 'zeros'
+    super().__init__(channels, features, kernel_size, stride, size, dilation, groups, bias,
+                     padding_mode=mode)
+    self.partial = padding == 'partial' and size > 0
+
+  def forward(self, x):
+    if not self.partial:
+      return super().forward(x)
+    # Kernel area over the part of it inside the image (Liu et al. 2018), before the bias.
+    ones = x.new_ones(1, 1, *x.shape[2:])
+    window = x.new_ones(1, 1, *self.kernel_size)
+    inside = F.conv2d(ones, window, None, self.stride, self.padding, self.dilation)
+    y = F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
+    y = y * (self.kernel_size[0] ** 2 / inside)
+    return y if self.bias is None else y + self.bias[:, None, None]
+
+
+class SeparableConv(nn.Module):
+  """`body`: a convolution of every channel alone, then a 1x1 across them."""
+
+  def __init__(self, channels, features, kernel_size, *, padding='zero', dilation=1):
+    super().__init__()
+    self.body = nn.Sequential(
+      Conv(channels, channels, kernel_size, padding=padding, dilation=dilation, groups=channels),
+      Conv(channels, features, 1))
+
+  def forward(self, x):
+    return self.body(x)
+
+
+def pad(x, border, mode):
+  """numpy.pad's modes on maps of any size: (b, c, h, w) -> (b, c, h + before + after, ...)."""
+  rows, columns = (torch.as_tensor(np.pad(np.arange(n), border, mode), device=x.device)
+                   for n in x.shape[2:])
+  return x[:, :, rows][..., columns]
+
+
+def halve(x, component=None, *, downsample, blur_size, padding):
+  """(b, c, h, w) -> (b, c, h / 2, w / 2) by a blur, or its strongest polyphase component, and that
+  component (b,)."""
+  taps = torch.as_tensor(binomial(blur_size), dtype=x.dtype, device=x.device)
+  window = torch.outer(taps, taps).expand(x.shape[1], 1, blur_size, blur_size)
+  mode = 'circular' if padding == 'circular' else 'reflect'
+  x = pad(x, ((blur_size - 1) // 2, blur_size // 2), PAD_MODES[mode])
+  if downsample == 'blur':
+    return F.conv2d(x, window, stride=2, groups=x.shape[1]), None
+  if blur_size > 1:
+    x = F.conv2d(x, window, groups=x.shape[1])
+  parts = torch.stack([x[..., i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)  # (b, 4, c, h, w)
+  if component is None:
+    component = parts.square().sum((2, 3, 4)).argmax(1)
+  return parts[torch.arange(len(x), device=x.device), component], component
+
+
+# ---- Backbones -----------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+  """A residual block; `shortcut` is what the projection is called."""
+
+  def __init__(self, channels, width, stride, bottleneck, how, dilation, momentum, shortcut):
+    super().__init__()
+    self.dense, self.stride = how['downsample'] != 'stride', stride
+    self.how, self.projection = how, None
+    out = width * (4 if bottleneck else 1)
+    path = [(width, 1, 1), (width, 3, stride), (out, 1, 1)] if bottleneck else [
+      (width, 3, stride), (out, 3, 1)]
+    self.strides = [stride for _, _, stride in path]
+    before = channels
+    for i, (features, kernel, step) in enumerate(path, 1):
+      setattr(self, f'conv{i}', Conv(
+        before, features, kernel, 1 if self.dense else step, padding=how['padding'],
+        dilation=dilation if kernel > 1 else 1))
+      setattr(self, f'bn{i}', nn.BatchNorm2d(features, momentum=momentum))
+      before = features
+    if stride != 1 or channels != out:
+      self.projection = shortcut
+      setattr(self, shortcut, nn.Sequential(
+        Conv(channels, out, 1, 1 if self.dense else stride),
+        nn.BatchNorm2d(out, momentum=momentum)))
+
+  def forward(self, x):
+    y = x
+    for i, stride in enumerate(self.strides, 1):
+      y = getattr(self, f'bn{i}')(getattr(self, f'conv{i}')(y))
+      if i < len(self.strides):
+        y = F.relu(y)
+      if self.dense and stride == 2:
+        y, component = halve(y, **self.how)
+        x, _ = halve(x, component, **self.how)
+    x = getattr(self, self.projection)(x) if self.projection else x
+    top, left = ((a - b) // 2 for a, b in zip(x.shape[2:], y.shape[2:], strict=True))
+    return F.relu(x[..., top:top + y.shape[2], left:left + y.shape[3]] + y)
+
+
+class Backbone(nn.Module):
+  """Stages, `stages(images, permute)` -> features by name, and a head if one was added.
+
+  permute: None, or the name of the stage before which channels are put in an order, and the order.
+  """
+  head = None
+
+  def add_head(self, c, num_classes):
+    """'gap' (GAPNet), 'permuted' (PermuteNet) or 'linear'."""
+    self.head, self.at = c.head, c.permute_at
+    self.fixed = c.permutation_seed if c.permutation == 'fixed' else None
+    if c.head == 'gap':
+      self.pre_classifier = Conv(self.channels, num_classes, 3, padding=c.padding, bias=True)
+    # The authors' GAPNet has a linear layer too that its forward never uses.
+    name = {'linear': 'fc' if c.stem == 'imagenet' else 'linear'}.get(c.head, 'linear_location')
+    name = 'classifier' if c.name in VGGS else name
+    if c.head != 'gap' or c.name not in VGGS:
+      setattr(self, name, nn.Linear(self.channels, num_classes))
+
+  def forward(self, x, permutation=None):
+    """(b, 3, h, w) -> logits (b, k), features; a permutation that is not given is drawn anew."""
+    if self.head == 'permuted' and permutation is None:
+      permutation = self.draw()
+    early = self.head == 'permuted' and self.at != 'pooled'
+    features = self.stages(x, (self.at, permutation) if early else None)
+    x = list(features.values())[-1]
+    features['pooled'] = z = x.mean((2, 3))  # (b, c)
+    if self.head == 'gap':
+      return self.pre_classifier(x).mean((2, 3)), features
+    if self.head == 'permuted' and self.at == 'pooled':
+      z = z[:, permutation]
+    linear = next(layer for layer in self.children() if isinstance(layer, nn.Linear))
+    return linear(z), features
+
+  def draw(self):
+    """A permutation of as many channels as there are where it is applied."""
+    if self.at == 'pooled':
+      n = self.channels
+    else:
+      n = self.inputs[int(self.at.removeprefix('stage')) - 1]
+    generator = None if self.fixed is None else torch.Generator().manual_seed(self.fixed)
+    return torch.randperm(n, generator=generator)
+
+
+class ResNet(Backbone):
+  """Stem and four stages, as gapjax.models.resnet.ResNet."""
+
+  def __init__(self, c, how, *, variant=None, output_stride=None, momentum=0.1):
+    super().__init__()
+    counts, bottleneck = RESNETS[variant or c.name]
+    kernel, stride, self.pools = STEMS[c.stem]
+    self.how, self.dense = how, how['downsample'] != 'stride'
+    self.halves = self.dense and stride == 2
+    self.conv1 = Conv(3, c.width, kernel, 1 if self.dense else stride, padding=how['padding'])
+    self.bn1 = nn.BatchNorm2d(c.width, momentum=momentum)
+    whole, dilation, channels = stride * (2 if self.pools else 1), 1, c.width
+    self.inputs = []
+    for s, (count, stride) in enumerate(zip(counts, STRIDES, strict=True), 1):
+      first = dilation
+      if output_stride and whole * stride > output_stride:
+        stride, dilation = 1, dilation * stride
+      whole *= stride
+      self.inputs.append(channels)
+      blocks = []
+      for i in range(count):
+        blocks.append(Block(channels, c.width * 2 ** (s - 1), 1 if i else stride, bottleneck, how,
+                            dilation if i else first, momentum,
+                            'downsample' if c.stem == 'imagenet' else 'shortcut'))
+        channels = c.width * 2 ** (s - 1) * (4 if bottleneck else 1)
+      setattr(self, f'layer{s}', nn.Sequential(*blocks))
+    self.channels, self.low_channels = channels, c.width * (4 if bottleneck else 1)
+
+  def stages(self, x, permute=None):
+    x = F.relu(self.bn1(self.conv1(x)))
+    if self.halves:
+      x, _ = halve(x, **self.how)
+    if self.pools:
+      x = F.max_pool2d(x, 3, 1 if self.dense else 2, padding=1)
+      x = halve(x, **self.how)[0] if self.dense else x
+    features = {'stem': x}
+    for s in range(1, 5):
+      if permute and permute[0] == f'stage{s}':
+        x = x[:, permute[1]]
+      features[f'stage{s}'] = x = getattr(self, f'layer{s}')(x)
+    return features
+
+
+class VGG(Backbone):
+  """Five stages of convolutions, BatchNorm and ReLU, each ended by a max-pool."""
+
+  def __init__(self, c, how):
+    super().__init__()
+    self.how, layers, self.ends, channels, self.inputs = how, [], [], 3, []
+    for count, multiple in zip(VGGS[c.name], MULTIPLES, strict=True):
+      self.inputs.append(channels)
+      for _ in range(count):
+        out = c.width * multiple
+        layers += [Conv(channels, out, 3, padding=how['padding'], bias=True), nn.BatchNorm2d(out),
+                   nn.ReLU()]
+        channels = out
+      layers.append(nn.MaxPool2d(2, 2 if how['downsample'] == 'stride' else 1))
+      self.ends.append(len(layers))
+    self.features, self.channels = nn.Sequential(*layers), channels
+
+  def stages(self, x, permute=None):
+    features, start = {}, 0
+    for s, end in enumerate(self.ends, 1):
+      if permute and permute[0] == f'stage{s}':
+        x = x[:, permute[1]]
+      for layer in self.features[start:end - 1]:
+        x = layer(x)
+      if self.how['downsample'] == 'polyphase':  # a dense pool would lose a row and a column
+        mode = 'circular' if self.how['padding'] == 'circular' else 'replicate'
+        x = pad(x, (0, 1), PAD_MODES[mode])
+      x = self.features[end - 1](x)
+      if self.how['downsample'] != 'stride':
+        x, _ = halve(x, **self.how)
+      features[f'stage{s}'], start = x, end
+    return features
+
+
+class InvertedResidual(nn.Module):
+  """`conv`: expansion (a Sequential, as the next), depthwise convolution, linear 1x1."""
+
+  def __init__(self, inputs, features, stride, expansion, how, *, dilation, momentum,
+               early_padding):
+    super().__init__()
+    self.how, self.halves = how, stride == 2 and how['downsample'] != 'stride'
+    self.shortcut = stride == 1 and inputs == features
+    self.border = dilation if early_padding else 0
+    hidden, norm = inputs * expansion, lambda n: nn.BatchNorm2d(n, momentum=momentum)
+    layers = [] if expansion == 1 else [
+      nn.Sequential(Conv(inputs, hidden, 1), norm(hidden), nn.ReLU6())]
+    depthwise = Conv(hidden, hidden, 3, 1 if self.halves else stride, dilation=dilation,
+                     padding='none' if early_padding else how['padding'], groups=hidden)
+    layers.append(nn.Sequential(depthwise, norm(hidden), nn.ReLU6()))
+    self.conv = nn.Sequential(*layers, Conv(hidden, features, 1), norm(features))
+
+  def forward(self, x):
+    y = x
+    if self.border:
+      mode = self.how['padding']
+      y = F.pad(x, [self.border] * 4, 'constant' if mode == 'zero' else mode)
+    y = self.conv[:-2](y)
+    if self.halves:
+      y, _ = halve(y, **self.how)
+    y = self.conv[-2:](y)
+    return x + y if self.shortcut else y
+
+
+class MobileNetV2(nn.Module):
+  """Stem and blocks, numbered through: the first four items are the low-level features."""
+
+  def __init__(self, c, how):
+    super().__init__()
+    momentum, self.how, self.halves = c.backbone_momentum, how, how['downsample'] != 'stride'
+    last = mobilenet.channels(mobilenet.STEM, c.width)
+    stem = Conv(3, last, 3, 1 if self.halves else mobilenet.STEM_STRIDE,
+                padding='none' if c.early_padding else how['padding'])
+    items = [nn.Sequential(stem, nn.BatchNorm2d(last, momentum=momentum), nn.ReLU6())]
+    whole, dilation, self.ends = mobilenet.STEM_STRIDE, 1, []
+    for runs in mobilenet.STAGES:
+      for expansion, usual, count, stride in runs:
+        first = dilation
+        if whole * stride > c.output_stride:
+          stride, dilation = 1, dilation * stride
+        whole *= stride
+        out = mobilenet.channels(usual, c.width)
+        for i in range(count):
+          items.append(InvertedResidual(
+            last, out, 1 if i else stride, expansion, how, dilation=dilation if i else first,
+            momentum=momentum, early_padding=c.early_padding))
+          last = out
+      self.ends.append(len(items) - 1)
+    numbered = [(str(i), item) for i, item in enumerate(items)]
+    self.low_level_features = nn.Sequential(OrderedDict(numbered[:4]))
+    self.high_level_features = nn.Sequential(OrderedDict(numbered[4:]))
+    self.channels = last
+    self.low_channels = mobilenet.channels(mobilenet.STAGES[0][-1][1], c.width)
+
+  def stages(self, x):
+    features = {}
+    for i, layer in enumerate([*self.low_level_features, *self.high_level_features]):
+      x = layer(x)
+      if i == 0:
+        features['stem'] = x = halve(x, **self.how)[0] if self.halves else x
+      if i in self.ends:
+        features[f'stage{self.ends.index(i) + 1}'] = x
+    return features
+
+
+# ---- Segmentation --------------------------------------------------------------------------------
+
+
+def conv_norm_relu(channels, features, kernel_size, *, separable=False, **conv):
+  kind = SeparableConv if separable and kernel_size > 1 else Conv
+  return [kind(channels, features, kernel_size, **conv), nn.BatchNorm2d(features), nn.ReLU()]
+
+
+class ASPP(nn.Module):
+  """Five branches, among them the image's mean, and their projection."""
+
+  def __init__(self, channels, features, c):
+    super().__init__()
+    wide = dict(padding=c.padding, separable=c.separable)
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), *conv_norm_relu(channels, features, 1))
+    self.convs = nn.ModuleList([
+      nn.Sequential(*conv_norm_relu(channels, features, 1)),
+      *(nn.Sequential(*conv_norm_relu(channels, features, 3, dilation=rate, **wide))
+        for rate in RATES[c.output_stride]), pooled])
+    self.project = nn.Sequential(*conv_norm_relu(5 * features, features, 1), nn.Dropout(c.dropout))
+
+  def forward(self, x):
+    y = [branch(x) for branch in self.convs]
+    y[4] = y[4].expand(-1, -1, *x.shape[2:])
+    return self.project(torch.cat(y, 1))
+
+
+class Head(nn.Module):
+  """`classifier.*` of DeepLabv3 and, with a decoder, of v3+."""
+
+  def __init__(self, channels, low_channels, num_classes, c):
+    super().__init__()
+    features, plus = 4 * c.width, c.name == 'deeplabv3plus'
+    few = max(3 * c.width // 4, 1) if plus else 0
+    aspp = ASPP(channels, features, c)
+    last = [*conv_norm_relu(features + few, features, 3, padding=c.padding, separable=c.separable),
+            Conv(features, num_classes, 1, bias=True)]
+    if plus:
+      self.project = nn.Sequential(*conv_norm_relu(low_channels, few, 1))
+      self.aspp = aspp
+    self.classifier = nn.Sequential(*([] if plus else [aspp]), *last)
+
+  def forward(self, features):
+    if not hasattr(self, 'aspp'):
+      return self.classifier(features['stage4'])
+    low = self.project(features['stage1'])
+    y = resize(self.aspp(features['stage4']), low.shape[2:])
+    return self.classifier(torch.cat([low, y], 1))
+
+
+class DeepLab(nn.Module):
+  """(b, 3, h, w) -> logits (b, k, h, w), features."""
+
+  def __init__(self, c, num_classes, how):
+    super().__init__()
+    if c.backbone in mobilenet.MOBILENETS:
+      self.backbone = MobileNetV2(c, how)
+    else:
+      self.backbone = ResNet(c, how, variant=c.backbone, output_stride=c.output_stride,
+                             momentum=c.backbone_momentum)
+    self.classifier = Head(self.backbone.channels, self.backbone.low_channels, num_classes, c)
+
+  def forward(self, x, permutation=None):
+    features = self.backbone.stages(x)
+    return resize(self.classifier(features), x.shape[2:]), features
+
+
+def resize(x, size):
+  return F.interpolate(x, size=tuple(size), mode='bilinear', align_corners=False)

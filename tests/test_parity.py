@@ -1,0 +1,94 @@
+"""gapjax against PyTorch: golden values that tests/golden/parity_torch.py made with torch, and torch
+itself, array by array, where it is installed."""
+
+import functools
+import importlib.util
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from gapjax import cli
+from gapjax.pytorch import parity
+
+GOLDEN = np.load(ROOT / 'tests/golden/parity.npz')
+CASES = {case.name: case for case in parity.cases()}
+needs_torch = pytest.mark.skipif(importlib.util.find_spec('torch') is None,
+                                 reason='torch is not installed')
+
+
+@functools.lru_cache(maxsize=1)  # one case's tests stand together
+def ours(name, dtype):
+  """A case's run in gapjax, {quantity: arrays}, trained too in float64."""
+  with jax.enable_x64(dtype == 'float64'):
+    run = parity.Run(CASES[name], dtype)
+    found = run.one_step()
+    if dtype == 'float64':
+      found |= {rule: run.train(rule) for rule in parity.OPTIMIZERS}
+    return run.permutations, found
+
+
+def check(found, expected, dtype):
+  for quantity, arrays in found.items():
+    _, relative = parity.difference(arrays, expected(quantity, arrays))
+    assert relative <= parity.TOLERANCES[dtype], f'{quantity}: {relative:.1e}'
+
+
+@pytest.mark.parametrize(('name', 'dtype'), [
+  (name, dtype) for name in CASES for dtype in parity.TOLERANCES])
+def test_gapjax_computes_what_pytorch_computes(name, dtype):
+  permutations, found = ours(name, dtype)
+  if permutations is not None:
+    np.testing.assert_array_equal(permutations, GOLDEN[f'{name}|permutations'])
+
+  def golden(quantity, projected):
+    return dict(zip(sorted(projected), GOLDEN[f'{name}|{quantity}'], strict=True))
+
+  check({quantity: parity.project(arrays) for quantity, arrays in found.items()}, golden, dtype)
+  if importlib.util.find_spec('torch'):
+    from gapjax.pytorch.reference import Reference
+    torch = Reference(CASES[name], dtype, permutations)
+    theirs = torch.one_step()
+    check(found, lambda quantity, _: theirs.get(quantity) or torch.train(quantity), dtype)
+
+
+def test_a_difference_is_over_the_norm_of_its_layer():
+  theirs = {'a.weight': np.array([3.0, -4.0]), 'a.bias': np.array([0.0]), 'b.weight': np.ones(4)}
+  ours = {'a.weight': np.array([3.0, -4.0]), 'a.bias': np.array([2.0]),
+          'b.weight': np.array([1.0, 2.0, 1.0, 1.0])}
+  assert parity.difference(ours, theirs) == (2.0, 0.5)  # 1 / 2 of b, and 2 / 5 of a
+  with pytest.raises(ValueError, match=r"other names: \['c'\]"):
+    parity.difference({**ours, 'c': np.ones(1)}, theirs)
+
+
+def test_a_projection_sees_every_element():
+  x = np.arange(1.0, 7.0).reshape(2, 3)
+  before = parity.project({'x': x})['x']
+  assert before[2] == pytest.approx(np.sqrt(91))
+  for i in range(6):
+    changed = x.copy()
+    changed.flat[i] += 0.25
+    np.testing.assert_allclose(np.abs(parity.project({'x': changed})['x'] - before)[:2], 0.25)
+
+
+def test_every_way_of_a_field_is_a_case():
+  from gapjax.models.downsample import DOWNSAMPLINGS
+  from gapjax.models.heads import HEADS
+  from gapjax.models.layers import PADDINGS
+  models = [case.config.model for case in CASES.values()]
+  assert {m.padding for m in models} == set(PADDINGS)
+  assert {m.downsample for m in models} == set(DOWNSAMPLINGS)
+  assert {m.head for m in models} == set(HEADS)
+  assert {'deeplabv3', 'deeplabv3plus'} <= {m.name for m in models}
+
+
+@needs_torch
+def test_check_prints_the_table(capsys, monkeypatch):
+  monkeypatch.setattr(parity, 'cases', lambda: [CASES['GAPNet']])
+  assert cli.main(['convert', '--check']) == 0
+  out = capsys.readouterr().out
+  assert 'GAPNet' in out and 'gradients' in out and 'Adam' in out
+  monkeypatch.setattr(parity, 'TOLERANCES', {'float32': 1e-12, 'float64': 1e-9})
+  assert cli.main(['convert', '--check']) == 1
+  assert 'gradients, float32' in capsys.readouterr().err
