@@ -13,6 +13,7 @@ from gapjax.report_parts import (
   learned,
   number,
   ours,
+  pytorch,
   run_curves,
   suite,
 )
@@ -31,6 +32,8 @@ PROTOCOLS = {'pad': 'each shift uniform in \N{PLUS-MINUS SIGN}s pixels down and 
              'crop': 'two random windows, of the old size, of the image enlarged by 2s pixels',
              'circular': 'each shift uniform in \N{PLUS-MINUS SIGN}s pixels down and across, '
                          'rolled'}
+PYTORCH = (' PyTorch: the same networks in plain PyTorch, on the same batches of images, by the '
+           'same protocol.')
 DISTANCE = ('the mean squared distance of the pooled features of two random shifts of an image '
             'over the features\' variance')
 
@@ -157,7 +160,6 @@ def table(records):
   found = _by_cell(records)
   several = len({group for group, _ in found}) > 1
   torch = any(r.get('torch') is not None for r in records)
-  published = ['paper', *(['torch'] if torch else [])]
   protocols = list(dict.fromkeys(m['consistency'].get('protocol') for m in found.values()
                                  if 'consistency' in m))
   apart = len(protocols) > 1
@@ -170,7 +172,8 @@ def table(records):
     if apart:
       row.append((consistency or {}).get('protocol') or DASH)
     for record in (accuracy, consistency):
-      row += [*(number(first([record], key)) for key in published), ours(record)]
+      row += [number(first([record], 'paper')), *([pytorch([record])] if torch else []),
+              ours(record)]
     rows.append([*row, ours(distance)])
   unstated = ' The protocol behind the paper\'s consistency is not known to gapjax.' if any(
     r.get('paper') is not None for r in records) else ''
@@ -185,7 +188,7 @@ def table(records):
     breaks=frozenset(i for i in range(1, len(rows)) if blocks[i] != blocks[i - 1]),
     caption='Top-1 and consistency in percent. gapjax: mean \N{PLUS-MINUS SIGN} sample standard '
     f'deviation (seeds), final weights.{unstated} Feature distance: {DISTANCE}; lower is '
-    'more invariant.')
+    f'more invariant.{PYTORCH if torch else ""}')
 
 
 # --- sections: (Source, folder for pictures) -> Section or None -------------------------------

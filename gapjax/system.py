@@ -95,9 +95,14 @@ def describe_devices(devices) -> str:
   """'cpu x 1 (AMD EPYC, 2 cores)' or 'gpu x 1 (NVIDIA H200)'."""
   kind = devices[0].device_kind
   if devices[0].platform == 'cpu':
-    usable = getattr(os, 'sched_getaffinity', None)  # Linux; macOS has no affinity
-    kind = f'{_processor()}, {len(usable(0)) if usable else os.cpu_count()} cores'
+    kind = f'{_processor()}, {usable_cores()} cores'
   return f'{devices[0].platform} x {len(devices)} ({kind})'
+
+
+def usable_cores() -> int:
+  """How many cores this process may use."""
+  affinity = getattr(os, 'sched_getaffinity', None)  # Linux; macOS has no affinity
+  return len(affinity(0)) if affinity else os.cpu_count()
 
 
 def _processor():

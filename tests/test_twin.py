@@ -1,0 +1,465 @@
+"""The networks in PyTorch, their training and evaluation, and the column PyTorch of a suite."""
+
+import copy
+import json
+import signal
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config
+from test_convert import MOBILENET, NETWORKS, PLUS, network_config, their_arrays
+
+from gapjax import build, cells, cli, models, report, suites
+from gapjax import config as configs
+from gapjax.errors import Interrupted, TrainingFailed, UsageError
+from gapjax.plan import Plan
+from gapjax.pytorch import names, weights
+
+torch = pytest.importorskip('torch')
+
+from gapjax.pytorch import recipe, train, twin  # noqa: E402 - only where torch is
+
+F = torch.nn.functional
+PAIRS = {'task': 'classification', 'augshift.crops': 2, 'augshift.max_shift': 2,
+         'model.head': 'linear', 'eval.shift': 2, 'eval.max_shift': 0}
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+  """Threads that wait for each other are slow where other work goes on."""
+  monkeypatch.setattr(train, 'usable_cores', lambda: 1)
+
+
+def task_of(data_dir, **changes):
+  """Config, training set, test set and task of a tiny run."""
+  config = tiny_config(**changes)
+  return config, *build.load(config, data_dir=data_dir)
+
+
+# ---- Networks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_weights_fit_strictly(name):
+  """What `export` writes has every name and shape of the twin's state dict."""
+  config = network_config(name)
+  theirs = their_arrays(config, 4)
+  network = twin.create(config.model, num_classes=4)
+  network.load_state_dict({key: torch.as_tensor(x) for key, x in theirs.items()}, strict=True)
+
+
+@pytest.mark.parametrize('changes', [
+  {}, {'model.early_padding': True, 'model.output_stride': 16, 'model.padding': 'replicate'},
+  {'model.downsample': 'blur', 'model.padding': 'partial'},
+  {'model.downsample': 'polyphase', 'model.blur_size': 2}], ids=str)
+def test_mobilenet_and_separable_heads_are_gapjaxs(changes):
+  config = tiny_config(**{**MOBILENET, **PLUS, 'model.separable': True, 'model.dtype': 'float64',
+                          **changes})
+  draw = np.random.default_rng(0)
+  images = draw.normal(size=(2, 32, 48, 3))
+
+  def value(path, leaf):
+    if path[-1].key == 'kernel':  # of about the size that keeps variances
+      return draw.normal(size=leaf.shape) * (2 / np.prod(leaf.shape[:3])) ** 0.5
+    return draw.uniform(0.5, 1.5, leaf.shape)
+
+  with jax.enable_x64(True):
+    model = models.create(config.model, num_classes=5)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    variables = jax.tree_util.tree_map_with_path(value, shapes)
+    expected, stages = model.apply(variables, images, train=False)
+  c = config.model
+  arrays = weights.export(variables, names.names(c), unread=names.unread(c))
+  network = twin.create(c, num_classes=5).double().eval()
+  network.load_state_dict({key: torch.as_tensor(x) for key, x in arrays.items()}, strict=True)
+  with torch.inference_mode():
+    logits, features = network(torch.as_tensor(images).movedim(-1, 1))
+  np.testing.assert_allclose(logits.movedim(1, -1), expected, rtol=0,
+                             atol=1e-9 * np.abs(expected).max())
+  for stage in ('stem', 'stage1', 'stage2', 'stage3', 'stage4'):
+    assert features[stage].movedim(1, -1).shape == stages[stage].shape
+
+
+@pytest.mark.parametrize('permutation', ['batch', 'fixed'])
+def test_a_permutation_is_drawn_for_every_pass(permutation):
+  config = tiny_config(**{'model.head': 'permuted', 'model.permutation': permutation})
+  network = twin.create(config.model, num_classes=4).eval()
+  x = torch.randn(2, 3, 8, 8)
+  with torch.inference_mode():
+    first, second = network(x)[0], network(x)[0]
+  assert torch.equal(first, second) == (permutation == 'fixed')
+
+
+# ---- Batches and losses --------------------------------------------------------------------------
+
+
+def moved(image, dy, dx):
+  """An image (h, w, c) on zeros, its content dy down and dx right."""
+  h, w, _ = image.shape
+  padded = np.pad(image, ((h, h), (w, w), (0, 0)))
+  return padded[h - dy:2 * h - dy, w - dx:2 * w - dx]
+
+
+def canvas(image, location, task):
+  """A normalised image pasted on a canvas of zeros, or of black normalised too."""
+  s, k = len(image), task.grid
+  found = np.zeros((k * s, k * s, 3))
+  if task.fill == 'black':
+    found[:] = -task.mean / task.std
+  y, x = s * (location // k), s * (location % k)
+  found[y:y + s, x:x + s] = image
+  return found
+
+
+def normalised(images, task):
+  return (images / 255.0 - task.mean) / task.std
+
+
+@pytest.mark.parametrize('fill', ['zero', 'black'])
+@pytest.mark.parametrize('target', ['location', 'image'])
+def test_canvases(fill, target, data_dir):
+  """Each image, or its mirror image, at one of all places."""
+  _, train_set, _, task = task_of(data_dir, **{
+    'canvas.grid': 3, 'canvas.fill': fill, 'canvas.target': target, 'data.flip': True})
+  images, labels = train.on_device(train_set.part(0, 90), 'cpu')
+  torch.manual_seed(0)
+  batch = recipe.training_batch(images, labels, task)
+  found = batch['canvases'].movedim(1, -1).numpy()
+  patches, places, flips = normalised(train_set.images[:90], task), [], []
+  for patch, picture in zip(patches, found, strict=True):
+    fits = [(place, flip) for place in range(9) for flip in (False, True) if np.allclose(
+      canvas(patch[:, ::-1] if flip else patch, place, task), picture, atol=1e-5)]
+    (place, flip), = fits
+    places.append(place)
+    flips.append(flip)
+  expected = places if target == 'location' else train_set.labels[:90]
+  np.testing.assert_array_equal(batch['targets'], expected)
+  assert set(places) == set(range(9)) and 0.3 < np.mean(flips) < 0.7
+
+
+@pytest.mark.parametrize('crops', [1, 2])
+def test_crops_of_a_pair_share_their_flip(crops, data_dir):
+  _, train_set, _, task = task_of(data_dir, **PAIRS, **{'data.flip': True, 'num_epochs': 2})
+  task = types.SimpleNamespace(**{**vars(task), 'crops': crops, 'max_shift': 1})
+  images, labels = train.on_device(train_set.part(0, 40), 'cpu')
+  torch.manual_seed(0)
+  batch = recipe.training_batch(images, labels, task)
+  found = batch['images'].movedim(2, -1).numpy()
+  assert found.shape == (crops, 40, 8, 8, 3)
+  seen, flips = [], []
+  for image, views in zip(normalised(train_set.images[:40], task), found.swapaxes(0, 1),
+                          strict=True):
+    fits = [{(flip, dy, dx) for flip in (False, True) for dy in (-1, 0, 1) for dx in (-1, 0, 1)
+             if np.allclose(moved(image[:, ::-1] if flip else image, dy, dx), view, atol=1e-5)}
+            for view in views]
+    assert all(fits)
+    both = set.intersection(*({flip for flip, _, _ in views} for views in fits))
+    assert both
+    flips.append(both)
+    seen += [next(iter(views))[1:] for views in fits]
+  assert len(set(seen)) == 9 and {True} in flips and {False} in flips
+  np.testing.assert_array_equal(batch['labels'], train_set.labels[:40])
+
+
+@pytest.mark.parametrize('stacked', [True, False])
+def test_the_loss_of_a_pair(stacked):
+  """Cross entropies of both crops, and the weight times the mean squared distance."""
+  config = tiny_config(**PAIRS, **{'augshift.stacked': stacked})
+  network = twin.create(config.model, num_classes=10)
+  images, labels = torch.randn(2, 6, 3, 8, 8), torch.arange(6)
+  if stacked:  # one BatchNorm statistic
+    logits, features = copy.deepcopy(network)(images.flatten(0, 1))
+    outputs = [(logits[:6], features['pooled'][:6]), (logits[6:], features['pooled'][6:])]
+  else:
+    outputs = [(logits, features['pooled'])
+               for logits, features in map(copy.deepcopy(network), images)]
+  (y1, z1), (y2, z2) = ([x.detach().numpy().astype(float) for x in both] for both in outputs)
+  entropy = sum(-(y - np.log(np.exp(y).sum(1, keepdims=True)))[np.arange(6), labels].mean()
+                for y in (y1, y2))
+  for weight, given in ((config.augshift.weight, {}), (0.25, {'weight': 0.25})):
+    loss, _ = recipe.loss_of(copy.deepcopy(network), {'images': images, 'labels': labels}, config,
+                             **given)
+    assert loss.item() == pytest.approx(entropy + weight * np.square(z1 - z2).mean(), rel=1e-5)
+
+
+def test_rates_and_weights_of_every_step(data_dir):
+  """Cosine after a linear warm-up; the pairwise weight rises over its share of the training."""
+  config, train_set, _, task = task_of(data_dir, **PAIRS, **{
+    'num_epochs': 4, 'schedule.name': 'cosine', 'schedule.warmup_epochs': 1.0,
+    'augshift.weight': 3.0, 'augshift.warm_up': 0.5, 'steps_per_call': 1})
+  rates, pair = train.schedules(config, task, Plan.of(config, num_images=len(train_set)))
+  steps = np.arange(20)  # 5 an epoch
+  warm, rest = steps / 5, 0.5 * (1 + np.cos(np.pi * (steps - 5) / 15))
+  np.testing.assert_allclose(rates, 1e-3 * np.where(steps < 5, warm, rest), rtol=1e-5)
+  np.testing.assert_allclose(pair, 3.0 * np.minimum(steps / 10, 1), rtol=1e-6)
+
+
+# ---- Evaluation ----------------------------------------------------------------------------------
+
+
+class Linear(torch.nn.Module):
+  """Logits and pooled features that NumPy can make too."""
+  channels = 5
+
+  def __init__(self, size, num_classes):
+    super().__init__()
+    draw = np.random.default_rng(0)
+    self.arrays = draw.normal(size=(size, num_classes)), draw.normal(size=(size, 5))
+    self.parts = torch.nn.ParameterList(torch.tensor(x, dtype=torch.float32) for x in self.arrays)
+
+  def forward(self, x):
+    assert not self.training
+    x = x.movedim(1, -1).flatten(1)
+    return x @ self.parts[0], {'pooled': x @ self.parts[1]}
+
+  def numpy(self, images):
+    return [images.reshape(len(images), -1) @ x for x in self.arrays]
+
+
+def entropies(logits, targets):
+  top = logits.max(1, keepdims=True)
+  log = logits - top - np.log(np.exp(logits - top).sum(1, keepdims=True))
+  return -log[np.arange(len(targets)), targets]
+
+
+def passes(config, task, test_set, network):
+  return train.EVALUATORS[config.task](config, network, task, test_set), train.Trained(7, network)
+
+
+@pytest.mark.parametrize('target', ['location', 'image'])
+def test_canvas_counts_are_numpys(target, data_dir):
+  """30 images in batches of 32 at 4 places, so that the last is not full; and the places of the
+  authors' protocol, which are gapjax's of that seed and step."""
+  config, _, test_set, task = task_of(data_dir, **{'canvas.target': target, 'seed': 3})
+  network = Linear(16 * 16 * 3, task.num_classes)
+  evaluator, state = passes(config, task, test_set, network)
+  patches = normalised(test_set.images, task)
+
+  def expected(index, location):
+    logits, _ = network.numpy(np.stack([canvas(patches[i], j, task)
+                                        for i, j in zip(index, location, strict=True)]))
+    targets = location if target == 'location' else test_set.labels[index]
+    return logits.argmax(1) == targets, entropies(logits, targets).mean()
+
+  index, location = (x.ravel() for x in np.meshgrid(np.arange(30), np.arange(4), indexing='ij'))
+  right, loss = expected(index, location)
+  final = evaluator.final(state)
+  assert final['accuracy'] == right.mean() and final['canvases'] == 120
+  assert final['per_location'] == [[right[location == 2 * i + j].mean() for j in (0, 1)]
+                                   for i in (0, 1)]
+  assert final['loss'] == pytest.approx(loss, rel=1e-5)
+  places = np.random.default_rng((3, 7)).integers(4, size=30)
+  assert evaluator.during(state)['accuracy'] == expected(np.arange(30), places)[0].mean()
+  name = f'{target}_accuracy'
+  summary = evaluator.summary(final, [{'accuracy': .25, 'step': 5}, {'accuracy': .5, 'step': 9}])
+  assert summary['final'] == {name: final['accuracy'], 'loss': final['loss']}
+  assert summary['best'] == {f'{name}_best_random': .5, 'step': 9}
+
+
+def test_shift_counts_are_numpys(data_dir):
+  """Offsets are those of gapjax's evaluator: drawn from (seed, the protocol's number, s)."""
+  config, _, test_set, task = task_of(data_dir, **PAIRS, **{'seed': 3, 'eval.batch_size': 12})
+  network = Linear(8 * 8 * 3, 10)
+  evaluator, state = passes(config, task, test_set, network)
+  images = normalised(test_set.images, task)
+  offsets = np.random.default_rng((3, 0, 2)).integers(-2, 3, size=(30, 2, 2))
+  views = [np.stack([moved(image, *offset) for image, offset in zip(images, offsets[:, v],
+                                                                    strict=True)]) for v in (0, 1)]
+  (y1, z1), (y2, z2) = map(network.numpy, views)
+  still, _ = network.numpy(images)
+  found = evaluator.final(state)
+  assert found['accuracy'] == (still.argmax(1) == test_set.labels).mean()
+  assert found['consistency'] == (y1.argmax(1) == y2.argmax(1)).mean()
+  assert 0 < found['consistency'] < 1
+  assert found['loss'] == pytest.approx(entropies(still, test_set.labels).mean(), rel=1e-5)
+  variance = np.concatenate([z1, z2]).var(0).mean()
+  assert found['feature_distance'] == pytest.approx(
+    np.square(z1 - z2).mean() / variance, rel=1e-5)
+  summary = evaluator.summary(found, [{'accuracy': .25, 'step': 5}])
+  assert summary['final'] == {'image_accuracy': found['accuracy'], **{
+    name: found[name] for name in ('consistency', 'feature_distance', 'loss')}}
+  assert summary['best'] == {'image_accuracy_best': .25, 'step': 5}
+  assert summary['shifts'] == {'protocol': 'pad, s = 2'}
+
+
+# ---- Training ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('changes', 'metric', 'least'), [
+  ({}, 'location_accuracy', 0.7), (PAIRS, 'image_accuracy', 0.3)], ids=['canvas', 'pairs'])
+def test_training_learns(changes, metric, least, tmp_path, data_dir, monkeypatch):
+  """Guessing is right in 0.25 and 0.1. The weights in the file are those that were measured, and a
+  finished run is not trained again."""
+  config = tiny_config(**changes, num_epochs=8, **{
+    'optimizer.lr': 5e-3, 'data.train_images': 800, 'eval.images': 200, 'eval.every_epochs': 4,
+    'schedule.name': 'cosine', 'augshift.weight': 1.0})
+  summary = train.train(config, workdir=tmp_path, data_dir=data_dir, progress=False)
+  assert summary['final'][metric] > least and summary['step'] == 200
+  lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  losses = [line['loss'] for line in lines if line['split'] == 'train']
+  assert losses[-1] < 0.7 * losses[0]
+  assert [line['step'] for line in lines if line['split'] == 'eval'] == [100, 200]
+  assert summary['versions']['torch'] == torch.__version__ and summary['images_per_second'] > 0
+  assert {'config', 'best', 'wall_seconds', 'device'} < set(summary)
+
+  _, test_set, task = build.load(config, data_dir=data_dir)
+  arrays = weights.read(tmp_path / 'weights.pth')
+  assert arrays['bn1.num_batches_tracked'] == 200  # in training mode after evaluations too
+  network = twin.create(config.model, num_classes=task.num_classes)
+  network.load_state_dict({name: torch.as_tensor(x) for name, x in arrays.items()}, strict=True)
+  evaluator, state = passes(config, task, test_set, network)
+  assert evaluator.final(state)['accuracy'] == summary['final'][metric]
+
+  monkeypatch.setattr(twin, 'create', None)
+  assert train.train(config, workdir=tmp_path, data_dir=data_dir, progress=False) == summary
+
+
+def test_a_seed_decides_and_batches_are_gapjaxs(tmp_path, data_dir, monkeypatch):
+  taken, batch = [], recipe.training_batch
+
+  def training_batch(images, labels, task):
+    taken.append(labels.numpy())
+    return batch(images, labels, task)
+
+  monkeypatch.setattr(recipe, 'training_batch', training_batch)
+  config, train_set, _, _ = task_of(data_dir, steps_per_call=1)
+  summaries = [train.train(configs.ConfigDict({**config.to_dict(), 'seed': seed}), progress=False,
+                           workdir=tmp_path / name, data_dir=data_dir)
+               for name, seed in (('a', 0), ('b', 0), ('c', 1))]
+  a, b, c = (summary['final']['loss'] for summary in summaries)
+  assert a == b != c
+  plan = Plan.of(config, num_images=len(train_set))
+  for step in range(5):
+    np.testing.assert_array_equal(taken[step], train_set.labels[plan.batch_indices(step)[0]])
+
+
+def test_what_stops_the_training(tmp_path, data_dir, monkeypatch):
+  """SIGTERM, a loss that is not finite, somebody else's workdir, a task without training."""
+  config, loss_of = tiny_config(), recipe.loss_of
+
+  def terminated(*arguments, **named):
+    signal.raise_signal(signal.SIGTERM)
+    return loss_of(*arguments, **named)
+
+  where = dict(workdir=tmp_path / 'run', data_dir=data_dir, progress=False)
+  with monkeypatch.context() as patch, pytest.raises(Interrupted, match='at step 1 of 5') as stop:
+    patch.setattr(recipe, 'loss_of', terminated)
+    train.train(config, **where)
+  assert stop.value.code == 0 and not (tmp_path / 'run/summary.json').exists()
+  summary = train.train(config, **where)
+  assert summary['step'] == 5
+  (tmp_path / 'run/summary.json').write_text(json.dumps({**summary, 'versions': {'jax': '0'}}))
+  with pytest.raises(UsageError, match='holds a run of gapjax'):
+    train.train(config, **where)
+  with pytest.raises(UsageError, match=r'another config: optimizer\.lr'):
+    train.train(tiny_config(**{'optimizer.lr': 0.5}), **where)
+  where['workdir'] = tmp_path / 'nan'
+  with pytest.raises(TrainingFailed, match=r'at step [2-5]: try a lower'):
+    train.train(tiny_config(**{'optimizer.lr': 1e30, 'optimizer.name': 'sgd'}), **where)
+  with pytest.raises(UsageError, match='not in segmentation, float32'):
+    train.train(network_config('v3'), **where)
+
+
+# ---- Suites --------------------------------------------------------------------------------------
+
+
+def found_in(path):
+  return json.loads((path / 'results.json').read_text())
+
+
+def test_a_suite_with_torch(tmp_path, data_dir, monkeypatch):
+  """First without, then the twin alone of what is trained, then another seed of both, then nothing.
+  gapjax's own training is made up."""
+  both = [cells.Cell('gapnet/location/2x2', tiny_config()),
+          cells.Cell('augshift/digits', tiny_config(**PAIRS))]
+  monkeypatch.setitem(cells.SUITES, 'table1', lambda scale: both)
+  trained = []
+
+  def ours(config, *, workdir, **_):
+    workdir.mkdir(parents=True)
+    (workdir / 'canvas.png').write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(32))
+    (workdir / 'metrics.jsonl').write_text(
+      '{"step": 5, "split": "eval", "accuracy": 0.5, "loss": 1.0}\n')
+    trained.append(('gapjax', config.task, config.seed))
+    metrics = ({'location_accuracy': .5} if config.task == 'canvas' else
+               {'image_accuracy': .5, 'consistency': .5, 'feature_distance': .5})
+    best = 'location_accuracy_best_random' if config.task == 'canvas' else 'image_accuracy_best'
+    return {'config': configs.as_json(config), 'step': 5, 'final': {**metrics, 'loss': 1.0},
+            'best': {best: .5, 'step': 5}, 'shifts': {'protocol': 'pad, s = 2'},
+            'wall_seconds': 1.0, 'images_per_second': 1.0, 'device': 'cpu x 1', 'sizes': {}}
+
+  def theirs(config, **rest):
+    trained.append(('torch', config.task, config.seed))
+    return train_twin(config, **rest)
+
+  train_twin = train.train
+  monkeypatch.setattr(suites, 'train', ours)
+  monkeypatch.setattr(train, 'train', theirs)
+
+  def reproduce(*more):
+    trained.clear()
+    assert cli.main(['reproduce', 'table1', '--scale=small', f'--workdir={tmp_path}',
+                     f'--data_dir={data_dir}', *more]) == 0
+    return list(trained), (tmp_path / 'report/report.md').read_text()
+
+  runs, page = reproduce()
+  assert runs == [('gapjax', 'canvas', 0), ('gapjax', 'classification', 0)]
+  assert 'PyTorch' not in page and {r['torch'] for r in found_in(tmp_path)} == {None}
+  runs, page = reproduce('--with_torch')
+  assert runs == [('torch', 'canvas', 0), ('torch', 'classification', 0)]
+  assert 'PyTorch |' in page and '--seeds=1 --with_torch' in page
+  runs, page = reproduce('--with_torch', '--seeds=2')
+  assert runs == [(which, task, 1) for task in ('canvas', 'classification')
+                  for which in ('gapjax', 'torch')]
+  records = found_in(tmp_path)
+  assert len(records) == 6
+  for record in records:
+    assert record['seeds'] == record['torch']['seeds'] == [0, 1] and record['mean'] == .5
+    values = []
+    for seed in (0, 1):
+      summary = json.loads(
+        (tmp_path / f'cells/{record["cell"]}/seed{seed}/torch/summary.json').read_text())
+      assert summary['config']['seed'] == seed
+      values.append({**summary['final'], **summary['best']}[record['metric']])
+    assert record['torch']['values'] == values and record['torch']['n'] == 2
+    assert record['torch']['mean'] == pytest.approx(np.mean(values))
+    assert record['torch']['std'] == pytest.approx(np.std(values, ddof=1))
+  said = json.loads((tmp_path / 'run.json').read_text())
+  assert said['versions']['torch'] == torch.__version__
+  assert reproduce('--with_torch', '--seeds=2') == ([], page)
+  assert found_in(tmp_path) == records
+
+
+def test_tables_show_the_twin():
+  """Mean, standard deviation and number, worked out by hand; a dash where it was not trained."""
+  torch = {'values': [.4, .6], 'seeds': [0, 1], 'mean': .5, 'std': .1414, 'n': 2}
+  known = {'suite': 'table1', 'scale': 'full', 'paper': .8, 'values': [.7], 'seeds': [0],
+           'mean': .7, 'std': None, 'n': 1}
+  table = report.table([
+    {**known, 'cell': 'gapnet/location/3x3', 'metric': 'location_accuracy_best_random',
+     'torch': torch},
+    {**known, 'cell': 'permutenet/location/3x3', 'metric': 'location_accuracy_best_random',
+     'torch': None},
+    *({**known, 'cell': 'augshift/cifar10', 'metric': metric, 'torch': torch}
+      for metric in ('image_accuracy', 'consistency')),
+    {**known, 'cell': 'something', 'metric': 'feature_distance', 'torch': torch}])
+  rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines()]
+  said = {row[0]: row for row in rows}
+  assert said['GAPNet'][3:6] == ['80.0', '50.0 \N{PLUS-MINUS SIGN} 14.1 (2)', '70.0 (1)']
+  assert said['PermuteNet'][3:6] == ['80.0', '\N{EN DASH}', '70.0 (1)']
+  assert said['AugShift'][2:8] == 2 * ['80.0', '50.0 \N{PLUS-MINUS SIGN} 14.1 (2)', '70.0 (1)']
+  assert said['something'][2:] == ['0.800', '0.500 \N{PLUS-MINUS SIGN} 0.141 (2)', '0.700 (1)']
+
+
+@pytest.mark.parametrize(('suite', 'words'), [
+  ('table1', '--with_torch needs PyTorch: pip install torch, or leave it out'),
+  ('attack', 'the PyTorch twin of deeplabv3/camvid is not trained')])
+def test_no_twin_is_said_before_anything_is_trained(suite, words, tmp_path, monkeypatch, capsys):
+  if suite == 'table1':
+    monkeypatch.setitem(sys.modules, 'torch', None)  # as if it were not installed
+  assert cli.main(['reproduce', suite, f'--workdir={tmp_path}/w', '--with_torch']) == 2
+  [line] = capsys.readouterr().err.splitlines()
+  assert words in line and not (tmp_path / 'w').exists()
