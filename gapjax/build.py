@@ -39,9 +39,7 @@ def load(config, *, data_dir):
 
 def create_task(config, train_set) -> CanvasTask | AugShiftTask | SegmentationTask:
   """The task of a config on a dataset."""
-  dtype = np.float64 if config.model.dtype == 'float64' else np.float32
-  if dtype == np.float64 and not jax.config.jax_enable_x64:
-    raise UsageError('model.dtype float64 needs the environment variable JAX_ENABLE_X64=1')
+  dtype = image_dtype(config)
   if config.task == 'segmentation':
     c, (mean, std) = config.segmentation, IMAGENET
     return SegmentationTask(mean=np.array(mean), std=np.array(std), dtype=dtype,
@@ -66,6 +64,15 @@ def create_task(config, train_set) -> CanvasTask | AugShiftTask | SegmentationTa
     weight=c.weight, stacked=c.stacked,
     warm_up_steps=round(c.warm_up * config.num_epochs * len(train_set) / config.batch_size),
     map_offsets=tuple(config.eval.map_step * i for i in range(-reach, reach + 1)), **common)
+
+
+def image_dtype(config):
+  """What images are computed in. Raises UsageError where JAX is not set to have it."""
+  if config.model.dtype != 'float64':
+    return np.float32
+  if not jax.config.jax_enable_x64:
+    raise UsageError('model.dtype float64 needs the environment variable JAX_ENABLE_X64=1')
+  return np.float64
 
 
 def create_evaluator(config, model, task, test_set, devices):

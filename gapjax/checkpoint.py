@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from gapjax.errors import TrainingFailed, UsageError
+from gapjax.parallel import is_first, wait_for_all
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class Checkpoints:
         broken[step] = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         log.warning('checkpoint %d is broken (%s); trying the one before', step, broken[step])
         continue
-      if not self._read_only:
+      if not self._read_only and broken:
         self._set_aside(broken)
       return step, jax.tree.map(np.asarray, found.state), found.meta
     if broken:
@@ -123,14 +124,30 @@ class Checkpoints:
 
   def _set_aside(self, steps):
     """Out of the way of new checkpoints of the same steps, but not lost."""
-    for step in steps:
+    wait_for_all('broken checkpoints were read')
+    for step in steps if is_first() else ():
       target = self.directory.parent / 'checkpoints_broken' / str(step)
       target.parent.mkdir(exist_ok=True)
       if target.exists():
-        target.rmtree()
+        shutil.rmtree(target)
       shutil.move(self.directory / str(step), target)
-    if steps:
-      self.manager.reload()
+    wait_for_all('broken checkpoints are set aside')
+    self.manager.reload()
+
+
+def newest(workdir, like):
+  """(step, state) of a run's newest checkpoint, read only; like: as `Checkpoints.restore` takes it.
+
+  Raises UsageError where there is none.
+  """
+  workdir, found = pathlib.Path(workdir), None
+  if (workdir / 'checkpoints').exists():
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+      found = checkpoints.restore(like)
+  if not found:
+    raise UsageError(f'{workdir} holds no checkpoint; train first: gapjax train --config=FILE '
+                     f'--workdir={workdir}')
+  return found[:2]
 
 
 def digest(tree) -> str:

@@ -7,8 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gapjax import build, workdirs
-from gapjax.checkpoint import Checkpoints
-from gapjax.errors import UsageError
+from gapjax.checkpoint import newest
 from gapjax.parallel import Devices
 from gapjax.plan import Plan
 from gapjax.steps import TrainState
@@ -33,14 +32,7 @@ def open_run(workdir, *, data_dir=None) -> Run:
   train_set, test_set, task = build.load(config, data_dir=data_dir)
   plan = Plan.of(config, num_images=len(train_set))
   model, state, _, _ = build.create(config, task, train_set, plan)
-  found = None
-  if (workdir / 'checkpoints').exists():
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-      found = checkpoints.restore(Devices.to_host(state))
-  if not found:
-    raise UsageError(f'{workdir} holds no checkpoint; train first: gapjax train --config=FILE '
-                     f'--workdir={workdir}')
-  step, state, _ = found
+  step, state = newest(workdir, Devices.to_host(state))
   return Run(config, train_set, test_set, task, model, state, step)
 
 

@@ -1,7 +1,8 @@
 """What a training step gets from the host: indices of images that lie on the device, or scenes.
 
 A feed has `data`, placed on every device once; `batches(step)`, an endless iterator over the calls
-from `step` on, each a tree of arrays (steps_per_call, batch_size, ...); and `save_samples(path)`.
+from `step` on, each a tree of arrays (steps_per_call, batch_size, ...); `local`, whether these are
+the process' share of the batch alone; and `save_samples(path)`.
 """
 
 import itertools
@@ -16,6 +17,7 @@ from gapjax.tasks.images import IMAGENET
 
 class ImageFeed:
   """Images on the device, their indices from the host."""
+  local = False
 
   def __init__(self, config, task, train_set, plan):
     self.config, self.task, self.train_set, self.plan = config, task, train_set, plan
@@ -45,7 +47,11 @@ class ImageFeed:
 
 
 class SceneFeed:
-  """Scenes from disk, augmented by Grain on the host; a batch is a function of (seed, step)."""
+  """Scenes from disk, augmented by Grain on the host; a batch is a function of (seed, step).
+
+  Every process reads and augments its own share of it.
+  """
+  local = True
 
   def __init__(self, config, train_set, plan):
     from gapjax.data.scenes import training_batches
@@ -53,7 +59,8 @@ class SceneFeed:
     self.data, self.plan, self.scenes = {}, plan, train_set
     self.source = training_batches(
       train_set, batch_size=config.batch_size, seed=config.seed, crop_size=tuple(c.crop),
-      scale=tuple(c.scale), flip=c.flip, fill=np.round(255 * np.array(IMAGENET[0])))
+      scale=tuple(c.scale), flip=c.flip, fill=np.round(255 * np.array(IMAGENET[0])),
+      num_hosts=jax.process_count(), host=jax.process_index())
 
   def batches(self, step: int):
     batches = iter(self.source.iterate(step))

@@ -62,12 +62,15 @@ class Writer:
   """Appends metrics to `workdir/metrics.jsonl` and to TensorBoard event files.
 
   Lines of steps beyond `step` are those of a run that was killed after its last checkpoint: they
-  are dropped, since the run repeats them.
+  are dropped, since the run repeats them. Read only, it keeps `lines` and writes nothing.
   """
 
-  def __init__(self, workdir, *, step: int):
+  def __init__(self, workdir, *, step: int, read_only: bool = False):
     path = pathlib.Path(workdir) / 'metrics.jsonl'
     self.lines = [line for line in workdirs.read_lines(path) if line['step'] <= step]
+    self._read_only = read_only
+    if read_only:
+      return
     workdirs.write_bytes(path, ''.join(map(self._text, self.lines)).encode())
     self._file = path.open('a')
     self._events = EventFile(workdir, step=step)
@@ -76,6 +79,8 @@ class Writer:
     return self
 
   def __exit__(self, *_):
+    if self._read_only:
+      return
     try:
       self._file.close()
     finally:
@@ -85,6 +90,8 @@ class Writer:
     """One line; numbers go to the event files too, as `split/name`."""
     line = {'step': step, 'split': split, **values}
     self.lines.append(line)
+    if self._read_only:
+      return
     self._file.write(self._text(line))
     self._file.flush()
     self._events.write(step, {f'{split}/{name}': value for name, value in values.items()

@@ -1,24 +1,96 @@
-"""The only file that names pmap: wrap a step, place its arguments, bring its results home.
+"""The only file that names pmap: wrap a step, place its arguments, bring its results home; and what
+several processes have to agree on.
 
 State, data and metrics are replicated and carry no device axis (`in_axes` and `out_axes` None);
-batches are split along a leading device axis.
+batches are split along a leading device axis. Every process of a run (one a host) executes the same
+program on the same global batch, and places the parts of its own devices; the first alone writes.
 """
+
+import logging
+import os
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gapjax.errors import UsageError
 
 AXIS = 'devices'
 
+log = logging.getLogger(__name__)
+
+
+def initialize(how: str) -> None:
+  """Joins the other processes of a run; call it before anything else of jax.
+
+  how: 'auto' on Cloud TPU and under SLURM, which know the processes; else 'HOST:PORT,N,I', where
+  the first process listens, how many there are, and which this is, from 0.
+
+  Raises UsageError when `how` is neither, or the others cannot be found.
+  """
+  arguments = {}
+  if how != 'auto':
+    address, *numbers = how.split(',')
+    if len(numbers) != 2 or ':' not in address or not all(n.isdigit() for n in numbers):
+      raise UsageError(f'--distributed={how}: give HOST:PORT,NUMBER_OF_PROCESSES,PROCESS, such as '
+                       '10.0.0.1:1234,2,0; or leave the value out on Cloud TPU and under SLURM')
+    arguments = dict(coordinator_address=address, num_processes=int(numbers[0]),
+                     process_id=int(numbers[1]))
+    if arguments['process_id'] >= arguments['num_processes']:
+      raise UsageError(f'--distributed={how}: processes are counted from 0 to '
+                       f'{arguments["num_processes"] - 1}')
+  try:
+    jax.distributed.initialize(**arguments)
+  except (ValueError, RuntimeError) as error:
+    line = str(error).strip().splitlines()[0]
+    raise UsageError(f'the processes of the run do not find each other ({line}); outside Cloud TPU '
+                     'and SLURM give --distributed=HOST:PORT,NUMBER_OF_PROCESSES,PROCESS') from None
+  log.info('process %d of %d, with %d of %d devices', jax.process_index(), jax.process_count(),
+           jax.local_device_count(), jax.device_count())
+  if not is_first():  # one voice is enough
+    logging.getLogger('gapjax').setLevel(logging.WARNING)
+
+
+def told_by_environment() -> str | None:
+  """'auto' in a process that SLURM or GKE started as one of several, else None."""
+  several = (int(os.environ.get('SLURM_STEP_NUM_TASKS', '1')) > 1
+             or ',' in os.environ.get('TPU_WORKER_HOSTNAMES', ''))
+  return 'auto' if several else None
+
+
+def is_first() -> bool:
+  """Whether this is the process that writes."""
+  return jax.process_index() == 0
+
+
+def is_alone() -> bool:
+  """Whether there is no other process."""
+  return jax.process_count() == 1
+
+
+def agree(flag: bool, *, ask: bool) -> bool:
+  """Whether any process says so. A process that is not alone asks the others only where all do, at
+  the same point of the program; elsewhere the answer is no."""
+  if is_alone():
+    return flag
+  return ask and bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def wait_for_all(name: str) -> None:
+  """Returns when every process is here."""
+  if not is_alone():
+    multihost_utils.sync_global_devices(name)
+
 
 class Devices:
-  """The devices of a run. `Devices()` takes all local ones."""
+  """The devices of a run. `Devices()` takes all of all processes, a process' own side by side."""
 
   def __init__(self, devices=None):
-    self.devices = list(devices or jax.local_devices())
-    mesh = Mesh(np.asarray(self.devices), (AXIS,))
+    self.devices = list(devices or sorted(jax.devices(), key=lambda d: (d.process_index, d.id)))
+    here = [i for i, d in enumerate(self.devices) if d.process_index == jax.process_index()]
+    self._here = slice(here[0], here[-1] + 1)
+    mesh = Mesh(np.asarray(self.devices[self._here]), (AXIS,))
     self._replicated = NamedSharding(mesh, PartitionSpec())
     self._split = NamedSharding(mesh, PartitionSpec(AXIS))
 
@@ -51,14 +123,16 @@ class Devices:
     """Host arrays -> the same arrays on every device."""
     return jax.device_put(tree, self._replicated)
 
-  def split(self, tree, *, axis: int = 0):
-    """Cuts the batch axis of arrays, one part for each device.
+  def split(self, tree, *, axis: int = 0, local: bool = False):
+    """Cuts the batch axis of arrays, one part for each device, and places this process' own.
 
     (batch, ...) -> (devices, batch / devices, ...), and with axis 1 (steps, batch) -> (devices,
-    steps, batch / devices).
+    steps, batch / devices). local: the arrays hold this process' share of the batch alone.
     """
     def put(x):
-      return jax.device_put(np.stack(np.split(x, len(self), axis)), self._split)
+      parts = (np.split(x, len(self.devices[self._here]), axis) if local else
+               np.split(x, len(self), axis)[self._here])
+      return jax.device_put(np.stack(parts), self._split)
     return jax.tree.map(put, tree)
 
   @staticmethod

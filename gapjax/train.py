@@ -17,7 +17,7 @@ from gapjax import config as configs
 from gapjax.checkpoint import Checkpoints
 from gapjax.errors import Interrupted, TrainingFailed
 from gapjax.metrics import Writer
-from gapjax.parallel import AXIS, Devices
+from gapjax.parallel import AXIS, Devices, agree, is_alone, is_first, wait_for_all
 from gapjax.plan import Plan
 from gapjax.system import Clock, StopSignals, describe_devices, versions
 from gapjax.tasks.segmentation import object_classes
@@ -32,7 +32,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     config: see gapjax/config.py.
     workdir: the folder where everything goes.
     data_dir: where datasets are; None is TFDS' default.
-    devices: jax devices; None for all local ones.
+    devices: jax devices; None for all, of all processes.
     progress: whether to show a progress bar.
 
   Returns:
@@ -57,7 +57,8 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
       object_classes(config.neurons.classes, train_set.class_names, dataset=config.data.name)
 
     # ---- Workdir: new, or of the same config; nobody else's meanwhile --------------------------
-    stack.enter_context(workdirs.lock(workdir))
+    if is_first():  # the process that writes
+      stack.enter_context(workdirs.lock(workdir))
     config = workdirs.settle(workdir, config, platform=devices.platform)
     finished = workdirs.read_summary(workdir)
     if finished:
@@ -78,13 +79,15 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
     found = checkpoints.restore(devices.to_host(state))
     step, state, meta = found or (0, build.pretrained(config, state), {'wall_seconds': 0.0})
-    workdirs.claim(workdir, config)
+    if is_first():
+      workdirs.claim(workdir, config)
     if found:
       log.info('resumed from step %d of %d', step, plan.total_steps)
     clock = Clock(meta['wall_seconds'])
-    writer = stack.enter_context(Writer(workdir, step=step))
+    writer = stack.enter_context(Writer(workdir, step=step, read_only=not is_first()))
     feed = build.create_feed(config, task, train_set, plan)
-    feed.save_samples(workdir / 'canvas.png')
+    if is_first():
+      feed.save_samples(workdir / 'canvas.png')
 
     # ---- On the device: the training set if it fits, the state, the key ------------------------
     data = devices.replicate(feed.data)
@@ -94,15 +97,15 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     stack.enter_context(logging_redirect_tqdm())
     bar = stack.enter_context(tqdm(
       total=plan.total_steps * config.batch_size, initial=step * config.batch_size, unit='img',
-      unit_scale=True, disable=not progress, file=sys.stderr, dynamic_ncols=True))
+      unit_scale=True, disable=not (progress and is_first()), file=sys.stderr, dynamic_ncols=True))
     pending = []  # (step, metrics still on the device)
     batches = feed.batches(step)
 
     while True:
-      stopping = stop.requested
+      marked = plan.logs(step) or plan.evaluates(step) or plan.saves(step)
+      stopping = agree(stop.requested, ask=marked)
 
       # ---- Log: brings the metrics home, and stops at a loss that is not finite ----------------
-      marked = plan.logs(step) or plan.evaluates(step) or plan.saves(step)
       if pending and (marked or stopping):
         line = summarise(pending, schedule, clock, config.batch_size)
         writer.write(step, 'train', **line)
@@ -112,7 +115,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
       # ---- Evaluate, as the authors do each epoch ----------------------------------------------
       if plan.evaluates(step) and not writer.evaluated(step) and not stopping:
         with clock.paused():
-          result = evaluator.during(state, stop=stop)
+          result = evaluator.during(state, stop=stop if is_alone() else None)
         if result is None:
           stopping = True  # saved at this step, so that going on begins with the evaluation
         else:
@@ -132,19 +135,21 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
 
       # ---- Train: `steps_per_call` steps in one dispatch ---------------------------------------
       batch = next(batches)  # (steps, batch, ...)
-      state, metrics = train_steps(state, key, data, devices.split(batch, axis=1))
+      state, metrics = train_steps(state, key, data, devices.split(batch, axis=1, local=feed.local))
       step += plan.steps_per_call
       pending.append((step, metrics))
       bar.update(plan.steps_per_call * config.batch_size)
 
     # ---- Final: every test image at every location; consistency; mIoU --------------------------
     checkpoints.wait()
-    final = evaluator.final(state, stop=stop, progress=progress)
+    final = evaluator.final(state, stop=stop if is_alone() else None,
+                            progress=progress and is_first())
     if final is None:
       raise Interrupted(f'stopped in the final evaluation; training is complete in {workdir}; '
                         'the same command evaluates', code=stop.code)
     check_finite(final['loss'], step)
-    evaluator.save_pictures(state, workdir)
+    if is_first():
+      evaluator.save_pictures(state, workdir)
     writer.write(step, 'final', **final)
     evaluations = [line for line in writer.lines if line['split'] == 'eval']
     summary = {
@@ -156,7 +161,9 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
       'canvas_size': build.input_shape(config, task, train_set)[1],
       'chance': 1 / task.num_classes,
       'parameters': sum(x.size for x in jax.tree.leaves(state.params))}
-    workdirs.write_json(workdir / 'summary.json', summary)
+    if is_first():
+      workdirs.write_json(workdir / 'summary.json', summary)
+    wait_for_all('finished')
     return summary
 
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from gapjax import data, models, optimizer, workdirs
-from gapjax.checkpoint import Checkpoints
+from gapjax import build, data, models, optimizer, workdirs
+from gapjax.checkpoint import Checkpoints, newest
 from gapjax.errors import UsageError
 from gapjax.parallel import Devices
 from gapjax.pytorch import names, weights
@@ -95,14 +95,7 @@ def to_workdir(source, target, *, config: ConfigDict) -> pathlib.Path:
 def to_file(source, target, *, wrap: str | None = None) -> pathlib.Path:
   """The newest checkpoint of a workdir to a file. Arguments and errors as `convert`'s."""
   config = workdirs.read_config(source)
-  found = None
-  if (source / 'checkpoints').exists():
-    with Checkpoints(source, read_only=True) as checkpoints:
-      found = checkpoints.restore(initial_state(config, 1))  # arrays come in the shapes on disk
-  if not found:
-    raise UsageError(f'{source} holds no checkpoint; train first: gapjax train --config=FILE '
-                     f'--workdir={source}')
-  step, state, _ = found
+  step, state = newest(source, initial_state(config, 1))  # arrays come in the shapes on disk
   arrays = weights.export({'params': state.params, 'batch_stats': state.batch_stats},
                           names.names(config.model), unread=names.unread(config.model))
   log.info('%s, step %d', describe(config), step)
@@ -138,8 +131,7 @@ def initial_state(config: ConfigDict, num_classes: int) -> TrainState:
   """
   model = ConfigDict(config.model.to_dict())
   model.update(padding='zero', downsample='stride')
-  if model.dtype == 'float64' and not jax.config.jax_enable_x64:
-    raise UsageError('model.dtype float64 needs the environment variable JAX_ENABLE_X64=1')
+  build.image_dtype(config)
   network = models.create(model, num_classes=num_classes)
   rule = optimizer.create(config, optimizer.create_schedule(config, steps_per_epoch=1,
                                                             total_steps=1))
