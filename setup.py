@@ -37,10 +37,10 @@ setup(
     'safetensors>=0.5,<1',
   ],
   extras_require={
-    'test': ['pytest>=8.0', 'ruff>=0.6'],
+    'test': ['pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.6'],
     'cuda': ['jax[cuda]>=0.10,<0.13'],
     'tpu': ['jax[tpu]>=0.10,<0.13'],
-    'torch': ['torch>=2.4'],
+    'torch': ['torch>=2.6'],
   },
   entry_points={'console_scripts': ['gapjax = gapjax.cli:main']},
   classifiers=[

@@ -14,11 +14,20 @@ XLA_FLAGS = '--xla_force_host_platform_device_count={} --xla_backend_optimizatio
 os.environ['XLA_FLAGS'] = XLA_FLAGS.format(8)
 
 
+def pytest_collection_modifyitems(items):
+  """A file's tests stay on one worker, since they share what they trained; parity's share nothing.
+  """
+  for item in items:
+    if item.path.stem != 'test_parity':
+      item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope='session', autouse=True)
 def shared_compilations(tmp_path_factory):
-  """One compilation cache a test session, empty at its start."""
+  """One compilation cache a test session, empty at its start, for all of its workers."""
   import jax
-  folder = str(tmp_path_factory.mktemp('compilations'))
+  base = tmp_path_factory.getbasetemp()
+  folder = str((base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / 'compilations')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = folder
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
   jax.config.update('jax_compilation_cache_dir', folder)
