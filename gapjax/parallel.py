@@ -6,15 +6,17 @@ batches are split along a leading device axis. Every process of a run (one a hos
 program on the same global batch, and places the parts of its own devices; the first alone writes.
 """
 
+import contextlib
 import logging
 import os
+import sys
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gapjax.errors import UsageError
+from gapjax.errors import TrainingFailed, UsageError
 
 AXIS = 'devices'
 
@@ -81,6 +83,29 @@ def wait_for_all(name: str) -> None:
   """Returns when every process is here."""
   if not is_alone():
     multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def together():
+  """Inside, the loss of another process is a TrainingFailed that says what to do."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if is_alone():
+      raise
+    raise TrainingFailed(
+      f'a step failed, likely because another process of the run ended '
+      f'({str(error).splitlines()[0][:200]}); start all of them again: the same commands go on '
+      'from the newest checkpoint') from error
+
+
+def leave(code: int) -> None:
+  """Ends a process that has failed, without waiting for the others as jax would: they wait for it.
+  """
+  if code and not is_alone():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class Devices:

@@ -40,7 +40,7 @@ def data_dir(tmp_path_factory):
   return tmp_path_factory.mktemp('data')
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def gapjax():
   """Runs the command line in a process of its own: gapjax('train', ...) -> CompletedProcess."""
 

@@ -1,4 +1,4 @@
-"""gapjax against PyTorch: golden values that tests/golden/parity_torch.py made with torch, and torch
+"""gapjax against PyTorch: golden values that tests/golden/parity_torch.py made with it, and PyTorch
 itself, array by array, where it is installed."""
 
 import functools

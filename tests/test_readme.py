@@ -9,6 +9,9 @@ import pytest
 from conftest import ROOT
 
 from gapjax import cells, config, report, suites
+from gapjax.pytorch import parity
+from gapjax.render import markdown_table
+from gapjax.workdirs import read_json
 
 README = (ROOT / 'README.md').read_text()
 
@@ -23,6 +26,15 @@ def test_tables_are_what_the_command_printed(suite, scale, printed):
   trained = {cell.name: cell for cell in cells.SUITES[suite](scale)}
   for record in records:  # and the code still trains what was measured
     assert suites.holds(record, trained[suites.trained_cell(record)])
+
+
+def test_the_table_of_parity_is_what_the_command_printed():
+  """As `gapjax convert --check` prints it, and every difference is rounding."""
+  found = read_json(ROOT / 'results/parity/results.json')['networks']
+  assert list(found) == [case.name for case in parity.cases()]
+  for table in parity.tables(found):
+    assert markdown_table(table) in README
+  assert not any(parity.too_large(row) for row in found.values())
 
 
 def test_the_example_of_a_network_of_ones_own_trains():

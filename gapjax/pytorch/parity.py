@@ -23,6 +23,7 @@ from gapjax.data.images import ImageDataset
 from gapjax.models.heads import Permute
 from gapjax.parallel import AXIS, Devices
 from gapjax.pytorch import names, weights
+from gapjax.render import Table
 from gapjax.tasks.segmentation import VOID
 
 STEPS = 20
@@ -30,6 +31,10 @@ STEPS = 20
 TOLERANCES = {'float32': 1e-5, 'float64': 1e-9}
 OPTIMIZERS = {'Adam': dict(name='adam', lr=1e-3, b1=0.5, weight_decay=0.0),
               'SGD': dict(name='sgd', lr=0.005, weight_decay=5e-4)}
+
+QUANTITIES = ('logits', 'loss', 'gradients', 'statistics')
+COLUMNS = (*(f'{quantity}, {dtype}' for dtype in TOLERANCES for quantity in QUANTITIES),
+           *(f'{rule}, {STEPS} steps, float64' for rule in OPTIMIZERS))
 
 
 # ---- What is compared ----------------------------------------------------------------------------
@@ -297,3 +302,19 @@ def project(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return np.append(signs @ x, np.linalg.norm(x))
 
   return {name: sums(name, x) for name, x in arrays.items()}
+
+
+def too_large(found: dict[str, tuple[float, float]]) -> list[str]:
+  """Which of a measurement's relative differences are more than rounding (TOLERANCES)."""
+  return [column for column, (_, relative) in found.items()
+          if not relative <= TOLERANCES[column.rpartition(', ')[2]]]
+
+
+def tables(found: dict[str, dict[str, tuple[float, float]]]) -> list[Table]:
+  """One table for each type, of measurements by the cases' names."""
+  return [Table(
+    ['network', *(column.removesuffix(f', {dtype}') for column in COLUMNS if dtype in column)],
+    [[name, *('{:.1e} / {:.1e}'.format(*row[column]) for column in COLUMNS if dtype in column)]
+     for name, row in found.items()],
+    caption=f'{dtype}: the largest absolute / relative difference')
+    for dtype in TOLERANCES]

@@ -1,4 +1,4 @@
-"""The quantities of gapjax.pytorch.parity as PyTorch computes them, and tables of differences."""
+"""The quantities of gapjax.pytorch.parity as PyTorch computes them, and their differences."""
 
 import jax
 import numpy as np
@@ -6,7 +6,7 @@ import torch
 from ml_collections import ConfigDict
 
 from gapjax.pytorch import names, parity, recipe, twin
-from gapjax.render import Table
+from gapjax.system import describe_devices, versions
 
 
 class Reference:
@@ -62,15 +62,8 @@ class Reference:
             if p.grad is not None}
 
 
-# ---- The table -----------------------------------------------------------------------------------
-
-QUANTITIES = ('logits', 'loss', 'gradients', 'statistics')
-COLUMNS = (*(f'{quantity}, {dtype}' for dtype in parity.TOLERANCES for quantity in QUANTITIES),
-           *(f'{rule}, {parity.STEPS} steps, float64' for rule in parity.OPTIMIZERS))
-
-
 def measure(case: parity.Case) -> dict[str, tuple[float, float]]:
-  """The largest absolute and relative difference of each of COLUMNS."""
+  """The largest absolute and relative difference of each of parity.COLUMNS."""
   found = {}
   for dtype in parity.TOLERANCES:
     with jax.enable_x64(dtype == 'float64'):
@@ -78,24 +71,14 @@ def measure(case: parity.Case) -> dict[str, tuple[float, float]]:
       theirs = Reference(case, dtype, run.permutations)
       ours, reference = run.one_step(), theirs.one_step()
       found |= {f'{quantity}, {dtype}': parity.difference(ours[quantity], reference[quantity])
-                for quantity in QUANTITIES}
+                for quantity in parity.QUANTITIES}
       if dtype == 'float64':
         found |= {f'{rule}, {parity.STEPS} steps, float64': parity.difference(
           run.train(rule), theirs.train(rule)) for rule in parity.OPTIMIZERS}
   return found
 
 
-def too_large(found: dict[str, tuple[float, float]]) -> list[str]:
-  """Which of a measurement's relative differences are more than rounding (parity.TOLERANCES)."""
-  return [column for column, (_, relative) in found.items()
-          if not relative <= parity.TOLERANCES[column.rpartition(', ')[2]]]
-
-
-def tables(found: dict[str, dict[str, tuple[float, float]]]) -> list[Table]:
-  """One table for each type, of measurements by the cases' names."""
-  return [Table(
-    ['network', *(column.removesuffix(f', {dtype}') for column in COLUMNS if dtype in column)],
-    [[name, *('{:.1e} / {:.1e}'.format(*row[column]) for column in COLUMNS if dtype in column)]
-     for name, row in found.items()],
-    caption=f'{dtype}: the largest absolute / relative difference')
-    for dtype in parity.TOLERANCES]
+def provenance() -> dict:
+  """What made a table: device and versions."""
+  return {'device': describe_devices(jax.local_devices()[:1]),
+          'versions': {**versions(), 'torch': torch.__version__}}

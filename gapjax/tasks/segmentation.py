@@ -110,7 +110,7 @@ def _products(predicted, labels, *, num_classes):
   true, taken = (jax.nn.one_hot(x.reshape(b, -1), num_classes, dtype=jnp.float32)
                  for x in (labels, predicted))  # (b, h * w, num_classes); void is all zeros
   counts = jnp.einsum('bpt,bpq->btq', true, taken, precision=lax.Precision.HIGHEST)
-  return counts.astype(jnp.int32).sum(0)
+  return counts.astype(jnp.int32).sum(0, dtype=jnp.int32)  # float64 mode would make it int64
 
 
 def iou(matrix) -> tuple[np.ndarray, float]:
