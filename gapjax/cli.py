@@ -22,6 +22,8 @@ USAGE = """usage: gapjax VERB [flags]
   reproduce SUITE   every cell of a table, resumable, then its report
   report            Markdown, HTML and PNG from the JSON files of a workdir
   convert SRC DST   PyTorch's weights to a run, or a run's to PyTorch's
+  compile           does a config fit a TPU that is not here, and how fast could it be
+  bench             how fast training is here, alone or in turns with PyTorch
 
 gapjax VERB --help says more."""
 
@@ -60,6 +62,12 @@ def local(path):
   return os.path.expanduser(path)
 
 
+def check_output(path):
+  """Raises UsageError where --output cannot be written in the end, before what takes minutes."""
+  if path and not os.path.isdir(os.path.dirname(path) or '.'):
+    raise UsageError(f'--output={path}: there is no such folder; make it first')
+
+
 def quickstart(argv):
   """The whole paper on data that ships with scikit-learn."""
   parser = flags('quickstart', workdir='quickstart', data=True)
@@ -84,13 +92,23 @@ def prepare(argv):
 def train(argv):
   """Trains and evaluates one network; prints its summary and the path of its report."""
   from gapjax import config
-  arguments, chosen = parse_with_config(flags('train', workdir='', data=True), argv)
+  parser = flags('train', workdir='', data=True)
+  parser.add_argument('--distributed', nargs='?', const='auto', metavar='HOST:PORT,N,I',
+                      help='one of several processes, each started with this command: on Cloud TPU '
+                      'and under SLURM without a value (there srun does without the flag), else '
+                      "the first process' address, how many there are, and which this is, from 0")
+  arguments, chosen = parse_with_config(parser, argv)
   config = config.from_flags(chosen)
-  from gapjax import report
+  from gapjax import parallel, report
+  how = arguments.distributed or parallel.told_by_environment()
+  if how:
+    parallel.initialize(how)
   from gapjax.train import train
-  summary = train(config, workdir=arguments.workdir, data_dir=arguments.data_dir)
-  print(json.dumps({key: summary[key] for key in ('final', 'best', 'wall_seconds')}, indent=2))
-  print(f'report: {report.build(arguments.workdir)}')
+  with parallel.together():
+    summary = train(config, workdir=arguments.workdir, data_dir=arguments.data_dir)
+  if parallel.is_first():
+    print(json.dumps({key: summary[key] for key in ('final', 'best', 'wall_seconds')}, indent=2))
+    print(f'report: {report.build(arguments.workdir)}')
 
 
 def evaluate(argv):
@@ -184,13 +202,14 @@ def convert(argv):
   parser.add_argument('--check', action='store_true', help='no SRC and DST: print how far gapjax '
                       'and PyTorch differ from the same weights, for many small networks or that '
                       'of --config, and exit with 1 where it is more than rounding')
+  parser.add_argument('--output', metavar='FILE', type=local, help="--check's table as JSON, too")
   arguments, chosen = parse_with_config(parser, argv)
   from gapjax import config
-  chosen_config = config.from_flags(chosen) if chosen else None
   if arguments.check:
     if arguments.source:
       raise UsageError('--check draws its own weights; leave SRC and DST out')
-    return check_parity(chosen_config)
+    check_output(arguments.output)
+    return check_parity(config.from_flags(chosen) if chosen else None, output=arguments.output)
   if not arguments.target:
     raise UsageError('convert what to what? give SRC and DST, or --check (gapjax convert --help)')
   if chosen and os.path.isdir(arguments.source):
@@ -198,25 +217,78 @@ def convert(argv):
                      f'{" ".join(chosen)} out')
   from gapjax.pytorch import convert
   print(convert.convert(arguments.source, arguments.target, wrap=arguments.wrap,
-                        config=chosen_config))
+                        config=config.from_flags(chosen) if chosen else None))
 
 
-def check_parity(config):
+def check_parity(config, *, output=None):
   """Prints the table of differences between gapjax and PyTorch; config: one network's, or None."""
   from gapjax.pytorch import weights
   weights.require_torch('--check', 'leave it out')
+  from gapjax import workdirs
   from gapjax.pytorch import parity, reference
   from gapjax.render import markdown_table
   found = {}
   for case in [parity.of_config('config', config)] if config else parity.cases():
     logging.getLogger('gapjax').info('%s', case.name)
     found[case.name] = reference.measure(case)
-  for table in reference.tables(found):
+  for table in parity.tables(found):
     print(markdown_table(table), end='\n\n')
-  bad = {name: columns for name, row in found.items() if (columns := reference.too_large(row))}
+  if output:
+    workdirs.write_json(output, {**reference.provenance(), 'networks': found})
+  bad = {name: columns for name, row in found.items() if (columns := parity.too_large(row))}
   if bad:
     raise CheckFailed('more than rounding: ' + '; '.join(
       f'{name}: {", ".join(columns)}' for name, columns in bad.items()))
+
+
+def compile(argv):
+  """Compiles the training step for a TPU slice without one; exits with 1 where it does not fit."""
+  parser = flags('compile', data=True)
+  parser.add_argument('--topology', required=True, metavar='CHIP:SHAPE',
+                      help='a slice, such as v5e:2x2, v6e:16x16, v4:2x2x2 or v5p:4x4x4')
+  parser.add_argument('--no_fit', action='store_true', help='where the batch does not fit, do not '
+                      'look for the largest that does (which takes up to three compilations more)')
+  parser.add_argument('--output', metavar='FILE', type=local, help='write everything as JSON')
+  arguments, chosen = parse_with_config(parser, argv)
+  # jax and libtpu read these as they load: take no TPU, ask no cloud for one, do not complain.
+  os.environ.update(JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1', ALLOW_MULTIPLE_LIBTPU_LOAD='1',
+                    TPU_ACCELERATOR_TYPE='v5litepod-1', TPU_WORKER_HOSTNAMES='localhost')
+  from gapjax import compile_tpu, config, workdirs
+  check_output(arguments.output)
+  result = compile_tpu.compile_step(config.from_flags(chosen), topology=arguments.topology,
+                                    fit=not arguments.no_fit, data_dir=arguments.data_dir)
+  if arguments.output:
+    workdirs.write_json(arguments.output, result)
+  if not result['fits']:
+    raise CheckFailed(compile_tpu.refusal(result))
+  print('\n'.join(compile_tpu.lines(result)))
+
+
+def bench(argv):
+  """Times training; with --against=torch the last line is the ratio to the PyTorch twin."""
+  parser = flags('bench', data=True)
+  parser.add_argument('--steps', type=int, help='training steps a round (default: as many as take '
+                      'about 5 seconds)')
+  parser.add_argument('--rounds', type=int, default=5, help='how often to measure (default 5)')
+  parser.add_argument('--against', help='torch: the same network in PyTorch, in turns with gapjax')
+  parser.add_argument('--torch', default='plain', help='how it runs: plain (images on the device, '
+                      'the default), authors (a DataLoader of single images), compiled '
+                      '(channels_last, autocast to bfloat16, torch.compile)')
+  parser.add_argument('--profile', metavar='DIR', type=local, help='write a trace of a few calls')
+  parser.add_argument('--output', metavar='FILE', type=local, help='write everything as JSON')
+  arguments, chosen = parse_with_config(parser, argv)
+  from gapjax import config, workdirs
+  if not arguments.config:  # the recipe of configs/gapnet_cifar10.py, which may not be there
+    chosen = [f'--config={config.__file__}', *chosen]
+  chosen_config = config.from_flags(chosen)
+  check_output(arguments.output)
+  from gapjax import bench
+  result = bench.bench(chosen_config, steps_per_round=arguments.steps, rounds=arguments.rounds,
+                       against=arguments.against, mode=arguments.torch, profile=arguments.profile,
+                       data_dir=arguments.data_dir)
+  if arguments.output:
+    workdirs.write_json(arguments.output, result)
+  print('\n'.join(bench.lines(result)))
 
 
 def run_suite(suite, arguments, *, seeds, command, **rest):
@@ -248,7 +320,7 @@ def quiet(name):
 # What `reproduce` takes; gapjax.cells has the same, but importing it loads jax.
 SUITES = ('table1', 'table2', 'augshift_sweep', 'attack')
 VERBS = {f.__name__: f for f in (quickstart, prepare, train, evaluate, rank, attack, reproduce,
-                                report, convert)}
+                                report, convert, compile, bench)}
 
 
 def main(argv=None) -> int:
@@ -284,4 +356,6 @@ def main(argv=None) -> int:
 
 def complain(message, *, code):
   print(f'gapjax: {" ".join(str(message).split())}', file=sys.stderr)
+  if 'gapjax.parallel' in sys.modules:
+    sys.modules['gapjax.parallel'].leave(code)
   return code

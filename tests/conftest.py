@@ -14,6 +14,7 @@ XLA_FLAGS = '--xla_force_host_platform_device_count={} --xla_backend_optimizatio
 os.environ['XLA_FLAGS'] = XLA_FLAGS.format(8)
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(items):
   """A file's tests stay on one worker, since they share what they trained; parity's share nothing.
   """
@@ -44,7 +45,7 @@ def data_dir(tmp_path_factory):
 def gapjax():
   """Runs the command line in a process of its own: gapjax('train', ...) -> CompletedProcess."""
 
-  def run(*argv, devices=1, env=(), timeout=240, start=False):
+  def run(*argv, devices=1, env=(), timeout=600, start=False):
     environment = {**os.environ, 'PYTHONWARNINGS': 'error::DeprecationWarning:gapjax',
                    'XLA_FLAGS': XLA_FLAGS.format(devices), **dict(env)}
     command = [sys.executable, '-m', 'gapjax', *map(str, argv)]

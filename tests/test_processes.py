@@ -64,7 +64,7 @@ def two(start, tmp_path_factory):
 def finish(processes):
   """(returncode, stderr) of each."""
   return [(process.returncode, err) for process, (_, err) in
-          [(process, process.communicate(timeout=240)) for process in processes]]
+          [(process, process.communicate(timeout=600)) for process in processes]]
 
 
 @pytest.mark.parametrize('task', ['canvas', 'scenes'])
@@ -92,7 +92,7 @@ def test_two_processes_are_one_with_as_many_devices(start, tmp_path, request, ta
   assert summaries[0]['final'] == pytest.approx(summaries[1]['final'], rel=1e-9)
 
 
-def wait_for_step(workdir, processes, *, after=0, seconds=120):
+def wait_for_step(workdir, processes, *, after=0, seconds=300):
   end = time.time() + seconds
   while time.time() < end and all(process.poll() is None for process in processes):
     saved = workdir / 'checkpoints'
