@@ -51,11 +51,11 @@ def bench(config, *, steps_per_round=None, rounds=5, against=None, mode='plain',
       prepared there.
 
   Returns:
-    {'device', 'versions', 'config', 'data', 'rounds', 'model_flops' (of a step), 'peak', 'profile',
-    'gapjax', 'torch', 'ratio'}. 'gapjax' and 'torch' (None when alone): what `measured` gives, and
-    'dtype', 'utilisation' (None where the peak is not known, or is another dtype's),
-    'compile_seconds', 'memory_bytes', 'memory'. 'ratio': images per second of gapjax over
-    PyTorch's, {'median', 'min', 'max'} over the rounds.
+    {'device', 'load' (the machine's average before), 'versions', 'config', 'data', 'rounds',
+    'model_flops' (of a step), 'peak', 'profile', 'gapjax', 'torch', 'ratio'}. 'gapjax' and 'torch'
+    (None when alone): what `measured` gives, and 'dtype', 'utilisation' (None where the peak is not
+    known, or is another dtype's), 'compile_seconds', 'memory_bytes', 'memory'. 'ratio': images per
+    second of gapjax over PyTorch's, {'median', 'min', 'max'} over the rounds.
 
   Raises:
     UsageError: a config or an argument that cannot be; no PyTorch.
@@ -72,7 +72,7 @@ def bench(config, *, steps_per_round=None, rounds=5, against=None, mode='plain',
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   if profile:
     os.makedirs(profile, exist_ok=True)
-  devices = Devices()
+  devices, load = Devices(), os.getloadavg()[0]
   devices.check_batch(config.batch_size)
 
   with contextlib.ExitStack() as stack:
@@ -97,7 +97,7 @@ def bench(config, *, steps_per_round=None, rounds=5, against=None, mode='plain',
     same = most and side['dtype'] == config.model.dtype
     side['utilisation'] = ours.flops / side['step_seconds']['median'] / most if same else None
   return {
-    'device': describe_devices(devices.devices), 'versions': versions(),
+    'device': describe_devices(devices.devices), 'load': load, 'versions': versions(),
     'config': configs.as_json(ours.config), 'data': ours.images, 'rounds': rounds,
     'model_flops': ours.flops, 'peak': {'flops_per_second': most, 'what': what}, 'profile': trace,
     'torch': None, **measures, 'ratio': against and spread([
@@ -276,7 +276,8 @@ def lines(result: dict) -> list[str]:
     rows=[[what, *map(show, sides)] for what, show in shown.items()])), '',
     f'Medians of {result["rounds"]} rounds of '
     f'{" and ".join(str(x["steps_per_round"]) for x in sides)} steps, the least and the most in '
-    'brackets.',
+    f'brackets; load average before: {result["load"]:.1f} (on CPU other work slows both, and '
+    'PyTorch, whose threads spin, most).',
     f'Utilisation: {result["model_flops"] / 1e9:,.1f} GFLOP of the model a step, over '
     + (f'{most / 1e12:,.3g} TFLOP/s, {result["peak"]["what"]}.' if most
        else f'what is not known: {result["peak"]["what"]}.')]

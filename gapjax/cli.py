@@ -286,9 +286,9 @@ def bench(argv):
   result = bench.bench(chosen_config, steps_per_round=arguments.steps, rounds=arguments.rounds,
                        against=arguments.against, mode=arguments.torch, profile=arguments.profile,
                        data_dir=arguments.data_dir)
+  print('\n'.join(bench.lines(result)))
   if arguments.output:
     workdirs.write_json(arguments.output, result)
-  print('\n'.join(bench.lines(result)))
 
 
 def run_suite(suite, arguments, *, seeds, command, **rest):

@@ -195,8 +195,8 @@ def test_the_verb(capsys, data_dir, tmp_path):
                    f'--data_dir={data_dir}', f'--output={output}',
                    f'--profile={tmp_path / "trace"}']) == 0
   found = json.loads(output.read_text())
-  assert {'device', 'versions', 'config', 'data', 'rounds', 'model_flops', 'peak', 'profile',
-          'gapjax', 'torch', 'ratio'} == set(found)
+  assert {'device', 'load', 'versions', 'config', 'data', 'rounds', 'model_flops', 'peak',
+          'profile', 'gapjax', 'torch', 'ratio'} == set(found)
   assert found['torch'] is found['ratio'] is None and found['versions']['jax'] == jax.__version__
   ours = found['gapjax']
   assert len(ours['by_round']) == found['rounds'] == 2 and ours['steps_per_round'] == 2

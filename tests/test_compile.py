@@ -221,7 +221,7 @@ def compiled(gapjax, data_dir, tmp_path):
 
 @pytest.mark.tpu_compile
 @pytest.mark.parametrize(('topology', 'chips', 'kind'), [
-  ('v5e:1x1', 1, 'TPU v5 lite'), ('v4:2x2x1', 4, 'TPU v4'), ('v6e:2x4', 8, 'TPU v6 lite')])
+  ('v5e:1x1', 1, 'TPU v5 lite'), ('v4:2x2x2', 8, 'TPU v4'), ('v6e:2x2', 4, 'TPU v6 lite')])
 def test_compiled_for_a_slice(compiled, tiny, topology, chips, kind):
   """Memory, flops and collectives of the program are those of the network."""
   model, state = tiny
