@@ -265,7 +265,7 @@ def test_against_pytorch(gapjax, data_dir, tmp_path, mode):
   done = gapjax('bench', *TINY, '--against=torch', f'--torch={mode}', '--steps=2', '--rounds=3',
                 '--config.model.head=permuted', f'--data_dir={data_dir}',
                 f'--output={tmp_path}/bench.json')
-  assert done.returncode == 0, done.stderr
+  assert done.returncode == 0, f'exit code {done.returncode}: {done.stderr}'
   found = json.loads((tmp_path / 'bench.json').read_text())
   ratios = np.divide(found['gapjax']['by_round'], found['torch']['by_round'])
   assert found['ratio'] == {'median': pytest.approx(np.median(ratios)),
