@@ -28,7 +28,7 @@ from gapjax.render import Table, markdown_table
 from gapjax.system import describe_devices, versions
 
 AGAINST = ('torch',)
-# How the twin runs; gapjax/pytorch/bench.py has the same, but importing it loads PyTorch.
+# How the twin runs (gapjax/pytorch/bench.py).
 MODES = {'plain': 'data on the device', 'authors': 'a DataLoader, image by image',
          'compiled': 'data on the device, channels_last, autocast to bfloat16, torch.compile'}
 ROUND_SECONDS = 5.0  # what a round takes where the number of its steps is not given
@@ -145,9 +145,8 @@ class Trainer:
     train_set, task, self.images = bench_data.load(config, data_dir)
     plan = Plan.of(config, num_images=len(train_set))
     model, state, rule, _ = build.create(config, task, train_set, plan)
-    seen = config.batch_size * (config.augshift.crops if config.task == 'classification' else 1)
-    self.flops = flops.TRAINING * seen * flops.forward_flops(
-      model, (*build.input_shape(config, task, train_set), 3))
+    self.flops = flops.step_flops(config, model,
+                                   (*build.input_shape(config, task, train_set), 3))
     feed = build.create_feed(config, task, train_set, plan)
     self.batches = feed.batches(0)
     self.state, self.key, self.data = devices.replicate(

