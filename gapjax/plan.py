@@ -70,10 +70,20 @@ class Plan:
     return indices.reshape(self.steps_per_call, self.batch_size)
 
 
-@functools.lru_cache(maxsize=4)
 def shuffled(seed: int, epoch: int, num_images: int) -> np.ndarray:
   """The order of the images in one pass: a permutation of range(num_images)."""
-  return np.asarray(_permutation(steps.stream(seed, steps.ORDER), epoch, num_images))
+  order = np.asarray(_order(seed, epoch, num_images))
+  # The next pass' is computed behind the training steps that are under way, and is on the host when
+  # its turn comes: asked for then only, the host would wait for all of them.
+  _order(seed, epoch + 1, num_images)
+  return order
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed, epoch, num_images):
+  order = _permutation(steps.stream(seed, steps.ORDER), epoch, num_images)
+  order.copy_to_host_async()
+  return order
 
 
 @functools.partial(jax.jit, static_argnums=2)
