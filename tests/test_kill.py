@@ -3,7 +3,6 @@
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from disks import mount_tmpfs
 
 from gapjax import config as configs
 from gapjax.errors import Interrupted
@@ -135,15 +135,6 @@ def test_two_commands_in_one_shell_pipeline_do_not_share_a_workdir(undisturbed, 
   assert second.returncode == 2 and 'in use' in second.stderr
   first.communicate(timeout=600)
   assert first.returncode == 0 and (tmp_path / 'summary.json').exists()
-
-
-def mount_tmpfs(path, options):
-  """'' when it is mounted, else why it cannot be."""
-  if not shutil.which('mount'):
-    return 'there is no mount command'
-  done = subprocess.run(['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', path],
-                        capture_output=True, text=True, check=False)
-  return done.stderr.strip() if done.returncode else ''
 
 
 def test_full_disk(undisturbed, gapjax, tmp_path):
