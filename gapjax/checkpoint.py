@@ -5,7 +5,6 @@ import errno
 import hashlib
 import logging
 import os
-import pathlib
 import shutil
 import sys
 
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from gapjax import paths
 from gapjax.errors import TrainingFailed, UsageError
 from gapjax.parallel import is_first, wait_for_all
 
@@ -27,7 +27,10 @@ class Checkpoints:
   """
 
   def __init__(self, workdir, *, keep: int = 1, read_only: bool = False):
-    self.directory, self._read_only = pathlib.Path(workdir).absolute() / 'checkpoints', read_only
+    workdir = paths.of(workdir)
+    if not paths.is_remote(workdir):  # orbax takes no relative path
+      workdir = workdir.absolute()
+    self.directory, self._read_only = workdir / 'checkpoints', read_only
     options = (ocp.CheckpointManagerOptions(read_only=True) if read_only else
                ocp.CheckpointManagerOptions(max_to_keep=keep, create=True))
     self.manager = ocp.CheckpointManager(self.directory, options=options)
@@ -75,6 +78,8 @@ class Checkpoints:
 
   def _check_space(self, state):
     """Raises OSError on a disk too full for the state, before anything is half written."""
+    if paths.is_remote(self.directory):
+      return
     needed = 1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2 ** 20
     if shutil.disk_usage(self.directory).free < needed:
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory))
@@ -97,7 +102,8 @@ class Checkpoints:
     (unless read_only).
 
     Raises UsageError when there are checkpoints but none can be read: starting again from nothing
-    would lose them. Raises OSError when it is the disk or the permissions that fail.
+    would lose them. Raises OSError when it is the disk or the permissions that fail, and what
+    gcsfs and tensorstore raise when it is the way to the bucket.
     """
     broken = {}
     for step in sorted(self.manager.all_steps(), reverse=True):
@@ -109,6 +115,8 @@ class Checkpoints:
       except Exception as error:  # a broken file shows as almost any exception
         missing = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
         if isinstance(error, MemoryError) or getattr(error, 'errno', None) not in missing:
+          raise
+        if paths.is_remote(self.directory) and paths.unreachable(error):
           raise
         broken[step] = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         log.warning('checkpoint %d is broken (%s); trying the one before', step, broken[step])
@@ -127,10 +135,7 @@ class Checkpoints:
     wait_for_all('broken checkpoints were read')
     for step in steps if is_first() else ():
       target = self.directory.parent / 'checkpoints_broken' / str(step)
-      target.parent.mkdir(exist_ok=True)
-      if target.exists():
-        shutil.rmtree(target)
-      shutil.move(self.directory / str(step), target)
+      paths.move(self.directory / str(step), target)
     wait_for_all('broken checkpoints are set aside')
     self.manager.reload()
 
@@ -140,7 +145,7 @@ def newest(workdir, like):
 
   Raises UsageError where there is none.
   """
-  workdir, found = pathlib.Path(workdir), None
+  workdir, found = paths.of(workdir), None
   if (workdir / 'checkpoints').exists():
     with Checkpoints(workdir, read_only=True) as checkpoints:
       found = checkpoints.restore(like)

@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 
+from gapjax import paths
 from gapjax.errors import CheckFailed, Interrupted, TrainingFailed, UsageError, check_choice
 from gapjax.system import keep_freed_memory
 
@@ -39,8 +40,9 @@ def flags(verb, *, workdir=None, data=False):
   """A parser for a verb with the shared flags; workdir '' makes --workdir required."""
   parser = Parser(prog=f'gapjax {verb}', allow_abbrev=False)
   if workdir is not None:
-    parser.add_argument('--workdir', required=not workdir, default=workdir or None, type=local,
-                        help='folder of the run' + (f' (default {workdir})' if workdir else ''))
+    parser.add_argument('--workdir', required=not workdir, default=workdir or None, type=folder,
+                        help='folder of the run, or gs://BUCKET/FOLDER'
+                        + (f' (default {workdir})' if workdir else ''))
   if data:
     parser.add_argument('--data_dir', help="where datasets are (default: TFDS' own)")
   return parser
@@ -55,10 +57,17 @@ def parse_with_config(parser, argv):
   return arguments, [*([f'--config={arguments.config}'] if arguments.config else []), *rest]
 
 
+def folder(path):
+  """A folder on this machine, `~` expanded, or in a bucket."""
+  path = os.path.expanduser(path)
+  paths.of(path)  # is it one?
+  return path
+
+
 def local(path):
-  """A folder on this machine, `~` expanded."""
+  """A file or folder on this machine, `~` expanded."""
   if '://' in path:
-    raise UsageError(f'{path}: remote folders are not supported yet; give a local one, or mount it')
+    raise UsageError(f'{path}: remote folders are not supported here; give a local path')
   return os.path.expanduser(path)
 
 
@@ -155,7 +164,7 @@ def attack(argv):
                          regions=arguments.regions or attack.ATTACK_REGIONS)
   print(markdown_table(report_attack.table([{**record, 'network': arguments.workdir}
                                             for record in sweep.records()])))
-  if os.path.exists(f'{arguments.workdir}/summary.json'):  # else it is still to be trained on
+  if (paths.of(arguments.workdir) / 'summary.json').exists():  # else it is still to be trained on
     print(f'report: {report.build(arguments.workdir)}')
 
 
@@ -332,8 +341,8 @@ def main(argv=None) -> int:
     return 0 if argv else 2
   logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)
   logging.getLogger('gapjax').setLevel(logging.INFO)
-  # orbax's threads log the traceback of what they also raise, such as a full disk.
-  logging.getLogger('absl').setLevel(logging.CRITICAL)
+  for name in ('absl', 'gcsfs'):  # log the traceback of what they also raise, such as a full disk
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   try:
     check_choice(argv[0], VERBS, what='verb')
     keep_freed_memory()
@@ -344,11 +353,13 @@ def main(argv=None) -> int:
     return complain(error, code=1)
   except Interrupted as error:
     return complain(error, code=error.code)
-  except OSError as error:
-    if error.errno is None:
-      raise  # not a disk's or a file's complaint
-    where = f' `{error.filename}`' if error.filename else ''
-    return complain(f'{os.strerror(error.errno)}{where}', code=2)
+  except Exception as error:
+    if isinstance(error, OSError) and error.errno is not None:  # a disk's or a file's complaint
+      where = f' `{error.filename}`' if error.filename else ''
+      return complain(f'{os.strerror(error.errno)}{where}', code=2)
+    if refused := paths.refused(error):
+      return complain(refused, code=2)
+    raise
   except KeyboardInterrupt:
     return complain('interrupted', code=130)
   return 0

@@ -1,12 +1,11 @@
 """A finished run opened again, and the verb `evaluate`: all metrics of its newest checkpoint."""
 
 import dataclasses
-import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from gapjax import build, workdirs
+from gapjax import build, paths, workdirs
 from gapjax.checkpoint import newest
 from gapjax.parallel import Devices
 from gapjax.plan import Plan
@@ -27,7 +26,7 @@ class Run:
 
 def open_run(workdir, *, data_dir=None) -> Run:
   """Reads a run's config, data and newest checkpoint. Raises UsageError where there is none."""
-  workdir = pathlib.Path(workdir)
+  workdir = paths.of(workdir)
   config = workdirs.read_config(workdir)
   train_set, test_set, task = build.load(config, data_dir=data_dir)
   plan = Plan.of(config, num_images=len(train_set))
@@ -44,7 +43,7 @@ def evaluate(workdir, *, data_dir=None, devices=None) -> dict:
   'image_accuracy', 'consistency' with its 'protocol', 'feature_distance' and 'shifts'; in
   segmentation 'miou', 'miou_left' and so on, 'pixel_accuracy' and 'per_class'.
   """
-  workdir, devices = pathlib.Path(workdir), Devices(devices)
+  workdir, devices = paths.of(workdir), Devices(devices)
   run = open_run(workdir, data_dir=data_dir)
   evaluator = build.create_evaluator(run.config, run.model, run.task, run.test_set, devices)
   result = {'step': run.step, **evaluator.report(devices.replicate(run.state))}

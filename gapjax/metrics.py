@@ -1,7 +1,6 @@
 """Metrics as (sum, count), reduced on the device, and where they are written."""
 
 import json
-import pathlib
 import time
 import warnings
 
@@ -11,7 +10,7 @@ import numpy as np
 from clu import metrics as clu_metrics
 from flax import struct
 
-from gapjax import workdirs
+from gapjax import paths, workdirs
 
 
 @struct.dataclass
@@ -63,17 +62,22 @@ class Writer:
 
   Lines of steps beyond `step` are those of a run that was killed after its last checkpoint: they
   are dropped, since the run repeats them. Read only, it keeps `lines` and writes nothing.
+
+  A remote workdir gets both as `paths.Staged` says: now and then, at `upload` and at the end.
   """
 
   def __init__(self, workdir, *, step: int, read_only: bool = False):
-    path = pathlib.Path(workdir) / 'metrics.jsonl'
-    self.lines = [line for line in workdirs.read_lines(path) if line['step'] <= step]
+    name = 'metrics.jsonl'
+    self.lines = [line for line in workdirs.read_lines(paths.of(workdir) / name)
+                  if line['step'] <= step]
     self._read_only = read_only
     if read_only:
       return
+    self._staged = paths.Staged(workdir)
+    path = self._staged.folder / name
     workdirs.write_bytes(path, ''.join(map(self._text, self.lines)).encode())
     self._file = path.open('a')
-    self._events = EventFile(workdir, step=step)
+    self._events = EventFile(self._staged.folder, step=step)
 
   def __enter__(self):
     return self
@@ -85,6 +89,7 @@ class Writer:
       self._file.close()
     finally:
       self._events.close()
+      self._staged.close()
 
   def write(self, step: int, split: str, **values) -> None:
     """One line; numbers go to the event files too, as `split/name`."""
@@ -96,6 +101,12 @@ class Writer:
     self._file.flush()
     self._events.write(step, {f'{split}/{name}': value for name, value in values.items()
                               if isinstance(value, (int, float))})
+    self._staged.upload(due=split == 'train')
+
+  def upload(self) -> None:
+    """Brings all lines to a remote workdir now; a local one has them already."""
+    if not self._read_only:
+      self._staged.upload()
 
   @staticmethod
   def _text(line):
@@ -112,14 +123,13 @@ class EventFile:
   Its SummaryWriter would do the same from a thread, which cannot be told of a full disk.
   """
 
-  def __init__(self, workdir, *, step: int):
+  def __init__(self, folder, *, step: int):
     with warnings.catch_warnings():  # its protobuf stubs warn, depending on protobuf's version
       warnings.simplefilter('ignore')
       from tensorboardX import event_file_writer, summary
       from tensorboardX.proto import event_pb2
     self._scalar, self._event = summary.scalar, event_pb2.Event
-    self._file = event_file_writer.EventsWriter(str(pathlib.Path(workdir) / 'events'),
-                                                f'.{step}')
+    self._file = event_file_writer.EventsWriter(str(folder / 'events'), f'.{step}')
     # TensorBoard forgets what an earlier, killed process wrote of these steps.
     self._file.write_event(self._event(
       step=step + 1, wall_time=time.time(),

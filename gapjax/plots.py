@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
+from gapjax import paths
+
 DPI = 160
 TIMES = '\N{MULTIPLICATION SIGN}'
 # Every network's name, in the order of the tables: section 3 of the paper, then section 4.
@@ -170,7 +172,8 @@ def drawing(path, *, size, dark=False, transparent=False):
     figure = Figure(figsize=size, dpi=DPI, layout='constrained')
     FigureCanvasAgg(figure)
     yield figure
-    figure.savefig(path, format='png', metadata={'Software': None}, transparent=transparent)
+    with paths.opened(path) as file:
+      figure.savefig(file, format='png', metadata={'Software': None}, transparent=transparent)
 
 
 def canvas_samples(canvases, *, labels, path, grid, columns=6):

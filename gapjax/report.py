@@ -9,9 +9,8 @@ more function in `SECTIONS`. Nothing here depends on the clock: the same JSON gi
 
 import dataclasses
 import json
-import pathlib
 
-from gapjax import report_attack, report_canvas, report_shifts, workdirs
+from gapjax import paths, report_attack, report_canvas, report_shifts, workdirs
 from gapjax.errors import UsageError
 from gapjax.render import Page, Section, Table, html_page, markdown, markdown_table
 from gapjax.report_parts import DASH, Source, number, ours, pytorch, suite
@@ -242,9 +241,9 @@ def build(workdir):
   summary.json (a run; with metrics.jsonl and canvas.png if they exist). Raises UsageError when
   neither is there or one of the files is broken.
   """
-  source = _load(pathlib.Path(workdir))
+  source = _load(paths.of(workdir))
   folder = source.workdir / 'report'
-  folder.mkdir(exist_ok=True)
+  paths.make(folder)
   parts = _parts(source)
   sections = [*_sections(parts, folder), *filter(None, [_how(source)])]
   page = _page(source, parts, sections)

@@ -2,14 +2,13 @@
 
 import fnmatch
 import logging
-import pathlib
 import statistics
 import time
 
 from ml_collections import ConfigDict
 
 from gapjax import config as configs
-from gapjax import data, report, workdirs
+from gapjax import data, paths, report, workdirs
 from gapjax.cells import SUITES, Cell
 from gapjax.errors import UsageError
 from gapjax.neurons.run import attack_run
@@ -28,7 +27,7 @@ PICTURES = ('predictions.png', 'activations.png', 'attack_scenes.png')
 
 def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: str,
         only: str | None = None, published=None, with_torch: bool = False,
-        progress: bool = True) -> pathlib.Path:
+        progress: bool = True):
   """Trains what no results.json holds yet, cell by cell, then builds the report.
 
   Args:
@@ -47,9 +46,12 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
   Returns:
     The path of report.html.
   """
-  workdir, start = pathlib.Path(workdir), time.perf_counter()
+  workdir, start = paths.of(workdir), time.perf_counter()
   every = SUITES[suite](scale)
   cells = chosen(every, only)
+  if with_torch and paths.is_remote(workdir):
+    raise UsageError(f'--with_torch trains in a local folder only, not in {workdir}; leave it out, '
+                     'or give another --workdir')
   train_twin = twin_of(cells) if with_torch else None
   for c in (cell.config for cell in cells):  # before hours of training, not after
     if c.task == 'segmentation':
@@ -60,7 +62,7 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
       data.check(c.data.name, data_dir=data_dir)
   check_records(workdir / 'results.json', every)
   records = known_records([workdir / 'results.json', *([published] if published else [])], every)
-  workdir.mkdir(parents=True, exist_ok=True)
+  paths.make(workdir)
   previous = workdirs.read_json(workdir / 'run.json') if (workdir / 'run.json').exists() else {}
   # Seeds outside, so that every cell has a value before any has a second one.
   for seed in range(seeds):
@@ -147,10 +149,10 @@ def check_records(path, cells) -> None:
                        'use another --workdir')
 
 
-def known_records(paths, cells) -> list[dict]:
+def known_records(files, cells) -> list[dict]:
   """Records of these cells in several results.json files; an earlier file has precedence."""
   records = []
-  for path in map(pathlib.Path, paths):
+  for path in map(paths.of, files):
     there = {(trained_cell(r), r['cell'], r['metric']) for r in records}
     new = [r for r in read_records(path) if any(holds(r, cell) for cell in cells)
            and (trained_cell(r), r['cell'], r['metric']) not in there]
@@ -297,7 +299,7 @@ def keep_samples(run, folder, config) -> None:
 
   Pairs of crops show more than single ones, and take their place.
   """
-  folder.mkdir(parents=True, exist_ok=True)
+  paths.make(folder)
   if config.task == 'segmentation':
     for name in PICTURES:
       if (run / name).exists():

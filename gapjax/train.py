@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import pathlib
 import sys
 
 import jax
@@ -12,7 +11,7 @@ from clu import parameter_overview
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from gapjax import build, steps, workdirs
+from gapjax import build, paths, steps, workdirs
 from gapjax import config as configs
 from gapjax.checkpoint import Checkpoints
 from gapjax.errors import Interrupted, TrainingFailed
@@ -30,7 +29,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
 
   Args:
     config: see gapjax/config.py.
-    workdir: the folder where everything goes.
+    workdir: the folder where everything goes, local or gs://BUCKET/FOLDER.
     data_dir: where datasets are; None is TFDS' default.
     devices: jax devices; None for all, of all processes.
     progress: whether to show a progress bar.
@@ -46,7 +45,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
   configs.validate(config)
   devices = Devices(devices)
   devices.check_batch(config.batch_size)
-  workdir = pathlib.Path(workdir)
+  workdir = paths.of(workdir)
 
   with contextlib.ExitStack() as stack:
     stop = stack.enter_context(StopSignals())
@@ -101,16 +100,19 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     pending = []  # (step, metrics still on the device)
     batches = feed.batches(step)
 
+    def log_line(pending):
+      """Stops at a loss that is not finite."""
+      line = summarise(pending, schedule, clock, config.batch_size)
+      writer.write(pending[-1][0], 'train', **line)
+      bar.set_postfix(loss=f'{line["loss"]:.3f}', accuracy=f'{line["accuracy"]:.3f}')
+      return []
+
     while True:
       marked = plan.logs(step) or plan.evaluates(step) or plan.saves(step)
       stopping = agree(stop.requested, ask=marked)
 
-      # ---- Log: brings the metrics home, and stops at a loss that is not finite ----------------
-      if pending and (marked or stopping):
-        line = summarise(pending, schedule, clock, config.batch_size)
-        writer.write(step, 'train', **line)
-        bar.set_postfix(loss=f'{line["loss"]:.3f}', accuracy=f'{line["accuracy"]:.3f}')
-        pending = []
+      if pending and (plan.evaluates(step) or plan.saves(step) or stopping):
+        pending = log_line(pending)
 
       # ---- Evaluate, as the authors do each epoch ----------------------------------------------
       if plan.evaluates(step) and not writer.evaluated(step) and not stopping:
@@ -125,6 +127,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
 
       # ---- Checkpoint --------------------------------------------------------------------------
       if plan.saves(step) or stopping:
+        writer.upload()  # a run that goes on from here has the lines up to here
         checkpoints.save(step, devices.to_host(state), {'wall_seconds': clock.wall_seconds()})
       if stopping:
         checkpoints.wait()
@@ -136,6 +139,10 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
       # ---- Train: `steps_per_call` steps in one dispatch ---------------------------------------
       batch = next(batches)  # (steps, batch, ...)
       state, metrics = train_steps(state, key, data, devices.split(batch, axis=1, local=feed.local))
+
+      # ---- Log: brings the last call's metrics home while the device is at work on this one ------
+      if pending and plan.logs(step):
+        pending = log_line(pending)
       step += plan.steps_per_call
       pending.append((step, metrics))
       bar.update(plan.steps_per_call * config.batch_size)

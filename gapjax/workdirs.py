@@ -3,22 +3,33 @@
 import contextlib
 import fcntl
 import json
-import pathlib
+import os
+import socket
 
 from ml_collections import ConfigDict
 
 from gapjax import config as configs
+from gapjax import paths
 from gapjax.errors import UsageError
+from gapjax.paths import write_bytes
 
 
 @contextlib.contextmanager
 def lock(workdir):
   """Makes workdir, and holds it for this process; the system lets go when the process ends.
 
+  In a bucket nothing would let go when a process dies, so nothing is held there: do not start two
+  runs in one remote workdir. Instead it is written down there who runs, which also shows, before
+  hours of work, that the bucket can be written to.
+
   Raises UsageError when another process holds it.
   """
-  workdir = pathlib.Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
+  workdir = paths.of(workdir)
+  paths.make(workdir)
+  if paths.is_remote(workdir):
+    write_json(workdir / '.lock', {'host': socket.gethostname(), 'pid': os.getpid()})
+    yield
+    return
   with open(workdir / '.lock', 'w') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -37,7 +48,7 @@ def settle(workdir, config: ConfigDict, *, platform: str) -> ConfigDict:
   Raises UsageError naming the fields in which the config there differs.
   """
   config = ConfigDict(config.to_dict())
-  path = pathlib.Path(workdir) / 'config.json'
+  path = paths.of(workdir) / 'config.json'
   there = read_json(path) if path.exists() else None
   if not config.steps_per_call:
     config.steps_per_call = (there or {}).get('steps_per_call') or (1 if platform == 'cpu' else 32)
@@ -49,14 +60,14 @@ def settle(workdir, config: ConfigDict, *, platform: str) -> ConfigDict:
 
 def claim(workdir, config: ConfigDict) -> None:
   """Writes down that workdir is this config's, once the config is known to build."""
-  path = pathlib.Path(workdir) / 'config.json'
+  path = paths.of(workdir) / 'config.json'
   if not path.exists():
     write_json(path, configs.as_json(config))
 
 
 def read_config(workdir) -> ConfigDict:
   """The config of workdir's run. Raises UsageError when there is no run, or it is not valid."""
-  path = pathlib.Path(workdir) / 'config.json'
+  path = paths.of(workdir) / 'config.json'
   if not path.exists():
     raise UsageError(f'{workdir} holds no run; train one: gapjax train --config=FILE '
                      f'--workdir={workdir}')
@@ -71,7 +82,7 @@ def read_config(workdir) -> ConfigDict:
 
 def read_summary(workdir) -> dict | None:
   """summary.json of a finished run, or None."""
-  path = pathlib.Path(workdir) / 'summary.json'
+  path = paths.of(workdir) / 'summary.json'
   return read_json(path) if path.exists() else None
 
 
@@ -89,7 +100,7 @@ def read_lines(path) -> list[dict]:
   A last line that a killed process left unfinished is dropped; any other that is not a JSON object
   raises UsageError.
   """
-  path = pathlib.Path(path)
+  path = paths.of(path)
   texts = _text(path).splitlines(keepends=True) if path.exists() else []
   if texts and not texts[-1].endswith('\n'):
     texts.pop()
@@ -98,7 +109,7 @@ def read_lines(path) -> list[dict]:
 
 def _text(path):
   try:
-    return pathlib.Path(path).read_text(encoding='utf-8')
+    return paths.of(path).read_text(encoding='utf-8')
   except UnicodeDecodeError:
     raise UsageError(f'{path} is not UTF-8 text; move it away and run again') from None
 
@@ -117,11 +128,3 @@ def _parse(text, path, kind, line=1):
 def write_json(path, value) -> None:
   """Writes valid JSON, never half of it. Raises ValueError on NaN, which JSON does not have."""
   write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + '\n').encode())
-
-
-def write_bytes(path, data: bytes) -> None:
-  """Writes through a temporary file: a reader, a kill or a full disk never leaves half of it."""
-  path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.tmp')
-  temporary.write_bytes(data)
-  temporary.replace(path)

@@ -22,7 +22,7 @@
 #   --recreate                  if what exists has failed or was preempted, delete it first
 #   --ref=COMMIT                what to install (default HEAD)
 #   --source=URL                install from this git repository rather than from here
-#   --extras=NAMES              what to install of setup.py's extras (default tpu)
+#   --extras=NAMES              what to install of setup.py's extras (default tpu,gcs)
 #   --local-workdir             accept a --workdir that is not gs://
 #   --delete-on-failure         if something fails, or Ctrl-C comes, before the run has started,
 #                               delete the TPU that this command has created

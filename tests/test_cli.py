@@ -75,7 +75,7 @@ def complaint(capsys, *argv, code=2):
    'unknown network `augshfit` (did you mean `augshift`?)'),
   (['train', DIGITS, '--workdir=w', *MOVED, '--config.augshift.max_shift=16'],
    'augshift.max_shift=16: a shift of 16 pixels does not fit images of 16x16'),
-  (['train', GAPNET, '--workdir=gs://bucket/run'], 'remote folders are not supported yet'),
+  (['train', GAPNET, '--workdir=s3://bucket/run'], 'a remote folder must be gs://BUCKET/FOLDER'),
   (['train', GAPNET, '--workdir=w', '--config.batch_size=30'], '30 cannot be shared by 8 devices'),
   (['train', GAPNET, '--workdir=w', '--config.data.name=cifar11'],
    '(did you mean `cifar10`?)'),

@@ -37,7 +37,7 @@ DRY_RUNS = {
   'tpu_vm_all': ('tpu_vm.sh', 'all', *V5E, *TRAIN),
   'tpu_vm_all_queued': ('tpu_vm.sh', 'all', *TPU, '--project=p', '--accelerator-type=v4-32',
                         '--spot', '--queued', '--wait-minutes=30', '--create-flag=--network=n 1',
-                        '--source=https://example.org/gapjax.git', '--ref=v1', '--extras=tpu,gcs',
+                        '--source=https://example.org/gapjax.git', '--ref=v1', '--extras=tpu',
                         *TRAIN, '--config.model.name=it\'s "quoted" $HOME'),
   'tpu_vm_create_v5p': ('tpu_vm.sh', 'create', *TPU, '--accelerator-type=v5p-8'),
   'tpu_vm_create_v6e': ('tpu_vm.sh', 'create', *TPU, '--accelerator-type=v6e-8', '--version=mine',

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, SCENES, newest, same, tiny_config
 
 from gapjax import build, data, steps, workdirs
+from gapjax import train as train_module
 from gapjax.checkpoint import Checkpoints, digest
 from gapjax.errors import TrainingFailed, UsageError
 from gapjax.evaluate import evaluate
@@ -111,6 +112,28 @@ def test_evaluate_a_workdir(run, data_dir, tmp_path):
   assert json.loads((workdir / 'evaluation.json').read_text()) == result
   with pytest.raises(UsageError, match='holds no run'):
     evaluate(tmp_path, data_dir=data_dir)
+
+
+def test_metrics_are_fetched_while_the_device_has_more_to_do(data_dir, tmp_path, monkeypatch):
+  """Where a line is due, the next call is dispatched first; before an evaluation there is none."""
+  dispatched, fetched = [], []
+  split, summarise = Devices.split, train_module.summarise
+
+  def counted(self, tree, *, axis=0, local=False):
+    dispatched.extend([1] * (axis == 1))  # a training step's batch
+    return split(self, tree, axis=axis, local=local)
+
+  def noted(pending, *args):
+    fetched.append((pending[-1][0], len(dispatched)))
+    return summarise(pending, *args)
+
+  monkeypatch.setattr(Devices, 'split', counted)
+  monkeypatch.setattr(train_module, 'summarise', noted)
+  train(tiny_config(num_epochs=1, log_every=2), workdir=tmp_path, data_dir=data_dir,
+        devices=jax.local_devices()[:1], progress=False)
+  assert fetched == [(1, 2), (2, 3), (4, 5), (5, 5)]
+  lines = read_lines(tmp_path / 'metrics.jsonl')
+  assert [line['step'] for line in lines if line['split'] == 'train'] == [1, 2, 4, 5]
 
 
 def test_a_finished_run_is_not_trained_again(run, data_dir):

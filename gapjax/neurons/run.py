@@ -2,11 +2,11 @@
 
 import itertools
 import logging
-import pathlib
 
 import jax
 import numpy as np
 
+from gapjax import paths
 from gapjax.data import load_scenes
 from gapjax.errors import UsageError, check_choice
 from gapjax.evaluate import Run, open_run
@@ -50,7 +50,7 @@ def rank_run(workdir, *, data_dir=None, regions=SIDES, ids=None) -> dict[str, np
     check_choice(name, regions, what='region of --ids')
     if not isinstance(chosen, list):
       raise UsageError(f'--ids: `{name}` is not a list of image ids: {chosen!r}')
-  return _rank(_subject(open_run(workdir, data_dir=data_dir), data_dir), pathlib.Path(workdir),
+  return _rank(_subject(open_run(workdir, data_dir=data_dir), data_dir), paths.of(workdir),
                regions, ids or {})
 
 
@@ -93,7 +93,7 @@ def attack_run(workdir, *, data_dir=None, ranking=None,
   Raises:
     UsageError: no checkpoint; a ranking of another network; an unknown region.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = paths.of(workdir)
   for name in regions:
     region(name)  # before hours of work, not after
   subject = _subject(open_run(workdir, data_dir=data_dir), data_dir)

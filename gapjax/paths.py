@@ -1,0 +1,167 @@
+"""Where a run's files are: in a folder on disk, or in a Cloud Storage bucket (gs://BUCKET/FOLDER).
+
+All files of a workdir go through here. A local path is a `pathlib.Path` and stays one. A remote one
+is an `etils.epath.Path`, which without TensorFlow is fsspec's gcsfs: `pip install 'gapjax[gcs]'`.
+orbax reads and writes gs:// by itself, through epath and tensorstore.
+
+An object in a bucket is there whole or not at all, but it cannot grow, be renamed, or be held by
+one process: see `write_bytes`, `Staged`, `move` and `workdirs.lock`.
+"""
+
+import contextlib
+import importlib.util
+import io
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+import time
+
+from gapjax.errors import UsageError
+
+SCHEME = 'gs://'
+# A bucket takes one write a second to the same object, and each stops training for a moment.
+UPLOAD_SECONDS = 10
+
+
+def of(path):
+  """A path to a file or folder, local or remote: pathlib.Path or epath.Path.
+
+  Raises UsageError for an address that is not gs://BUCKET..., and where gcsfs is not installed.
+  """
+  text = os.fspath(path)
+  if '://' not in text:
+    return pathlib.Path(path)
+  if not is_remote(text) or not text.removeprefix(SCHEME).strip('/'):
+    raise UsageError(f'{text}: a remote folder must be gs://BUCKET/FOLDER; give one, or a local '
+                     'folder')
+  if not importlib.util.find_spec('gcsfs'):
+    raise UsageError(f"{text} needs gcsfs, which is not installed: pip install 'gapjax[gcs]'")
+  import fsspec
+  from etils import epath
+
+  # Other processes write here too: a listing that was kept would not show it.
+  fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
+  return epath.Path(text)
+
+
+def is_remote(path) -> bool:
+  """Whether it is in a bucket."""
+  return os.fspath(path).startswith(SCHEME)
+
+
+def make(folder) -> None:
+  """Makes a folder and those above it; in a bucket it comes with its first file."""
+  if not is_remote(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def write_bytes(path, data: bytes) -> None:
+  """Writes through a temporary file: a reader, a kill or a full disk never leaves half of it.
+
+  In a bucket one write is that already.
+  """
+  path = of(path)
+  if is_remote(path):
+    path.write_bytes(data)
+    return
+  temporary = path.with_name(f'.{path.name}.tmp')
+  temporary.write_bytes(data)
+  temporary.replace(path)
+
+
+@contextlib.contextmanager
+def opened(path):
+  """What a picture is written to: the path itself, or for a remote one a buffer, written after."""
+  if not is_remote(path):
+    yield path
+    return
+  buffer = io.BytesIO()
+  yield buffer
+  write_bytes(path, buffer.getvalue())
+
+
+def move(source, target) -> None:
+  """Moves a folder to where nothing is, or replaces the folder there.
+
+  In a bucket it is copied file by file before it is removed: a kill leaves all of it at `source`.
+  """
+  make(target.parent)
+  if target.exists():
+    shutil.rmtree(target) if not is_remote(target) else target.rmtree()
+  if not is_remote(source):
+    shutil.move(source, target)
+    return
+  for file in list(_files(source)):
+    file.copy(target / file.relative_to(source))
+  source.rmtree()
+
+
+def _files(folder):
+  for entry in folder.iterdir():
+    if entry.is_dir():
+      yield from _files(entry)
+    else:
+      yield entry
+
+
+class Staged:
+  """`folder`, where files that grow are written: the workdir itself if it is local.
+
+  For a remote one it is a temporary folder on this machine, and `upload` copies each of its files
+  that has grown to the workdir, whole. A kill loses what was not uploaded.
+  """
+
+  def __init__(self, workdir):
+    self._workdir, self._temporary = of(workdir), None
+    self.folder, self._sizes, self._last = self._workdir, {}, -UPLOAD_SECONDS
+    if is_remote(self._workdir):
+      self._temporary = tempfile.TemporaryDirectory(prefix='gapjax.')
+      self.folder = pathlib.Path(self._temporary.name)
+
+  def upload(self, *, due: bool = False) -> None:
+    """Copies now; with `due` only if the last time was UPLOAD_SECONDS ago."""
+    if not self._temporary or (due and time.monotonic() - self._last < UPLOAD_SECONDS):
+      return
+    for file in sorted(self.folder.rglob('*')):
+      if file.is_file() and (size := file.stat().st_size) != self._sizes.get(file):
+        write_bytes(self._workdir / file.relative_to(self.folder).as_posix(), file.read_bytes())
+        self._sizes[file] = size
+    self._last = time.monotonic()
+
+  def close(self) -> None:
+    """Copies what is left, and removes the temporary folder."""
+    try:
+      self.upload()
+    finally:
+      if self._temporary:
+        self._temporary.cleanup()
+
+
+def refused(error) -> str:
+  """What to tell the user where a bucket is not there or not theirs, by gcsfs' exception, else ''.
+
+  gcsfs raises FileNotFoundError for 404, a plain OSError for 403, neither with an errno, and its
+  HttpError for 401.
+  """
+  if isinstance(error, FileNotFoundError):
+    no = error.errno is None
+  elif type(error) is OSError:
+    no = str(error).startswith('Forbidden')
+  else:
+    no = (getattr(error, 'code', None) in (401, 403)
+          or type(error).__name__ == 'DefaultCredentialsError')
+  if not no or 'gcsfs' not in sys.modules:
+    return ''
+  return (f'the bucket cannot be used ({str(error).strip() or type(error).__name__}); see that it '
+          'exists and that you may write to it: gcloud auth application-default login')
+
+
+def unreachable(error) -> bool:
+  """Whether it is the way to the bucket that fails, and not what is in it."""
+  if type(error).__module__.partition('.')[0] in ('aiohttp', 'gcsfs', 'google', 'requests'):
+    return True
+  # tensorstore raises ValueError, whose text begins with the name of the status.
+  return str(error).startswith(('UNAVAILABLE', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED',
+                                'PERMISSION_DENIED', 'UNAUTHENTICATED', 'ABORTED'))
