@@ -32,6 +32,7 @@ AGAINST = ('torch',)
 MODES = {'plain': 'data on the device', 'authors': 'a DataLoader, image by image',
          'compiled': 'data on the device, channels_last, autocast to bfloat16, torch.compile'}
 ROUND_SECONDS = 5.0  # what a round takes where the number of its steps is not given
+WARM_CALLS = 4
 PROFILED_CALLS = 3
 
 
@@ -158,7 +159,8 @@ class Trainer:
     start = time.perf_counter()
     self.train_steps = train_steps.lower(self.state, self.key, self.data, batch).compile()
     self.compile_seconds = time.perf_counter() - start
-    self.run(1)  # the first call is slow
+    # The first call is slow, and on CPU memory still grows in the next few.
+    self.run(WARM_CALLS * config.steps_per_call)
     self.step_seconds = self.run(1)['seconds'] / config.steps_per_call
 
   def next_batch(self):

@@ -53,6 +53,20 @@ def test_gapjax_computes_what_pytorch_computes(name, dtype):
     check(found, lambda quantity, _: theirs.get(quantity) or torch.train(quantity), dtype)
 
 
+@needs_torch
+def test_mobilenet_and_separable_heads_compute_what_pytorch_computes():
+  """In float64 alone: in float32 an activation may fall on the other side of a kink of ReLU6."""
+  from gapjax.pytorch.reference import Reference
+  case = parity.case('MobileNetV2', {
+    'task': 'segmentation', 'model.name': 'deeplabv3plus', 'model.backbone': 'mobilenetv2',
+    'model.stem': 'imagenet', 'model.output_stride': 8, 'model.separable': True},
+    size=(16, 24, 32))
+  with jax.enable_x64(True):
+    found, theirs = (run.one_step() for run in (parity.Run(case, 'float64'),
+                                                Reference(case, 'float64', None)))
+  check(found, lambda quantity, _: theirs[quantity], 'float64')
+
+
 def test_a_difference_is_over_the_norm_of_its_layer():
   theirs = {'a.weight': np.array([3.0, -4.0]), 'a.bias': np.array([0.0]), 'b.weight': np.ones(4)}
   ours = {'a.weight': np.array([3.0, -4.0]), 'a.bias': np.array([2.0]),

@@ -28,11 +28,14 @@ def by_definition(x, kernel, gradient, padding):
 def test_the_convolution_and_its_gradients_by_definition(monkeypatch, shape, padding, part):
   """Even and odd maps, tiles that reach over the border, the batch at once and in parts."""
   monkeypatch.setattr(winograd, 'PART', part)
+  monkeypatch.setattr(winograd, 'PART_OF_KERNEL', 1)
   x, kernel = draw.normal(size=(4, *shape, 5)), draw.normal(size=(3, 3, 5, 7))
   expected = reference.conv(np.pad(x, ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0))), kernel,
                             padding='none')
   gradient = draw.normal(size=expected.shape)
   with jax.enable_x64(True):
+    lowered = jax.jit(lambda x, kernel: winograd.convolve(x, kernel, padding)).lower(x, kernel)
+    assert ('while' in lowered.as_text()) == (x.size > part)
     y = winograd.convolve(x, kernel, padding)
     of_x = winograd.input_gradient(kernel, gradient, padding)
     of_kernel = winograd.kernel_gradient(x, gradient, padding)

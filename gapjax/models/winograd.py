@@ -17,9 +17,9 @@ A 4x4 (or 2x2, 3x3) of arrays is a list of rows.
 import jax
 import jax.numpy as jnp
 
-# Input values of the images that are transformed at once: more do not fit a processor's cache (48
-# maps of 48x48x64, forward: 77 ms at once, 64 ms in three parts; smaller maps gain nothing).
-PART = 2_500_000
+# Input values of the images that are transformed at once: more do not fit a processor's cache. But
+# at least so many times the kernel's values, which every part reads and whose gradient it adds to.
+PART, PART_OF_KERNEL = 1_200_000, 32
 
 # The matrices, as the sums that they are, of a list of arrays.
 
@@ -104,12 +104,16 @@ def _tile_gradients(gradient):
   return _both(_output_transposed, [[y.reshape(-1, o) for y in row] for row in _phases(even)])
 
 
-def _in_parts(function, *arrays):
-  """The function of equal parts of the batch, as a list."""
+def _in_parts(function, *arrays, kernel_size):
+  """The function of equal parts of the batch, one after the other: (parts, ...)."""
   x, b = arrays[0], len(arrays[0])
-  parts = next(n for n in range(1, b + 1) if b % n == 0 and (x.size <= n * PART or n == b))
-  return [function(*part)
-          for part in zip(*(jnp.split(array, parts) for array in arrays), strict=True)]
+  most = max(PART, PART_OF_KERNEL * kernel_size)
+  parts = next(n for n in range(1, b + 1) if b % n == 0 and (x.size <= n * most or n == b))
+  # A loop, since two cores given all parts would transform all before the first products.
+  cut = [array.reshape(parts, b // parts, *array.shape[1:]) for array in arrays]
+  if parts == 1:
+    return jax.tree.map(lambda y: y[None], function(*arrays))
+  return jax.lax.map(lambda part: function(*part), cut)
 
 
 def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
@@ -138,9 +142,8 @@ def _with_kernels(x, kernels, padding):
     y = _both(_output, _products(_tile_inputs(x, padding), kernels))  # 2x2 of (b m n, o)
     return _interleave([[y.reshape(len(x), *_tiles(h, w), -1) for y in row] for row in y])
 
-  # Without the barrier XLA puts the parts together again in every place that reads them.
-  y = jax.lax.optimization_barrier(jnp.concatenate(_in_parts(part, x)))  # (b, 2 m, 2 n, o)
-  return y[:, :h, :w]
+  y = _in_parts(part, x, kernel_size=kernels[0][0].size)  # (parts, b / parts, 2 m, 2 n, o)
+  return y.reshape(-1, *y.shape[2:])[:, :h, :w]
 
 
 def kernel_gradient(x: jax.Array, gradient: jax.Array, padding: int) -> jax.Array:
@@ -150,4 +153,6 @@ def kernel_gradient(x: jax.Array, gradient: jax.Array, padding: int) -> jax.Arra
     transposed = [[entry.T for entry in row] for row in _tile_inputs(x, padding)]
     return _products(transposed, _tile_gradients(gradient))  # 4x4 of (c, o)
 
-  return sum(_stack(_both(_kernel_transposed, part)) for part in _in_parts(part, x, gradient))
+  size = x.shape[-1] * gradient.shape[-1]
+  parts = _in_parts(part, x, gradient, kernel_size=size)  # 4x4 of (parts, c, o)
+  return _stack(_both(_kernel_transposed, jax.tree.map(lambda part: part.sum(0), parts)))

@@ -83,7 +83,8 @@ def cases() -> list[Case]:
   scenes = {'task': 'segmentation', 'model.name': 'deeplabv3', 'model.backbone': 'resnet10',
             'model.stem': 'imagenet', 'model.output_stride': 8}
   return [
-    model('GAPNet'), model('PermuteNet', head='permuted'),
+    model('GAPNet'), model('GAPNet, width 64', width=64, size=(8, 64, 64)),
+    model('PermuteNet', head='permuted'),
     model('PermuteNet, fixed order', head='permuted', permutation='fixed'),
     model('PermuteNet, at stage 3', head='permuted', permute_at='stage3'),
     *(model(f'padding {padding}', padding=padding)
