@@ -354,11 +354,14 @@ def main(argv=None) -> int:
   except Interrupted as error:
     return complain(error, code=error.code)
   except Exception as error:
+    if refused := paths.refused(error):
+      return complain(refused, code=2)
+    if paths.unreachable(error):  # not 2: the same command may well succeed later
+      return complain(f'Cloud Storage cannot be reached ({error}); once it can, the same command '
+                      'goes on', code=1)
     if isinstance(error, OSError) and error.errno is not None:  # a disk's or a file's complaint
       where = f' `{error.filename}`' if error.filename else ''
       return complain(f'{os.strerror(error.errno)}{where}', code=2)
-    if refused := paths.refused(error):
-      return complain(refused, code=2)
     raise
   except KeyboardInterrupt:
     return complain('interrupted', code=130)

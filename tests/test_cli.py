@@ -1,5 +1,6 @@
 """Every mistake a person can make: one clear line, exit code 2, no traceback."""
 
+import asyncio
 import json
 
 import pytest
@@ -203,3 +204,17 @@ def test_quickstart_at_its_smallest(gapjax, tmp_path, data_dir):
 def test_usage_errors_name_the_nearest():
   with pytest.raises(UsageError, match='did you mean `vgg16`'):
     config.check_choice('vgg61', ('vgg11', 'vgg16'), what='model')
+
+
+def test_a_bucket_that_cannot_be_reached_is_worth_trying_again(monkeypatch, capsys):
+  """Exit code 1, which launch/restart.sh starts again; 2 would be final."""
+  aiohttp = pytest.importorskip('aiohttp')
+
+  async def fetch():
+    async with aiohttp.ClientSession() as session:
+      await session.get('http://127.0.0.1:9')  # nobody listens there
+
+  monkeypatch.setitem(cli.VERBS, 'report', lambda _: asyncio.run(fetch()))
+  assert cli.main(['report']) == 1
+  error = capsys.readouterr().err
+  assert error.startswith('gapjax: Cloud Storage cannot be reached (') and error.count('\n') == 1

@@ -1,6 +1,8 @@
 """What the README says is what the repository holds."""
 
 import re
+import shlex
+import subprocess
 
 import flax.linen as nn
 import jax
@@ -8,12 +10,14 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from gapjax import cells, config, report, suites
+from gapjax import cells, cli, config, report, suites
 from gapjax.pytorch import parity
 from gapjax.render import markdown_table
 from gapjax.workdirs import read_json
 
 README = (ROOT / 'README.md').read_text()
+PAGES = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md')), ROOT / 'launch/README.md',
+         ROOT / 'results/README.md']
 
 
 @pytest.mark.parametrize(('suite', 'scale', 'printed'), [
@@ -73,17 +77,53 @@ def test_the_example_of_ranking_and_attack_runs(tmp_path, monkeypatch):
   assert len((tmp_path / 'attack.csv').read_text().splitlines()) == 1 + 4 * (1 + 20 * 6)
 
 
-def test_files_and_links_exist():
-  targets = re.findall(r'\]\((?!http|#)([^)]+)\)', README) + re.findall(r'configs/\w+\.py', README)
-  assert len(targets) > 8
-  assert [t for t in targets if not (ROOT / t.partition('#')[0]).exists()] == []
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_links_and_headings_exist(page):
+  for target in re.findall(r'\]\((?!http)([^)]*)\)', page.read_text()):
+    name, _, heading = target.partition('#')
+    file = page.parent / name if name else page
+    assert file.exists(), target
+    headings = re.findall('^#+ (.*)$', file.read_text(), re.M) if heading else ()
+    assert not heading or heading in [re.sub(r'[^\w -]', '', h).lower().replace(' ', '-')
+                                      for h in headings]
 
 
-def test_configs_and_variants_that_it_names_are_read():
-  variants = re.findall(r'configs/\w+\.py(?::[\w=,]+)?', README)
-  assert len(variants) > 4
+def test_configs_and_variants_that_they_name_are_read():
+  variants = {found for page in PAGES
+              for found in re.findall(r'configs/\w+\.py(?::[\w=,]+)?', page.read_text())}
+  assert len(variants) > 8
   for variant in variants:
     config.from_flags([f'--config={ROOT}/{variant}'])
+
+
+def commands(page):
+  """The commands of a page's shell blocks: lists of words."""
+  for block in re.findall('```sh\n(.*?)```', page.read_text(), re.S):
+    for line in block.replace('\\\n', ' ').splitlines():
+      words = shlex.split(line, comments=True)
+      if words:
+        yield words
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_of_a_page_is_understood(page, capsys):
+  """Scripts of launch/ by --dry-run; of gapjax the verb and its flags, without running it."""
+  for words in commands(page):
+    scripts = [i for i, word in enumerate(words) if word.startswith('launch/')]
+    if scripts and words[scripts[0]] != 'launch/restart.sh':
+      script, *rest = words[scripts[0]:]
+      flags = [*rest[:1], '--dry-run', *rest[1:]] if 'tpu_vm' in script else ['--dry-run', *rest]
+      done = subprocess.run(['bash', script, *flags], cwd=ROOT, capture_output=True, text=True,
+                            check=False)
+      assert done.returncode == 0, (words, done.stderr)
+    elif words[0].endswith('/gapjax'):
+      verb, *flags = words[1:]
+      with pytest.raises(SystemExit):
+        cli.VERBS[verb](['--help'])
+      usage = capsys.readouterr().out
+      for flag in flags:
+        if flag.startswith('--') and not flag.startswith('--config.'):
+          assert flag.partition('=')[0] in usage, words
 
 
 def test_continuous_integration_runs_the_readmes_test_command():
