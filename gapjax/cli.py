@@ -333,8 +333,8 @@ VERBS = {f.__name__: f for f in (quickstart, prepare, train, evaluate, rank, att
 
 
 def main(argv=None) -> int:
-  """Runs a verb. Exit codes: 0 done, 1 training or a check failed, 2 bad input (one line), 130
-  Ctrl-C."""
+  """Runs a verb. Exit codes: 0 done; 1 training or a check failed, or a bucket is out of reach; 2
+  bad input or a full disk (one line); 130 Ctrl-C."""
   argv = sys.argv[1:] if argv is None else list(argv)
   if not argv or argv[0] in ('-h', '--help'):
     print(USAGE)

@@ -85,7 +85,7 @@ def opened(path):
 def move(source, target) -> None:
   """Moves a folder to where nothing is, or replaces the folder there.
 
-  In a bucket it is copied file by file before it is removed: a kill leaves all of it at `source`.
+  In a bucket it is copied file by file, and until all of it is copied `source` is whole.
   """
   make(target.parent)
   if target.exists():
@@ -159,8 +159,11 @@ def refused(error) -> str:
 
 
 def unreachable(error) -> bool:
-  """Whether it is the way to the bucket that fails, and not what is in it."""
-  if type(error).__module__.partition('.')[0] in ('aiohttp', 'gcsfs', 'google', 'requests'):
+  """Whether it is the way to the bucket that fails, or permission, and not what is in it."""
+  if type(error) is OSError and str(error).startswith('Forbidden'):
+    return True
+  if type(error).__module__.partition('.')[0] in ('aiohttp', 'fsspec', 'gcsfs', 'google',
+                                                  'requests'):
     return True
   # tensorstore raises ValueError, whose text begins with the name of the status.
   return str(error).startswith(('UNAVAILABLE', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED',

@@ -72,9 +72,11 @@ fi
 if ((${DRIVER%%.*} >= $(oldest_driver 13))); then FITTING=cuda13; else FITTING=cuda12; fi
 CUDA=$("$PYTHON" -c "$FIND_CUDA") || fail "$PYTHON does not run"
 [ -n "$CUDA" ] || fail "jax has no CUDA here: $PYTHON -m pip install 'jax[$FITTING]'"
+OR=''
+[ "cuda$CUDA" = "$FITTING" ] || OR=", or $PYTHON -m pip uninstall jax-cuda$CUDA-plugin \
+jax-cuda$CUDA-pjrt && $PYTHON -m pip install 'jax[$FITTING]'"
 ((${DRIVER%%.*} >= $(oldest_driver "$CUDA"))) || fail "jax's CUDA $CUDA needs a driver of version" \
-  "$(oldest_driver "$CUDA") at least, and this one is $DRIVER: update it, or" \
-  "$PYTHON -m pip install 'jax[$FITTING]'"
+  "$(oldest_driver "$CUDA") at least, and this one is $DRIVER: update it$OR"
 SEEN=$("$PYTHON" -c "$COUNT_GPUS") || fail "jax sees no GPU, though the driver $DRIVER does;" \
   "an LD_LIBRARY_PATH with another CUDA is a common reason"
 ((SEEN == GPUS)) || fail "jax sees $SEEN GPUs, the driver $GPUS: say which with" \

@@ -197,6 +197,7 @@ def test_restart_passes_one_signal_on(desk):
   ({'STUB_DRIVERS': '580.65.06'}, "pip install 'jax[cuda13]'"),
   ({'STUB_DRIVERS': '550.54.14', 'STUB_CUDA': '13'},
    "CUDA 13 needs a driver of version 580 at least, and this one is 550.54.14: update it, or "
+   "BIN/python -m pip uninstall jax-cuda13-plugin jax-cuda13-pjrt && "
    "BIN/python -m pip install 'jax[cuda12]'"),
   ({'STUB_DRIVERS': '470.1', 'STUB_CUDA': '12'}, 'CUDA 12 needs a driver of version 525 at least'),
   ({'STUB_DRIVERS': '550.54.14', 'STUB_CUDA': '12'}, 'jax sees no GPU, though the driver'),

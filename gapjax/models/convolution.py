@@ -52,17 +52,6 @@ def _convolve(x, kernel, stride, padding, dilation, groups=1):
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=groups)
 
 
-def _worth_winograd(x, kernel, stride, padding, dilation, groups):
-  """On CPU."""
-  (k, _, c, o), size = kernel.shape, jnp.finfo(x.dtype).bits
-  return (k == 3 and stride == dilation == groups == 1 and size >= 32
-          and x.size * o >= WORTH_PRODUCTS and min(c, o) >= 32)
-
-
-def _is_depthwise(x, kernel, groups):
-  return groups > 1 and groups == x.shape[-1] == kernel.shape[-1]
-
-
 def _is_winograd(x, kernel, stride, padding, dilation, groups):
   (k, _, c, o), half = kernel.shape, jnp.finfo(x.dtype).bits < 32
   return (k == 3 and stride == dilation == groups == 1 and padding < k and not half

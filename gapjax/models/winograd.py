@@ -8,7 +8,7 @@ of the input, taken every two pixels, and a kernel g, the 2x2 outputs are
 where the product of the 4x4 entries is, with channels, sixteen matrix products. All three maps are
 linear. So the kernel's gradient is G^T [(B^T d B) * (A dY A^T)] G, summed over the tiles, and the
 input's is a convolution of dY with the kernel turned around. Sums of at most four values and halves
-make the transforms: in float32 the results are as close to the exact ones as a direct
+make the transforms: in float32 the results are about as close to the exact ones as a direct
 convolution's. Worth it on CPU, where products take the time; see convolution.py.
 
 A 4x4 (or 2x2, 3x3) of arrays is a list of rows.

@@ -18,7 +18,7 @@ from gapjax.pytorch import parity
 
 CASES = ('GAPNet', 'GAPNet, width 64', 'PermuteNet')
 FIELDS = {'num_epochs': 2, 'data.train_images': 480, 'canvas.grid': 2, 'model.width': 8,
-          'eval.images': 60, 'log_every': 1}
+          'eval.images': 60, 'log_every': 1, 'steps_per_call': 1}
 
 
 def no_gpu() -> str:
@@ -33,24 +33,25 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(no_gpu()), reason=no_gpu(
 
 
 def environment(platform, **more):
-  return {**os.environ, 'JAX_PLATFORMS': platform, 'XLA_FLAGS': '', 'CUDA_VISIBLE_DEVICES': '0',
-          'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', **more}
+  mine = {k: v for k, v in os.environ.items() if not k.startswith('XLA_')}
+  return {**mine, 'JAX_PLATFORMS': platform, 'CUDA_VISIBLE_DEVICES': '0', **more}
 
 
 def train(workdir, *fields, command=(sys.executable, '-m', 'gapjax'), **more):
-  """A short training of digits through the command line; its summary."""
+  """A short training of digits through the command line; its summary, and what it said."""
   done = subprocess.run(
     [*command, 'train', '--config=configs/digits.py', f'--workdir={workdir}',
      f'--data_dir={workdir}/data', *(f'--config.{k}={v}' for k, v in FIELDS.items()), *fields],
     cwd=ROOT, env=environment('cuda', **more), capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
-  return json.loads((workdir / 'summary.json').read_text())
+  return json.loads((workdir / 'summary.json').read_text()), done.stderr
 
 
 def test_gpu_local_trains_in_bfloat16_and_takes_memory_as_it_needs_it(tmp_path):
   environ = {'PATH': f'{os.path.dirname(sys.executable)}:{os.environ["PATH"]}'}
-  summary = train(tmp_path, '--config.model.dtype=bfloat16',
-                  command=('launch/gpu_local.sh',), **environ)
+  summary, said = train(tmp_path, '--config.model.dtype=bfloat16',
+                        command=('launch/gpu_local.sh',), **environ)
+  assert 'XLA_PYTHON_CLIENT_PREALLOCATE=false' in said
   assert summary['device'].startswith('gpu x 1')
   lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
   losses = [line['loss'] for line in lines if line['split'] == 'train']
