@@ -1,13 +1,15 @@
 """Compiles the training step of every config for TPU slices that are not here, and tabulates it.
 
     pip install 'gapjax[tpu]'
-    python benchmarks/compile_table.py
+    python benchmarks/compile_table.py [--no_compile]
 
-Runs `gapjax compile --config --topology --output` for each pair, two to six minutes on a core, into
-results/compile/, and writes the table from what stands there. What is there already is not compiled
-again. Exits with 1 if something does not fit.
+Runs `gapjax compile --config --topology --output` for each pair, two to twenty minutes on a core,
+into results/compile/, and writes the table from what stands there. What is there already is not
+compiled again; --no_compile compiles nothing, and names what is missing. Exits with 1 if something
+does not fit.
 """
 
+import argparse
 import datetime
 import json
 import pathlib
@@ -30,15 +32,17 @@ def command(config, topology, output='FILE'):
           f'--output={output}', *FIELDS.get(topology, [])]
 
 
-def compiled(config, topology):
-  """What `gapjax compile` says, from its file or by running it."""
-  path = FOLDER / f'{config}-{topology.replace(":", "_")}.json'
+def path_of(config, topology):
+  return FOLDER / f'{config}-{topology.replace(":", "_")}.json'
+
+
+def compile_step(config, topology):
+  """Runs `gapjax compile`, whose exit code is 1 too where the batch does not fit."""
+  path = path_of(config, topology)
+  done = subprocess.run([sys.executable, '-m', *command(config, topology, path)], cwd=ROOT,
+                        check=False)
   if not path.exists():
-    done = subprocess.run([sys.executable, '-m', *command(config, topology, path)], cwd=ROOT,
-                          check=False)
-    if not path.exists():
-      raise SystemExit(f'{config} on {topology}: exit code {done.returncode}')
-  return json.loads(path.read_text())
+    raise SystemExit(f'{config} on {topology}: exit code {done.returncode}')
 
 
 def row(config, topology, found):
@@ -56,26 +60,44 @@ def table(results):
   return Table(
     ('config, batch', 'slice', 'type', 'GiB a chip', 'fits', 'GFLOP a chip', 'GB a chip',
      'collectives, MB', 'roofline step, ms', 'images a second'),
-    [row(*pair, found) for pair, found in results.items()])
+    [row(*pair, found) for pair, found in results.items()], text=3)
 
 
-def main():
-  FOLDER.mkdir(parents=True, exist_ok=True)
-  results = {pair: compiled(*pair) for pair in PAIRS}
-  versions = next(iter(results.values()))['versions']
-  seconds = sum(found['compile_seconds'] for found in results.values())
-  (FOLDER / 'README.md').write_text(f"""# Training steps compiled for TPUs that are not here
+def page(results):
+  """What README.md says of {(config, topology): what `gapjax compile` found}."""
+  found = list(results.values())
+  versions = ', '.join(f'{name} {version}' for name, version in found[0]['versions'].items())
+  minutes = sum(x['compile_seconds'] for x in found) / 60
+  missing = ', '.join(f'{config} on {topology}' for config, topology in PAIRS
+                      if (config, topology) not in results)
+  return f"""# Training steps compiled for TPUs that are not here
 
     python benchmarks/compile_table.py
 
-which runs, for each row, `{' '.join(command('CONFIG', 'SLICE'))}`: {', '.join(
-  f'{name} {version}' for name, version in versions.items())}; {datetime.date.today()};
-{seconds / 60:.0f} minutes of compiling. All per step. The roofline is an estimate: the longer of a
-chip's operations and its bytes, fast memory included, at the data sheet's speeds; dispatch and
-communication come on top. Random images in place of the datasets.
+which runs `{' '.join(command('CONFIG', 'SLICE'))}` for each row.
+{versions}; {datetime.date.today()}; {minutes:.0f} minutes of compiling.
 
-<!-- table: compile -->
-{markdown_table(table(results))}""")
+All is per step. The roofline is an estimate: the longer of the times that a chip's operations and
+its bytes take at the data sheet's speeds, fast memory included; dispatch and communication come on
+top.
+Random images stand in for the datasets.
+
+{markdown_table(table(results))}
+{f'Not compiled yet: {missing}.' if missing else ''}
+"""
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--no_compile', action='store_true')
+  args = parser.parse_args()
+  FOLDER.mkdir(parents=True, exist_ok=True)
+  for pair in PAIRS:
+    if not args.no_compile and not path_of(*pair).exists():
+      compile_step(*pair)
+  results = {pair: json.loads(path_of(*pair).read_text()) for pair in PAIRS
+             if path_of(*pair).exists()}
+  (FOLDER / 'README.md').write_text(page(results))
   if not all(found['fits'] for found in results.values()):
     raise SystemExit(1)
 

@@ -4,6 +4,7 @@ import itertools
 import re
 import shlex
 import subprocess
+import sys
 
 import flax.linen as nn
 import jax
@@ -15,6 +16,9 @@ from gapjax import cells, cli, config, report, suites
 from gapjax.pytorch import parity
 from gapjax.render import markdown_table
 from gapjax.workdirs import read_json
+
+sys.path.append(str(ROOT / 'benchmarks'))
+import compile_table
 
 README = (ROOT / 'README.md').read_text()
 PAGES = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md')), ROOT / 'launch/README.md',
@@ -43,6 +47,18 @@ def test_the_table_of_parity_is_what_the_command_printed():
   for table in parity.tables(found):
     assert markdown_table(table) in README
   assert not any(parity.too_large(row) for row in found.values())
+
+
+def test_the_table_of_compiled_steps_is_what_the_compiler_said():
+  results = {pair: read_json(compile_table.path_of(*pair)) for pair in compile_table.PAIRS
+             if compile_table.path_of(*pair).exists()}
+  table = markdown_table(compile_table.table(results))
+  assert table in README and table in (ROOT / 'results/compile/README.md').read_text()
+  for (name, topology), found in results.items():  # and the configs are still those
+    c = config.from_flags([f'--config={ROOT}/configs/{name}.py',
+                           *compile_table.FIELDS.get(topology, [])])
+    c.steps_per_call = found['config']['steps_per_call']  # settled for a TPU
+    assert found['config'] == config.as_json(c)
 
 
 def test_the_example_of_a_network_of_ones_own_trains():
