@@ -40,11 +40,10 @@ class Checkpoints:
     sys.unraisablehook = self._unraisable
     return self
 
-  def __exit__(self, *_):
-    try:
-      with self._disk():
-        self.manager.close()
-    finally:
+  def __exit__(self, kind, *_):
+    with self._disk():
+      self.manager.close()
+    if kind is None:  # else threads of a write that failed may still speak up after this
       sys.unraisablehook = self._hook
 
   def _unraisable(self, event):
