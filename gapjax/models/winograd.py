@@ -109,10 +109,10 @@ def _in_parts(function, *arrays, kernel_size):
   x, b = arrays[0], len(arrays[0])
   most = max(PART, PART_OF_KERNEL * kernel_size)
   parts = next(n for n in range(1, b + 1) if b % n == 0 and (x.size <= n * most or n == b))
-  # A loop, since two cores given all parts would transform all before the first products.
-  cut = [array.reshape(parts, b // parts, *array.shape[1:]) for array in arrays]
   if parts == 1:
     return jax.tree.map(lambda y: y[None], function(*arrays))
+  # A loop, since two cores given all parts would transform all before the first products.
+  cut = [array.reshape(parts, b // parts, *array.shape[1:]) for array in arrays]
   return jax.lax.map(lambda part: function(*part), cut)
 
 
