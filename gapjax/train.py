@@ -111,6 +111,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
       marked = plan.logs(step) or plan.evaluates(step) or plan.saves(step)
       stopping = agree(stop.requested, ask=marked)
 
+      # What follows waits for the device anyway, and must not come before the log.
       if pending and (plan.evaluates(step) or plan.saves(step) or stopping):
         pending = log_line(pending)
 

@@ -3,7 +3,7 @@
 XLA's CPU backend computes the gradient of a convolution's kernel as a convolution whose window is
 the whole feature map, up to nine times slower than the forward pass. The same sum is a few matrix
 products of shifted inputs, which pays where there is much to do. 3x3 convolutions of many channels
-take half the time by Winograd's algorithm (winograd.py), forward and backward. Depthwise
+are 1.3 to 2.3 times as fast by Winograd's algorithm (winograd.py), forward and backward. Depthwise
 convolutions are slow there altogether, and are sums of shifted inputs. GPU and TPU keep what XLA
 does.
 """
@@ -21,8 +21,8 @@ from gapjax.models import winograd
 # million (a layer), 0.96 and 0.8 to 1.1 at 7, 1.03 at 9.4, 1.33 at 34.
 WORTH_PRODUCTS = 8_000_000
 # Winograd's algorithm pays on CPU from so many channels on, of input and output: forward and
-# gradients together 1.3 to 1.9 times as fast with 48 or 64, 1.8 with 128, 2 to 2.3 with 512, but
-# 0.9 to 1.2 with 32. It takes about a second more to compile, hence the least work: input values of
+# gradients together, on one core, 1.3 to 1.9 times as fast with 48 or 64, 1.8 with 128, 1.8 to 2.3
+# with 512, but 1.0 to 1.2 with 32. It takes about a second more to compile, hence the least work: input values of
 # the batch times output channels.
 WINOGRAD_CHANNELS = 48
 WORTH_WINOGRAD = 30_000_000
