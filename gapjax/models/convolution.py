@@ -22,8 +22,8 @@ from gapjax.models import winograd
 WORTH_PRODUCTS = 8_000_000
 # Winograd's algorithm pays on CPU from so many channels on, of input and output: forward and
 # gradients together, on one core, 1.3 to 1.9 times as fast with 48 or 64, 1.8 with 128, 1.8 to 2.3
-# with 512, but 1.0 to 1.2 with 32. It takes about a second more to compile, hence the least work: input values of
-# the batch times output channels.
+# with 512, but 1.0 to 1.2 with 32. It takes about a second more to compile, hence the least work:
+# input values of the batch times output channels.
 WINOGRAD_CHANNELS = 48
 WORTH_WINOGRAD = 30_000_000
 # Input values of the images whose products are formed at once: more do not fit a processor's cache
