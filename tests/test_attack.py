@@ -74,17 +74,21 @@ def test_one_pass_equals_zeroing_and_rerunning(deeplab):
   model, variables, cut = deeplab
 
   @jax.jit
-  def rerun(images, keep):
-    features = model.apply(variables, images, train=False, method='encode')
+  def rerun(features, keep):
     branches = model.apply(variables, features['stage4'] * keep, method='branches')
-    return model.apply(variables, branches, features, size=images.shape[1:3], train=False,
+    return model.apply(variables, branches, features, size=IMAGES.shape[1:3], train=False,
                        method='decode')
 
   features = cut.features(IMAGES)
+  # Both from the same features: MobileNetV2's 52 layers with drawn statistics make 1e-4 of float32's
+  # rounding, and another order of the same sums would be all that is seen.
+  encoded = jax.jit(lambda x: model.apply(variables, x, train=False, method='encode'))(IMAGES)
+  np.testing.assert_allclose(features['stage4'], encoded['stage4'],
+                             atol=1e-3 * np.abs(encoded['stage4']).max())
   channels = features['stage4'].shape[-1]
   assert channels == (24 if model.separable else 32)
   order, counts = draw.permutation(channels), (1, 5, 9, 13, 20, channels)
-  clean = np.asarray(rerun(IMAGES, np.ones(channels, np.float32)))
+  clean = np.asarray(rerun(features, np.ones(channels, np.float32)))
   predicted = {key: np.asarray(p) for key, p in attack.predictions(
     cut, features, orders={'a': order}, counts=counts)}
   found = dict(attack.remaining(cut, features, order, counts=(0, *counts)))
@@ -92,9 +96,9 @@ def test_one_pass_equals_zeroing_and_rerunning(deeplab):
   for count in (0, *counts):
     keep = np.ones(channels, np.float32)
     keep[order[:count]] = 0
-    expected = np.asarray(rerun(IMAGES, keep))
+    expected = np.asarray(rerun(features, keep))
     ours = cut._complete(variables, found[count], features)  # the logits
-    np.testing.assert_allclose(ours, expected, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
     assert count < 5 or np.abs(expected - clean).max() > 1e-2 * np.abs(clean).max()
     for classes in (predicted['a' if count else attack.CLEAN, 0, count],
                     cut.without(features, order[:count])):
