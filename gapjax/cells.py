@@ -301,5 +301,36 @@ def quickstart(scale: str) -> list[Cell]:
           Cell('deeplabv3/digit_scenes', scenes, attack=True)]
 
 
+# ---- What the paper does not say: where permuting hurts, and what padding gives away -------------
+
+
+# Where the channels are permuted, each network GAP and one linear layer: never, in one order fixed
+# for the run, or anew at every forward pass, from the pooled channels towards the image.
+PERMUTED = {
+  'never': dict(head='linear'), 'fixed': NETWORKS['permutenet_fixed'],
+  'pooled': NETWORKS['permutenet'],
+  **{f'stage{s}': dict(NETWORKS['permutenet'], permute_at=f'stage{s}') for s in (4, 3, 2, 1)}}
+
+
+def ablations(scale: str) -> list[Cell]:
+  """One thing varied at a time, on the 3x3 canvas: where channels are permuted, for location and
+  image; and how convolutions pad, for GAPNet's and PermuteNet's location ('none' shrinks the maps
+  of these canvases to nothing). Small: on digits, as in the quickstart.
+  """
+  base = digits() if scale == 'small' else configs.default()
+
+  def cell(name, target, model):
+    found = canvas_cell('gapnet', target, 3, base)
+    found.config.model.update(model)
+    return Cell(f'{name}/3x3', found.config)
+
+  return [
+    *(cell(f'permute_at={where}/{target}', target, model)
+      for where, model in PERMUTED.items() for target in TARGETS),
+    *(cell(f'padding={padding}/{network}', 'location', dict(NETWORKS[network], padding=padding))
+      for padding in ('zero', 'partial', 'replicate', 'reflect', 'circular')
+      for network in ('gapnet', 'permutenet'))]
+
+
 SUITES = {'quickstart': quickstart, 'table1': table1, 'table2': table2,
-          'augshift_sweep': augshift_sweep, 'attack': attack}
+          'augshift_sweep': augshift_sweep, 'attack': attack, 'ablations': ablations}

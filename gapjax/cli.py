@@ -327,7 +327,7 @@ def quiet(name):
 
 
 # What `reproduce` takes; gapjax.cells has the same, but importing it loads jax.
-SUITES = ('table1', 'table2', 'augshift_sweep', 'attack')
+SUITES = ('table1', 'table2', 'augshift_sweep', 'attack', 'ablations')
 VERBS = {f.__name__: f for f in (quickstart, prepare, train, evaluate, rank, attack, reproduce,
                                 report, convert, compile, bench)}
 

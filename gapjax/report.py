@@ -10,12 +10,21 @@ more function in `SECTIONS`. Nothing here depends on the clock: the same JSON gi
 import dataclasses
 import json
 
-from gapjax import paths, report_attack, report_canvas, report_shifts, workdirs
+from gapjax import (
+  paths,
+  report_ablations,
+  report_attack,
+  report_canvas,
+  report_shifts,
+  workdirs,
+)
 from gapjax.errors import UsageError
 from gapjax.render import Page, Section, Table, html_page, markdown, markdown_table
 from gapjax.report_parts import DASH, Source, number, ours, pytorch, suite
 
 CLAIMS = (report_canvas, report_shifts, report_attack)
+# What a report can tell: the paper's claims, and what it leaves open.
+PARTS = (*CLAIMS, report_ablations)
 # A single run's claim, by its task.
 TASKS = {'classification': report_shifts, 'segmentation': report_attack}
 PAPER = ('Islam, Kowal, Jia, Derpanis, Bruce: Global Pooling, More than Meets the Eye: Position '
@@ -33,6 +42,8 @@ SCALES = {
   ('attack', 'small'): 'This run uses CamVid in place of Cityscapes, at half the size, a narrow '
                        f'ResNet-18 from scratch and a few thousand steps, {COMPARE} Classifiers '
                        'are trained as in table 1 at this scale.',
+  ('ablations', 'small'): 'This run uses small handwritten digits in place of CIFAR-10, a narrow '
+                          'network and a few hundred steps.',
   ('table2', 'small'): NARROW, ('augshift_sweep', 'small'): NARROW,
   ('', 'small'): f'This run is smaller than the paper\'s, {COMPARE}',
   ('', 'tiny'): 'This run shows that everything runs; its few steps show nothing else.'}
@@ -59,10 +70,10 @@ def _load(workdir):
 
 
 def _split(records):
-  """[(module, its records in its order)], the claims in the paper's; None's are all others."""
+  """[(module, its records in its order)], in the order of PARTS; None's are all others."""
   found = {claim: sorted((r for r in records if claim.match(r)), key=claim.place)
-           for claim in CLAIMS}
-  found[None] = [r for r in records if not any(claim.match(r) for claim in CLAIMS)]
+           for claim in PARTS}
+  found[None] = [r for r in records if not any(claim.match(r) for claim in PARTS)]
   return [(claim, some) for claim, some in found.items() if some]
 
 
@@ -96,8 +107,8 @@ def table(records):
   """The results as Markdown, in percent, for a report, a terminal or a README.
 
   The canvas cells (the paper's section 3) and the shift cells (section 4) take one row a cell in a
-  table each, what removing channels left (section 5) one or two; any others one row a record in the
-  last. `records`: a suite's results.json, dicts with
+  table each, what removing channels left (section 5) and the ablations a table or two; any others
+  one row a record in the last. `records`: a suite's results.json, dicts with
   `cell`, `metric`, `mean`, and if known `paper`, `torch`, `std`, `n`, `suite`, `scale`,
   `protocol`, `detail`.
   """
@@ -106,7 +117,7 @@ def table(records):
 
 
 def _tables(claim, records):
-  if claim is report_attack:  # some of its networks mark pixels, others classify
+  if claim in (report_attack, report_ablations):  # whose cells are not all of one kind
     return claim.tables(records)
   return [(claim.table if claim else _plain_table)(records)]
 

@@ -80,8 +80,8 @@ def test_one_pass_equals_zeroing_and_rerunning(deeplab):
                        method='decode')
 
   features = cut.features(IMAGES)
-  # Both from the same features: MobileNetV2's 52 layers with drawn statistics make 1e-4 of float32's
-  # rounding, and another order of the same sums would be all that is seen.
+  # Both from the same features: MobileNetV2's 52 layers with drawn statistics make 1e-4 of
+  # float32's rounding, and another order of the same sums would be all that is seen.
   encoded = jax.jit(lambda x: model.apply(variables, x, train=False, method='encode'))(IMAGES)
   np.testing.assert_allclose(features['stage4'], encoded['stage4'],
                              atol=1e-3 * np.abs(encoded['stage4']).max())
