@@ -52,7 +52,7 @@ def main():
   parser.add_argument('--width', type=int, default=64)
   parser.add_argument('--batch', type=int, default=128)
   parser.add_argument('--rounds', type=int, default=7)
-  parser.add_argument('--alone', action='store_true', help='AugShift alone')
+  parser.add_argument('--alone', action='store_true', help='the baseline and AugShift alone')
   arguments = parser.parse_args()
   system.keep_freed_memory()
   networks = ('resnet18', 'augshift', APART)

@@ -3,10 +3,10 @@
     pip install 'gapjax[tpu]'
     python benchmarks/compile_table.py [--no_compile]
 
-Runs `gapjax compile --config --topology --output` for each pair, two to twenty minutes on a core,
-into results/compile/, and writes the table from what stands there. What is there already is not
-compiled again; --no_compile compiles nothing, and names what is missing. Exits with 1 if something
-does not fit.
+Runs `gapjax compile --config --topology --output` for each pair, half a minute to ten minutes on a
+core, into results/compile/, and writes the table from what stands there. What is there already is
+not compiled again; --no_compile compiles nothing, and names what is missing. Exits with 1 if
+something does not fit.
 """
 
 import argparse

@@ -43,8 +43,8 @@ class Checkpoints:
   def __exit__(self, kind, *_):
     with self._disk():
       self.manager.close()
-    if kind is None:  # else threads of a write that failed may still speak up after this
-      sys.unraisablehook = self._hook
+    if kind is None or not issubclass(kind, OSError | ValueError):
+      sys.unraisablehook = self._hook  # else threads of a write that failed may still speak up
 
   def _unraisable(self, event):
     """A read or write that failed once has raised already; tensorstore's other threads then find

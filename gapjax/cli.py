@@ -44,7 +44,7 @@ def flags(verb, *, workdir=None, data=False):
                         help='folder of the run, or gs://BUCKET/FOLDER'
                         + (f' (default {workdir})' if workdir else ''))
   if data:
-    parser.add_argument('--data_dir', help="where datasets are (default: TFDS' own)")
+    parser.add_argument('--data_dir', type=local, help="where datasets are (default: TFDS' own)")
   return parser
 
 
@@ -75,6 +75,8 @@ def check_output(path):
   """Raises UsageError where --output cannot be written in the end, before what takes minutes."""
   if path and not os.path.isdir(os.path.dirname(path) or '.'):
     raise UsageError(f'--output={path}: there is no such folder; make it first')
+  if path and os.path.isdir(path):
+    raise UsageError(f'--output={path} is a folder; name a file in it')
 
 
 def quickstart(argv):
@@ -92,7 +94,7 @@ def prepare(argv):
   from gapjax import data
   parser = flags('prepare', data=True)
   parser.add_argument('dataset', help=', '.join(data.NAMES))
-  parser.add_argument('--source', help="the publisher's files: a folder or archive "
+  parser.add_argument('--source', type=local, help="the publisher's files: a folder or archive "
                       '(default: download CIFAR; digits and digit_scenes need none)')
   arguments = parser.parse_args(argv)
   print(data.prepare(arguments.dataset, source=arguments.source, data_dir=arguments.data_dir))
@@ -176,11 +178,14 @@ def reproduce(argv):
   parser.add_argument('--scale', choices=['small', 'full'], default='full')
   parser.add_argument('--cells', help="only these, such as 'augshift/* resnet18/cifar10'")
   parser.add_argument('--with_torch', action='store_true', help='train the same networks in plain '
-                      'PyTorch too, for the column PyTorch (table1, table2, augshift_sweep)')
+                      f'PyTorch too, for the column PyTorch ({", ".join(WITH_TORCH)})')
   arguments = parser.parse_args(argv)
   if arguments.seeds < 1:
     raise UsageError(f'--seeds must be at least 1, not {arguments.seeds}')
   check_choice(arguments.suite, SUITES, what='suite')
+  if arguments.with_torch and arguments.suite not in WITH_TORCH:
+    raise UsageError(f'--with_torch: the tables of {arguments.suite} have no column for PyTorch; '
+                     f'those of {", ".join(WITH_TORCH)} do')
   command = (f'gapjax reproduce {arguments.suite} --scale={arguments.scale} '
              f'--seeds={arguments.seeds}')
   if arguments.cells:
@@ -266,11 +271,12 @@ def compile(argv):
   check_output(arguments.output)
   result = compile_tpu.compile_step(config.from_flags(chosen), topology=arguments.topology,
                                     fit=not arguments.no_fit, data_dir=arguments.data_dir)
+  if result['fits']:
+    print('\n'.join(compile_tpu.lines(result)))
   if arguments.output:
     workdirs.write_json(arguments.output, result)
   if not result['fits']:
     raise CheckFailed(compile_tpu.refusal(result))
-  print('\n'.join(compile_tpu.lines(result)))
 
 
 def bench(argv):
@@ -328,6 +334,7 @@ def quiet(name):
 
 # What `reproduce` takes; gapjax.cells has the same, but importing it loads jax.
 SUITES = ('table1', 'table2', 'augshift_sweep', 'attack', 'ablations')
+WITH_TORCH = SUITES[:3]  # whose tables have a column for PyTorch
 VERBS = {f.__name__: f for f in (quickstart, prepare, train, evaluate, rank, attack, reproduce,
                                 report, convert, compile, bench)}
 
@@ -362,6 +369,9 @@ def main(argv=None) -> int:
     if isinstance(error, OSError) and error.errno is not None:  # a disk's or a file's complaint
       where = f' `{error.filename}`' if error.filename else ''
       return complain(f'{os.strerror(error.errno)}{where}', code=2)
+    if type(error).__name__ == 'JaxRuntimeError' and 'RESOURCE_EXHAUSTED' in str(error):
+      return complain(f'the device has too little memory ({str(error).splitlines()[0][:200]}); '
+                      'take a smaller batch_size, or model.dtype=bfloat16', code=2)
     raise
   except KeyboardInterrupt:
     return complain('interrupted', code=130)

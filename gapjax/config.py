@@ -172,19 +172,18 @@ def from_flags(argv: list[str]) -> ConfigDict:
   """
   overrides = [a for a in argv if re.match(r'--?config\.', a)]
   files = [a for a in argv if re.match(r'--?config=', a)]
+  if not files:
+    raise UsageError('which config? give --config=FILE, such as configs/gapnet_cifar10.py')
   values = flags.FlagValues()
   config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=['gapjax', *argv])
   try:
-    if files:
-      known = _parse(files).to_dict()
-      for override in overrides:
-        name = re.sub(r'^--?config\.', '', override).partition('=')[0]
-        fields = _flatten(known)
-        if name not in fields:
-          raise UsageError(f'unknown config field `{name}`{nearest(name, fields)}')
+    known = _parse(files).to_dict()
+    for override in overrides:
+      name = re.sub(r'^--?config\.', '', override).partition('=')[0]
+      fields = _flatten(known)
+      if name not in fields:
+        raise UsageError(f'unknown config field `{name}`{nearest(name, fields)}')
     left = values(['gapjax', *argv])[1:]
-    if values.config is None:
-      raise UsageError('which config? give --config=FILE, such as configs/gapnet_cifar10.py')
     config = values.config
   except flags.Error as error:
     lines = str(error).strip().splitlines()

@@ -27,7 +27,7 @@ class PairMetrics(clu_metrics.Collection):
   # clu looks at a class's own annotations alone, so these two cannot be inherited.
   loss: clu_metrics.Average.from_output('loss')
   accuracy: clu_metrics.Average.from_output('correct')
-  distance: clu_metrics.Average.from_output('relative_distance')
+  relative_distance: clu_metrics.Average.from_output('relative_distance')
 
 
 @struct.dataclass

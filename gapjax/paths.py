@@ -165,6 +165,8 @@ def unreachable(error) -> bool:
   if type(error).__module__.partition('.')[0] in ('aiohttp', 'fsspec', 'gcsfs', 'google',
                                                   'requests'):
     return True
-  # tensorstore raises ValueError, whose text begins with the name of the status.
-  return str(error).startswith(('UNAVAILABLE', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED',
-                                'PERMISSION_DENIED', 'UNAUTHENTICATED', 'ABORTED'))
+  # tensorstore raises ValueError, whose text begins with the name of the status; so does that of
+  # jax's errors, which are of another class.
+  return isinstance(error, ValueError) and str(error).startswith((
+    'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED', 'PERMISSION_DENIED',
+    'UNAUTHENTICATED', 'ABORTED'))

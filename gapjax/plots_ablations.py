@@ -1,4 +1,4 @@
-"""The picture of what the paper does not say: accuracy for every value of one field."""
+"""The picture of an ablation: accuracy for every value of one field."""
 
 import dataclasses
 

@@ -217,20 +217,20 @@ def _flat(config, prefix=''):
 
 
 def _told(claims):
-  if len(claims) == len(CLAIMS):
+  if set(claims) >= set(CLAIMS):
     return 'one after the other'
   return ' and '.join(f'the {name}' for name, claim in zip(('first', 'second', 'third'), CLAIMS,
                                                            strict=True) if claim in claims)
 
 
 def _page(source, parts, sections):
-  """Title and lead: those of the one claim that is told, or of both."""
+  """Title and lead: those of the one claim that is told, or of all."""
   claims = [(claim, part) for claim, part in parts if claim]
   suites = ', '.join(dict.fromkeys(suite(r) for r in source.records if suite(r)))
   if len(claims) == 1:
     (claim, part), = claims
     title, lead = claim.title(part), claim.lead(part)
-  elif claims:
+  elif claims:  # nothing in SUITES has ablations beside a claim
     title = 'What global average pooling keeps, and how a network can shed it'
     lead = ['The paper makes three claims about convolutional networks that end in global average '
             'pooling. Position survives the pooling, in the order of the channels. A loss '

@@ -1,4 +1,4 @@
-"""The report of what the paper does not say: where permuting hurts most, and what padding gives.
+"""The report of two questions without published numbers: where permuting hurts, what padding gives.
 
 Its cells are named after the one thing that differs: 'permute_at=stage2/location/3x3',
 'padding=circular/gapnet/3x3' (which asks for the location).
@@ -21,7 +21,7 @@ FIELDS = {
   'padding': ('padding', {name: name for name in (
     'zero', 'partial', 'replicate', 'reflect', 'circular')},
     {name: plots.NETWORKS[name] for name in ('gapnet', 'permutenet')})}
-HEADING = 'What the paper does not say'
+HEADING = 'Where permuting hurts, and what padding gives away'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,6 @@ class Row:
   """The cells of one value of a field, {series: record}."""
   field: str
   value: str
-  grid: str
   records: dict
 
   @property
@@ -60,9 +59,9 @@ def cells(source):
 def rows_of(records):
   found = {}
   for record in sorted(records, key=place):
-    field, value, series, grid = match(record).groups()
+    field, value, series, _ = match(record).groups()
     if record['metric'] in ('location_accuracy', 'image_accuracy'):
-      found.setdefault((field, value, grid), {})[series] = record
+      found.setdefault((field, value), {})[series] = record
   return [Row(*key, some) for key, some in found.items()]
 
 
@@ -72,11 +71,11 @@ def title(_):
 
 def lead(_):
   """What is varied, in paragraphs."""
-  return ['Two questions that the paper leaves open. PermuteNet permutes the channels after global '
-          'average pooling; its order can be lost earlier as well, before any stage of the '
-          'network. And a convolution learns where it is from the border of the image, which '
-          'padding makes: each way of padding gives it away differently, and circular padding, '
-          'whose canvas has no border, should not at all.']
+  return ['Two things that can be varied, and for which no numbers were published. PermuteNet '
+          'permutes the channels after global average pooling; their order can be lost earlier as '
+          'well, before any stage of the network. And a convolution learns where it is from the '
+          'border of the image, which padding makes: each way of padding gives it away '
+          'differently, and circular padding, whose canvas has no border, should not at all.']
 
 
 def tables(records):

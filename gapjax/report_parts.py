@@ -1,4 +1,4 @@
-"""What the reports of both claims share: the source, numbers as text, pictures in two versions."""
+"""What the reports of all claims share: the source, numbers as text, pictures in two versions."""
 
 import dataclasses
 import pathlib

@@ -46,13 +46,13 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
   Returns:
     The path of report.html.
   """
-  workdir, start = paths.of(workdir), time.perf_counter()
+  workdir = paths.of(workdir)
   every = SUITES[suite](scale)
   cells = chosen(every, only)
   if with_torch and paths.is_remote(workdir):
     raise UsageError(f'--with_torch trains in a local folder only, not in {workdir}; leave it out, '
                      'or give another --workdir')
-  train_twin = twin_of(cells) if with_torch else None
+  train_twin = twin_of() if with_torch else None
   for c in (cell.config for cell in cells):  # before hours of training, not after
     if c.task == 'segmentation':
       for split in (c.data.train_split, c.data.eval_split, c.neurons.split):
@@ -60,9 +60,18 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
         object_classes(c.neurons.classes, scenes.class_names, dataset=c.data.name)
     else:
       data.check(c.data.name, data_dir=data_dir)
-  check_records(workdir / 'results.json', every)
-  records = known_records([workdir / 'results.json', *([published] if published else [])], every)
-  paths.make(workdir)
+  with workdirs.lock(workdir):  # results.json is read once, and written after every cell
+    check_records(workdir / 'results.json', every)
+    records = known_records([workdir / 'results.json', *([published] if published else [])], every)
+    _train(cells, records, suite=suite, scale=scale, seeds=seeds, workdir=workdir,
+           data_dir=data_dir, command=command, train_twin=train_twin, progress=progress)
+    return report.build(workdir)
+
+
+def _train(cells, records, *, suite, scale, seeds, workdir, data_dir, command, train_twin,
+           progress):
+  """Trains what `records` do not hold, and writes them and run.json after each."""
+  start = time.perf_counter()
   previous = workdirs.read_json(workdir / 'run.json') if (workdir / 'run.json').exists() else {}
   # Seeds outside, so that every cell has a value before any has a second one.
   for seed in range(seeds):
@@ -70,7 +79,7 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
       known = [r for r in records if holds(r, cell) and seed in r['seeds']]
       trained = any('network' not in record for record in known)
       attacked = not cell.attack or any('network' in record for record in known)
-      twinned = not with_torch or any(
+      twinned = not train_twin or any(
         seed in torch_seeds(record) for record in records if holds(record, cell))
       if trained and attacked and twinned:
         continue
@@ -99,7 +108,6 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
         'versions': {**previous.get('versions', {}), **summary.get('versions', versions())},
         'wall_seconds': previous.get('wall_seconds', 0.0) + time.perf_counter() - start})
   write_records(workdir / 'results.json', records)
-  return report.build(workdir)
 
 
 def chosen(cells, only: str | None) -> list[Cell]:
@@ -203,14 +211,9 @@ def spread(values) -> dict:
           'std': statistics.stdev(values) if len(values) > 1 else None}
 
 
-def twin_of(cells):
-  """What trains the PyTorch twin of these cells. Raises UsageError where PyTorch is not installed,
-  or where a cell has no twin that is trained."""
+def twin_of():
+  """What trains a cell's PyTorch twin. Raises UsageError where PyTorch is not installed."""
   require_torch('--with_torch', 'leave it out')
-  for cell in cells:
-    if cell.config.task == 'segmentation':
-      raise UsageError(f'--with_torch: the PyTorch twin of {cell.name} is not trained; leave it '
-                       'out, or choose other cells with --cells')
   from gapjax.pytorch.train import train
   return train
 

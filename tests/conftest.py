@@ -96,6 +96,34 @@ def scene_run(tmp_path_factory, data_dir):
                                 devices=jax.local_devices()[:2], progress=False)
 
 
+TINY = """
+from gapjax import config as configs
+
+def get_config(arg=None):
+  c = configs.default()
+  c.batch_size = 32
+  c.data.update(name='digits', train_images=320)
+  c.canvas.grid = 2
+  c.model.update(name='resnet10', width=4, stem='cifar', head='permuted')
+  c.eval.update(images=30, every_epochs=2)
+  c.checkpoint.every_epochs = 0.5
+  c.update({})
+  return c
+"""
+
+
+@pytest.fixture(scope='session')
+def tiny_file(tmp_path_factory):
+  """Writes a config file for processes: 10 steps an epoch, saved every 5."""
+
+  def write(**changes):
+    path = tmp_path_factory.mktemp('configs') / 'tiny.py'
+    path.write_text(TINY.format(changes))
+    return path
+
+  return write
+
+
 def newest(workdir):
   """(step, state as nested dicts) of the newest checkpoint, read with orbax alone."""
   import jax
@@ -112,3 +140,17 @@ def same(a, b):
   import jax
   import numpy as np
   return jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
+@pytest.fixture(scope='session')
+def checkout(tmp_path_factory):
+  from launch_desk import make_checkout
+  return make_checkout(tmp_path_factory.mktemp('checkout'))
+
+
+@pytest.fixture
+def desk(checkout, tmp_path):
+  from launch_desk import Desk
+  desk = Desk(checkout, tmp_path)
+  yield desk
+  desk.clean_up()

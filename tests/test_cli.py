@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+import jax.numpy as jnp
 import pytest
 from conftest import ROOT
 
@@ -26,6 +27,10 @@ def complaint(capsys, *argv, code=2):
 @pytest.mark.parametrize(('argv', 'expected'), [
   (['trian'], 'unknown verb `trian` (did you mean `train`?)'),
   (['train', '--workdir=w'], 'give --config=FILE'),
+  (['train', '--workdir=w', '--config.model.width=8'], 'which config? give --config=FILE'),
+  (['evaluate', '--workdir=w', '--data_dir=gs://bucket/data'], 'give a local path'),
+  (['prepare', 'cifar10', '--source=gs://bucket/x'], 'give a local path'),
+  (['bench', '--output=.'], '--output=. is a folder; name a file in it'),
   (['train', GAPNET], '--workdir'),
   (['train', '--config=nowhere.py', '--workdir=w'], 'no config file `nowhere.py`'),
   (['train', GAPNET, '--workdir=w', '--config.model.widht=8'],
@@ -204,6 +209,13 @@ def test_quickstart_at_its_smallest(gapjax, tmp_path, data_dir):
 def test_usage_errors_name_the_nearest():
   with pytest.raises(UsageError, match='did you mean `vgg16`'):
     config.check_choice('vgg61', ('vgg11', 'vgg16'), what='model')
+
+
+def test_too_little_memory(monkeypatch, capsys):
+  """Not a bucket's fault, though its text begins as tensorstore's; and not worth a restart."""
+  monkeypatch.setitem(cli.VERBS, 'report', lambda _: jnp.zeros(2 ** 47, jnp.uint8))
+  line = complaint(capsys, 'report')
+  assert 'the device has too little memory (RESOURCE_EXHAUSTED: ' in line and 'batch_size' in line
 
 
 def test_a_bucket_that_cannot_be_reached_is_worth_trying_again(monkeypatch, capsys):

@@ -201,7 +201,7 @@ def test_a_run_and_its_evaluation(data_dir, tmp_path):
   assert summary['shifts']['protocol'] == 'pad, s = 2' and 'per_location' not in summary
   lines = {line['split']: line for line in workdirs.read_lines(tmp_path / 'metrics.jsonl')}
   assert lines['eval']['consistency'] == summary['final']['consistency']
-  assert 0 < lines['train']['distance'] < 2
+  assert 0 < lines['train']['relative_distance'] < 2
   found = evaluate_workdir(tmp_path, data_dir=data_dir, devices=device)
   assert {name: found[name] for name in summary['final']} == summary['final']
   assert {**found['shifts'], 'protocol': found['protocol']} == summary['shifts']

@@ -28,21 +28,6 @@ from gapjax.metrics import Writer
 from gapjax.neurons.rank import load
 from gapjax.workdirs import read_json, read_lines
 
-CONFIG = """
-from gapjax import config as configs
-
-def get_config(arg=None):
-  c = configs.default()
-  c.num_epochs = 4
-  c.batch_size = 32
-  c.log_every = 5
-  c.data.update(name='digits', train_images=320)
-  c.canvas.grid = 2
-  c.model.update(name='resnet10', width=4, stem='cifar', head='permuted')
-  c.eval.update(images=30, every_epochs=2)
-  c.checkpoint.every_epochs = 0.5
-  return c
-"""
 STEPS = 40  # of 4 epochs; saved every 5
 
 
@@ -103,10 +88,8 @@ def bucket():
 
 
 @pytest.fixture(scope='module')
-def arguments(tmp_path_factory, data_dir):
-  file = tmp_path_factory.mktemp('configs') / 'tiny.py'
-  file.write_text(CONFIG)
-  return [f'--config={file}', f'--data_dir={data_dir}']
+def arguments(tiny_file, data_dir):
+  return [f'--config={tiny_file(num_epochs=4, log_every=5)}', f'--data_dir={data_dir}']
 
 
 @pytest.fixture(scope='module')
@@ -246,20 +229,20 @@ def test_two_processes_and_a_broken_checkpoint_in_a_bucket(bucket, gapjax, argum
   assert ours == theirs
 
 
-SUITE = CONFIG + """
-import sys
+SUITE = """
+import runpy, sys
 from gapjax import cells, cli, suites
-c = get_config()
-c.num_epochs = 2
-suites.SUITES['table1'] = lambda scale: [cells.Cell('gapnet/location/2x2', c)]
-sys.exit(cli.main(sys.argv[1:]) or cli.main(sys.argv[1:]))
+config, *argv = sys.argv[1:]
+cell = cells.Cell('gapnet/location/2x2', runpy.run_path(config)['get_config']())
+suites.SUITES['table1'] = lambda scale: [cell]
+sys.exit(cli.main(argv) or cli.main(argv))
 """
 
 
-def test_reproduce_in_a_bucket(bucket, data_dir):
+def test_reproduce_in_a_bucket(bucket, tiny_file, data_dir):
   """A suite of one cell: trained, and the second time known."""
-  done = python(SUITE, 'reproduce', 'table1', '--workdir=gs://bucket/suite',
-                f'--data_dir={data_dir}', '--scale=small', env=bucket.env)
+  done = python(SUITE, tiny_file(num_epochs=2), 'reproduce', 'table1', '--scale=small',
+                '--workdir=gs://bucket/suite', f'--data_dir={data_dir}', env=bucket.env)
   assert done.returncode == 0, done.stderr
   assert done.stdout.count('report: gs://bucket/suite/report/report.html\n') == 2
   assert 'is known from gs://bucket/suite/results.json' in done.stderr

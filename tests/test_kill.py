@@ -8,9 +8,8 @@ import subprocess
 import time
 
 import jax
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+from conftest import newest, same
 from disks import mount_tmpfs
 
 from gapjax import config as configs
@@ -19,40 +18,16 @@ from gapjax.evaluators import CanvasEvaluator
 from gapjax.train import train
 from gapjax.workdirs import read_lines
 
-CONFIG = """
-from gapjax import config as configs
-
-def get_config(arg=None):
-  c = configs.default()
-  c.num_epochs = 16
-  c.batch_size = 32
-  c.data.update(name='digits', train_images=320)
-  c.canvas.grid = 2
-  c.model.update(name='resnet10', width=4, stem='cifar', head='permuted')
-  c.eval.update(images=30, every_epochs=2)
-  c.checkpoint.every_epochs = 0.5
-  return c
-"""
-
 
 @pytest.fixture(scope='module')
-def config_file(tmp_path_factory):
-  path = tmp_path_factory.mktemp('configs') / 'tiny.py'
-  path.write_text(CONFIG)
-  return path
+def config_file(tiny_file):
+  return tiny_file(num_epochs=16)
 
 
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory, config_file, data_dir):
   """The workdir of a run that nobody disturbed."""
   return tmp_path_factory.mktemp('undisturbed'), config_file, data_dir
-
-
-def final_state(workdir):
-  with ocp.CheckpointManager((workdir / 'checkpoints').absolute()) as manager:
-    step = manager.latest_step()
-    found = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
-  return step, jax.tree.map(np.asarray, found.state)
 
 
 def written(path):
@@ -96,11 +71,9 @@ def test_killed_at_random_moments_and_started_again(undisturbed, gapjax, tmp_pat
   assert kills >= 4
   assert len({step for step in resumed if 0 < step < 160}) >= 2, resumed
 
-  (step, state), (killed_step, killed_state) = final_state(whole), final_state(tmp_path)
+  (step, state), (killed_step, killed_state) = newest(whole), newest(tmp_path)
   assert step == killed_step == 160
-  assert jax.tree.structure(state) == jax.tree.structure(killed_state)
-  for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(killed_state), strict=True):
-    np.testing.assert_array_equal(a, b)
+  assert same(state, killed_state)
   # The log is that of one run, too: the same steps once each, the same evaluations.
   for split in ('eval', 'final'):
     ours, theirs = ([(line['step'], line['accuracy']) for line in read_lines(w / 'metrics.jsonl')
@@ -120,7 +93,7 @@ def test_stop_signals_save_and_say_how_to_go_on(undisturbed, gapjax, tmp_path, n
   _, err = process.communicate(timeout=120)
   assert process.returncode == code, err
   assert 'stopped at step' in err.splitlines()[-1] and 'the same command' in err
-  step, _ = final_state(tmp_path)
+  step, _ = newest(tmp_path)
   assert f'stopped at step {step} of' in err
 
 
@@ -148,7 +121,7 @@ def test_full_disk(undisturbed, gapjax, tmp_path):
     assert done.returncode == 2, done.stderr
     assert 'No space left on device' in done.stderr.splitlines()[-1]
     assert 'Traceback' not in done.stderr
-    assert 0 < final_state(tmp_path / 'run')[0] < 160
+    assert 0 < newest(tmp_path / 'run')[0] < 160
     subprocess.run(['mount', '-o', 'remount,size=20m', tmp_path], check=True)
     done = gapjax('train', f'--config={config_file}', f'--data_dir={data_dir}',
                   f'--workdir={tmp_path}/run')

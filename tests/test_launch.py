@@ -14,21 +14,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from launch_desk import RECORDED, TPU, TRAIN, V5E, Desk, make_checkout
+from launch_desk import RECORDED, TPU, TRAIN, V5E
 
 SCRIPTS = ('tpu_vm.sh', 'gpu_local.sh', 'slurm.sbatch', 'cpu_processes.sh', 'restart.sh')
-
-
-@pytest.fixture(scope='module')
-def checkout(tmp_path_factory):
-  return make_checkout(tmp_path_factory.mktemp('checkout'))
-
-
-@pytest.fixture
-def desk(checkout, tmp_path):
-  desk = Desk(checkout, tmp_path)
-  yield desk
-  desk.clean_up()
 
 
 # ---- All of them -----------------------------------------------------------------------------

@@ -9,21 +9,9 @@ import subprocess
 import time
 
 import pytest
-from launch_desk import TPU, TRAIN, V5E, Desk, make_checkout
+from launch_desk import TPU, TRAIN, V5E, Desk
 
 DELETE = '  launch/tpu_vm.sh delete --name=my-tpu --zone=us-central1-a'
-
-
-@pytest.fixture(scope='module')
-def checkout(tmp_path_factory):
-  return make_checkout(tmp_path_factory.mktemp('checkout'))
-
-
-@pytest.fixture
-def desk(checkout, tmp_path):
-  desk = Desk(checkout, tmp_path)
-  yield desk
-  desk.clean_up()
 
 
 def test_tpu_from_nothing_to_done_to_nothing(desk):

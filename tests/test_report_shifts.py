@@ -224,7 +224,7 @@ def test_single_run(tmp_path):
     'final': {'image_accuracy': .912, 'consistency': .876, 'feature_distance': .0321, 'loss': .5},
     'shifts': _detail('augshift', .912, .876)['shifts']})
   (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(point) + '\n' for point in (
-    {'step': 9, 'split': 'train', 'loss': 2., 'accuracy': .2, 'distance': .1},
+    {'step': 9, 'split': 'train', 'loss': 2., 'accuracy': .2, 'relative_distance': .1},
     {'step': 9, 'split': 'eval', 'accuracy': .5, 'consistency': .6, 'loss': 1.})))
   plots.canvas_samples(np.full((2, 8, 8, 3), .4), labels=['a', 'b'], grid=1,
                        path=tmp_path / 'canvas.png')

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from gapjax import cells, config, suites
+from gapjax import cells, config, suites, workdirs
 from gapjax.errors import UsageError
 from gapjax.neurons.attack import Sweep
 
@@ -210,6 +210,13 @@ def test_a_trained_cell_is_attacked_without_training_it_again(monkeypatch, tmp_p
   assert clean['values'] == pytest.approx(own[0]['values'], abs=.02)
   page = (tmp_path / 'report' / 'report.md').read_text()
   assert 'This page tells the first and the third.' in page
+
+
+def test_a_suite_in_use_is_left_alone(tmp_path, data_dir):
+  """Two processes would write each other's results.json."""
+  with workdirs.lock(tmp_path), pytest.raises(UsageError, match='in use by another process'):
+    suites.run('quickstart', scale='tiny', seeds=1, workdir=tmp_path, data_dir=data_dir, command='')
+  assert [path.name for path in tmp_path.iterdir()] == ['.lock']
 
 
 def test_classes_that_the_dataset_lacks_are_found_before_training(monkeypatch, tmp_path, data_dir):

@@ -455,8 +455,10 @@ def test_tables_show_the_twin():
 
 
 @pytest.mark.parametrize(('suite', 'words'), [
+  ('ablations', '--with_torch: the tables of ablations have no column for PyTorch; '
+   'those of table1, table2, augshift_sweep do'),
   ('table1', '--with_torch needs PyTorch: pip install torch, or leave it out'),
-  ('attack', 'the PyTorch twin of deeplabv3/camvid is not trained')])
+  ('attack', '--with_torch: the tables of attack have no column for PyTorch')])
 def test_no_twin_is_said_before_anything_is_trained(suite, words, tmp_path, monkeypatch, capsys):
   if suite == 'table1':
     monkeypatch.setitem(sys.modules, 'torch', None)  # as if it were not installed
