@@ -104,7 +104,8 @@ def _train(cells, records, *, suite, scale, seeds, workdir, data_dir, command, t
         write_records(workdir / 'results.json', records)
       workdirs.write_json(workdir / 'run.json', {
         'command': '\n'.join(dict.fromkeys([*previous.get('command', '').splitlines(), command])),
-        'device': summary['device'],
+        'device': '; '.join(dict.fromkeys(filter(None, [
+          *previous.get('device', '').split('; '), summary['device']]))),
         'versions': {**previous.get('versions', {}), **summary.get('versions', versions())},
         'wall_seconds': previous.get('wall_seconds', 0.0) + time.perf_counter() - start})
   write_records(workdir / 'results.json', records)

@@ -80,7 +80,7 @@ def test_commands_for_some_cells_add_up(monkeypatch, tmp_path, data_dir):
     (workdir / 'metrics.jsonl').write_text(json.dumps(lines[0]) + '\n')
     cell = next(c for c in cells.quickstart('tiny') if not config_differs(c, config))
     trained.append(cell.name)
-    return _summary(cell, config.seed)
+    return {**_summary(cell, config.seed), 'device': f'cpu x {len(trained)}'}
 
   def config_differs(cell, config_):
     return [f for f in config.difference(cell.config, config.as_json(config_)) if 'seed' not in f]
@@ -93,8 +93,9 @@ def test_commands_for_some_cells_add_up(monkeypatch, tmp_path, data_dir):
   assert trained == ['resnet10/digits', 'augshift/digits']
   found = json.loads((tmp_path / 'results.json').read_text())
   assert [r['cell'] for r in found] == ['resnet10/digits'] * 4 + ['augshift/digits'] * 4
-  assert json.loads((tmp_path / 'run.json').read_text())['command'] == (
-    'only resnet10/*\nonly augshift/*')
+  run = json.loads((tmp_path / 'run.json').read_text())
+  assert run['command'] == 'only resnet10/*\nonly augshift/*'
+  assert run['device'] == 'cpu x 1; cpu x 2'  # each machine that trained some of them
   page = (tmp_path / 'report' / 'report.md').read_text()
   assert '    only resnet10/*\n    only augshift/*' in page
 
