@@ -28,7 +28,7 @@ PAGES = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md')), ROOT / 'launch/REA
 @pytest.mark.parametrize(('suite', 'scale', 'printed'), [
   ('quickstart', 'digits', 'README.md'), ('table2', 'small', 'README.md'),
   ('attack', 'small', 'README.md'), ('table1', 'small', 'README.md'),
-  ('augshift_sweep', 'small', 'results/README.md')])
+  ('augshift_sweep', 'small', 'results/README.md'), ('ablations', 'small', 'results/README.md')])
 def test_tables_are_what_the_command_printed(suite, scale, printed):
   records = suites.read_records(ROOT / 'results' / suite / 'results.json')
   shown = (ROOT / printed).read_text().split(f'<!-- table: {suite} -->\n')[1]
