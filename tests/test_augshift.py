@@ -194,8 +194,8 @@ def test_loss_of_a_batch(stacked, step):
   np.testing.assert_allclose(values['loss'], loss, rtol=1e-12)
   np.testing.assert_allclose(values['accuracy'],
                              (logits.argmax(-1) == DATA['labels'][:B]).mean(), rtol=1e-12)
-  np.testing.assert_allclose(values['distance'], distance / z.reshape(-1, 3).var(0).mean(),
-                             rtol=1e-12)
+  np.testing.assert_allclose(values['relative_distance'],
+                             distance / z.reshape(-1, 3).var(0).mean(), rtol=1e-12)
 
 
 def test_one_crop_is_plain_cross_entropy():
