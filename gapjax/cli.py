@@ -334,7 +334,7 @@ def quiet(name):
 
 # What `reproduce` takes; gapjax.cells has the same, but importing it loads jax.
 SUITES = ('table1', 'table2', 'augshift_sweep', 'attack', 'ablations')
-WITH_TORCH = SUITES[:3]  # whose tables have a column for PyTorch
+WITH_TORCH = ('table1', 'table2', 'augshift_sweep')  # whose tables have a column for PyTorch
 VERBS = {f.__name__: f for f in (quickstart, prepare, train, evaluate, rank, attack, reproduce,
                                 report, convert, compile, bench)}
 
