@@ -56,6 +56,11 @@ def row(config, topology, found):
           f'{1e3 * found["step_seconds"]:.1f}', f'{found["images_per_second"]:,.0f}')
 
 
+def results():
+  """{(config, topology): what `gapjax compile` found}, of what has been compiled."""
+  return {pair: json.loads(path_of(*pair).read_text()) for pair in PAIRS if path_of(*pair).exists()}
+
+
 def table(results):
   return Table(
     ('config, batch', 'slice', 'type', 'GiB a chip', 'fits', 'GFLOP a chip', 'GB a chip',
@@ -95,10 +100,9 @@ def main():
   for pair in PAIRS:
     if not args.no_compile and not path_of(*pair).exists():
       compile_step(*pair)
-  results = {pair: json.loads(path_of(*pair).read_text()) for pair in PAIRS
-             if path_of(*pair).exists()}
-  (FOLDER / 'README.md').write_text(page(results))
-  if not all(found['fits'] for found in results.values()):
+  found = results()
+  (FOLDER / 'README.md').write_text(page(found))
+  if not all(x['fits'] for x in found.values()):
     raise SystemExit(1)
 
 

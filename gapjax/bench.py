@@ -259,8 +259,8 @@ def lines(result: dict) -> list[str]:
   c, torch, most = result['config'], result['torch'], result['peak']['flops_per_second']
   sides = [side for side in (result['gapjax'], torch) if side]
   shown = {
-    'images per second': lambda x: _range(x['images_per_second'], '{:,.1f}'),
-    'step, ms': lambda x: _range(x['step_seconds'], '{:,.1f}', 1e3),
+    'images per second': lambda x: range_of(x['images_per_second'], '{:,.1f}'),
+    'step, ms': lambda x: range_of(x['step_seconds'], '{:,.1f}', 1e3),
     'utilisation': lambda x: _known(x['utilisation'], '{:.1%}'),
     'waiting for input': lambda x: _known(x['input_share'], '{:.2%}'),
     'compile time, s': lambda x: _known(x['compile_seconds'], '{:.1f}'),
@@ -287,11 +287,12 @@ def lines(result: dict) -> list[str]:
                 'TensorBoard with the plugin xprof.')
   if result['ratio']:
     text += ['Images per second of gapjax over PyTorch\'s, by round: '
-             f'{_range(result["ratio"], "{:.2f}")}', f'ratio {result["ratio"]["median"]:.2f}']
+             f'{range_of(result["ratio"], "{:.2f}")}', f'ratio {result["ratio"]["median"]:.2f}']
   return text
 
 
-def _range(spread, form, factor=1.0):
+def range_of(spread: dict, form: str, factor: float = 1.0) -> str:
+  """'2.0 (1.9 to 2.2)' of a `spread`: the median, the least and the most."""
   median, least, most = (form.format(factor * spread[name]) for name in ('median', 'min', 'max'))
   return f'{median} ({least} to {most})'
 

@@ -21,7 +21,7 @@ USAGE = """usage: gapjax VERB [flags]
   rank              which channels of a run encode position, overall and by region
   attack            remove them, and as many random ones, and measure what is lost
   reproduce SUITE   every cell of a table, resumable, then its report
-  report            Markdown, HTML and PNG from the JSON files of a workdir
+  report            Markdown, HTML and PNG from the JSON files of a workdir, or of each in a folder
   convert SRC DST   PyTorch's weights to a run, or a run's to PyTorch's
   compile           does a config fit a TPU that is not here, and how fast could it be
   bench             how fast training is here, alone or in turns with PyTorch
@@ -198,10 +198,10 @@ def reproduce(argv):
 
 
 def report(argv):
-  """Builds a report; prints its path."""
+  """Builds the report of a workdir, or of each workdir in a folder; prints their paths."""
   from gapjax import report
   arguments = flags('report', workdir='').parse_args(argv)
-  print(report.build(arguments.workdir))
+  print(*report.build_all(arguments.workdir), sep='\n')
 
 
 def convert(argv):

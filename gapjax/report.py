@@ -1,4 +1,4 @@
-"""From JSON on disk to a report a stranger can read: report.md, report.html and PNGs.
+"""From JSON on disk to a report a stranger can read: README.md, report.html and PNGs.
 
 A report is a list of sections. The paper's claims are a module each, report_canvas, report_shifts
 and report_attack, which know their cells, tables and words; each function in a module's `SECTIONS`
@@ -180,7 +180,8 @@ DETAIL = [('model', 'model', str), ('parameters', 'parameters', '{:,}'.format),
 def _how(source):
   """What is the same everywhere goes into one list, what differs into a row a cell."""
   about = source.summary or source.run
-  rows = []
+  days = dict.fromkeys(filter(None, [about.get('began'), about.get('ended')]))
+  rows = [['date', ' to '.join(days)]] if days else []
   for key, name, show in (
       ('device', 'device', str), ('step', 'steps', '{:,}'.format),
       ('wall_seconds', 'duration', _seconds), ('images_per_second', 'images/s', '{:,.0f}'.format),
@@ -246,7 +247,7 @@ def _page(source, parts, sections):
 
 
 def build(workdir):
-  """Writes report.md, report.html and PNGs to workdir/report; returns the path of report.html.
+  """Writes README.md, report.html and PNGs to workdir/report; returns the path of report.html.
 
   `workdir` holds results.json (a suite; with run.json and samples/KxK.png if they exist) or
   summary.json (a run; with metrics.jsonl and canvas.png if they exist). Raises UsageError when
@@ -259,6 +260,24 @@ def build(workdir):
   sections = [*_sections(parts, folder), *filter(None, [_how(source)])]
   page = _page(source, parts, sections)
   # Bytes, not text: Windows would turn the line ends around.
-  (folder / 'report.md').write_bytes(markdown(page).encode())
+  (folder / 'README.md').write_bytes(markdown(page).encode())
   (folder / 'report.html').write_bytes(html_page(page).encode())
   return folder / 'report.html'
+
+
+def build_all(folder):
+  """`build` of a workdir, or of all suites and runs in a folder; returns the paths of their pages.
+
+  Raises UsageError when nothing is there to report, or one of the files is broken.
+  """
+  folder = paths.of(folder)
+  if not folder.is_dir() or _is_reported(folder):
+    return [build(folder)]
+  # Other things have a results.json, too; a suite's has a run.json beside it.
+  below = [path for path in sorted(folder.iterdir()) if (path / 'summary.json').exists()
+           or ((path / 'run.json').exists() and _is_reported(path))]
+  return [build(path) for path in below or [folder]]
+
+
+def _is_reported(workdir):
+  return (workdir / 'results.json').exists() or (workdir / 'summary.json').exists()

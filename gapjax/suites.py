@@ -1,5 +1,6 @@
 """Every cell of a table or figure: run over seeds, resumable, written as it finishes."""
 
+import datetime
 import fnmatch
 import logging
 import statistics
@@ -102,7 +103,9 @@ def _train(cells, records, *, suite, scale, seeds, workdir, data_dir, command, t
                              progress=progress)
         records = add_torch(records, cell, seed, summary)
         write_records(workdir / 'results.json', records)
+      today = datetime.date.today().isoformat()
       workdirs.write_json(workdir / 'run.json', {
+        'began': previous.get('began', today), 'ended': today,
         'command': '\n'.join(dict.fromkeys([*previous.get('command', '').splitlines(), command])),
         'device': '; '.join(dict.fromkeys(filter(None, [
           *previous.get('device', '').split('; '), summary['device']]))),

@@ -156,14 +156,14 @@ def test_report_in_a_bucket(bucket, gapjax, killed):
   """Training has written it; made again from a copy of the folder it is the same page."""
   copy, _ = killed
   before = {file.name: file.read_bytes() for file in (copy / 'report').iterdir()}
-  assert {'report.md', 'report.html', 'canvas.png', 'curves.png', 'curves-dark.png'} <= set(before)
+  assert {'README.md', 'report.html', 'canvas.png', 'curves.png', 'curves-dark.png'} <= set(before)
   report.build(copy)
   assert before == {file.name: file.read_bytes() for file in (copy / 'report').iterdir()}
-  bucket.write('a run/report/report.md', b'old')
+  bucket.write('a run/report/README.md', b'old')
   done = gapjax('report', '--workdir=gs://bucket/a run', env=bucket.env)
   assert done.returncode == 0, done.stderr
   assert done.stdout == 'gs://bucket/a run/report/report.html\n'
-  assert bucket.read('a run/report/report.md') == before['report.md']
+  assert bucket.read('a run/report/README.md') == before['README.md']
 
 
 VERBS = """

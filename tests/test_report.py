@@ -67,6 +67,7 @@ def suite(tmp_path_factory):
   _write(workdir / 'run.json', {
     'command': 'gapjax quickstart', 'device': 'cpu x 1 (<i>fast</i> & | loud)',
     'versions': {'gapjax': '0.1.0', 'jax': '0.10.2'}, 'wall_seconds': 180.3,
+    'began': '2026-11-25', 'ended': '2026-11-26',
     'notes': ['2 < 3 <script>alert(1)</script>']})
   (workdir / 'samples').mkdir()
   plots.canvas_samples(_canvases(), labels=list('abcd'), path=workdir / 'samples/3x3.png', grid=3)
@@ -79,7 +80,7 @@ def _html(workdir):
 
 
 def _markdown(workdir):
-  return (workdir / 'report/report.md').read_text(encoding='utf-8')
+  return (workdir / 'report/README.md').read_text(encoding='utf-8')
 
 
 def _rows(markdown):
@@ -97,11 +98,30 @@ def _pixels(path):
 def test_rebuilding_changes_no_byte(suite):
   folder = suite / 'report'
   before = {path.name: path.read_bytes() for path in folder.iterdir()}
-  assert set(before) == {'report.md', 'report.html', 'canvas_3x3.png', 'locations.png',
+  assert set(before) == {'README.md', 'report.html', 'canvas_3x3.png', 'locations.png',
                          'locations-dark.png', 'curves.png', 'curves-dark.png'}
   assert report.build(str(suite)) == folder / 'report.html'
   assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
   assert not any(b'Software' in data for data in before.values())
+
+
+def test_every_suite_and_run_of_a_folder_is_reported(suite, tmp_path):
+  """And what is neither, such as a results.json of something else, is left alone."""
+  shutil.copytree(suite, tmp_path / 'b', ignore=shutil.ignore_patterns('report'))
+  (tmp_path / 'c').mkdir()
+  (tmp_path / 'a').mkdir()
+  _write(tmp_path / 'c/summary.json', {'final': {'location_accuracy': 0.5}})
+  _write(tmp_path / 'a/results.json', {'networks': {}})
+  (tmp_path / 'notes.txt').write_text('')
+  pages = [tmp_path / f'{name}/report/report.html' for name in 'bc']
+  assert report.build_all(tmp_path) == pages
+  assert pages[0].read_bytes() == (suite / 'report/report.html').read_bytes()
+  assert not (tmp_path / 'a/report').exists() and '50.0' in pages[1].read_text()
+  assert report.build_all(suite) == [suite / 'report/report.html']
+  shutil.rmtree(tmp_path / 'b')
+  shutil.rmtree(tmp_path / 'c')
+  with pytest.raises(UsageError, match='holds neither'):
+    report.build_all(tmp_path)
 
 
 def test_html_loads_nothing_from_elsewhere(suite):
@@ -122,6 +142,10 @@ def test_embedded_pictures_are_the_pngs_of_the_folder(suite):
       assert 400 < image.width < 3000 and 200 < image.height < 6000
   links = re.findall(r'!\[[^\]]+\]\(([^)]+)\)', _markdown(suite))
   assert links == ['canvas_3x3.png', 'locations.png', 'curves.png']
+
+
+def test_days_are_told(suite):
+  assert ['date', '2026-11-25 to 2026-11-26'] in _rows(_markdown(suite).split('How it was made')[1])
 
 
 def test_text_is_escaped(suite):

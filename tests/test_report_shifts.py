@@ -146,7 +146,7 @@ def test_a_map_of_one_point_is_not_drawn(tmp_path):
 def test_rebuilding_changes_no_byte(shifts):
   folder = shifts / 'report'
   before = {path.name: path.read_bytes() for path in folder.iterdir()}
-  assert set(before) == {'report.md', 'report.html', 'images.png', *(
+  assert set(before) == {'README.md', 'report.html', 'images.png', *(
     f'{name}{dark}.png' for name in ('consistency', 'accuracy_maps', 'shift_curves')
     for dark in ('', '-dark'))}
   report.build(shifts)

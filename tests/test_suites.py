@@ -1,6 +1,7 @@
 """Which cells a suite has, how seeds are gathered, and what a recipe differs in."""
 
 import dataclasses
+import datetime
 import json
 
 import numpy as np
@@ -87,6 +88,7 @@ def test_commands_for_some_cells_add_up(monkeypatch, tmp_path, data_dir):
 
   trained = []
   monkeypatch.setattr(suites, 'train', train)
+  (tmp_path / 'run.json').write_text(json.dumps({'began': '2026-01-31', 'ended': '2026-01-31'}))
   for only in ('resnet10/*', 'augshift/*', '*/digits'):
     suites.run('quickstart', scale='tiny', seeds=1, workdir=tmp_path, data_dir=data_dir,
                command=f'only {only}', only=only)
@@ -95,8 +97,9 @@ def test_commands_for_some_cells_add_up(monkeypatch, tmp_path, data_dir):
   assert [r['cell'] for r in found] == ['resnet10/digits'] * 4 + ['augshift/digits'] * 4
   run = json.loads((tmp_path / 'run.json').read_text())
   assert run['command'] == 'only resnet10/*\nonly augshift/*'
+  assert (run['began'], run['ended']) == ('2026-01-31', datetime.date.today().isoformat())
   assert run['device'] == 'cpu x 1; cpu x 2'  # each machine that trained some of them
-  page = (tmp_path / 'report' / 'report.md').read_text()
+  page = (tmp_path / 'report' / 'README.md').read_text()
   assert '    only resnet10/*\n    only augshift/*' in page
 
 
@@ -209,7 +212,7 @@ def test_a_trained_cell_is_attacked_without_training_it_again(monkeypatch, tmp_p
     assert {r['chance'] for r in removed} <= {1 / 9}
   (clean,) = (r for r in removed if r['cell'] == 'clean/N=0')
   assert clean['values'] == pytest.approx(own[0]['values'], abs=.02)
-  page = (tmp_path / 'report' / 'report.md').read_text()
+  page = (tmp_path / 'report' / 'README.md').read_text()
   assert 'This page tells the first and the third.' in page
 
 

@@ -403,7 +403,7 @@ def test_a_suite_with_torch(tmp_path, data_dir, monkeypatch):
     trained.clear()
     assert cli.main(['reproduce', 'table1', '--scale=small', f'--workdir={tmp_path}',
                      f'--data_dir={data_dir}', *more]) == 0
-    return list(trained), (tmp_path / 'report/report.md').read_text()
+    return list(trained), (tmp_path / 'report/README.md').read_text()
 
   runs, page = reproduce()
   assert runs == [('gapjax', 'canvas', 0), ('gapjax', 'classification', 0)]

@@ -1,0 +1,117 @@
+"""Writes every page of results/ and every table of the READMEs from the JSON files alone.
+
+    python benchmarks/results_pages.py
+
+Rebuilds the reports of the suites (`gapjax report --workdir=results`), the pages of parity and
+bench, and the tables that stand below a line `<!-- table: NAME -->` in README.md and
+results/README.md. Runs nothing and needs no dataset: about a minute.
+"""
+
+import json
+import pathlib
+import re
+
+import compile_table
+
+from gapjax import bench, report, suites
+from gapjax.pytorch import parity
+from gapjax.render import Table, markdown_table
+
+ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = ROOT / 'results'
+SUITES = ('quickstart', 'table1', 'table2', 'augshift_sweep', 'ablations', 'attack')
+PARITY = 'gapjax convert --check --output=results/parity/results.json'
+BENCH = 'gapjax bench --against=torch --rounds={rounds} --output=results/bench/{name}'
+# The tables of a page, apart or together; group 1 is their name.
+PLACE = re.compile(r'<!-- table: (.*) -->\n((?:\|.*\n)+(?:\n(?:\|.*\n)+)*)')
+
+
+def read(path):
+  return json.loads((RESULTS / path).read_text())
+
+
+def tables() -> dict[str, str]:
+  """The Markdown of every table that a page may show, by its name."""
+  found = {suite: report.table(suites.read_records(RESULTS / suite / 'results.json'))
+           for suite in SUITES}
+  for dtype, table in zip(parity.TOLERANCES, parity.tables(read('parity/results.json')['networks']),
+                          strict=True):
+    found[f'parity, {dtype}'] = markdown_table(table)
+  found['compile'] = markdown_table(compile_table.table(compile_table.results()))
+  found['bench'] = markdown_table(Table(
+    ['machine', 'gapjax: step, ms', 'PyTorch: step, ms', 'gapjax over PyTorch, images a second'],
+    [[machine(x['device']), *(bench.range_of(x[side]['step_seconds'], '{:,.0f}', 1e3)
+                     for side in ('gapjax', 'torch')), bench.range_of(x['ratio'], '{:.2f}')]
+     for x in map(read, sorted(f'bench/{path.name}' for path in RESULTS.glob('bench/*.json')))]))
+  return {name: table.strip() + '\n' for name, table in found.items()}
+
+
+def machine(device):
+  """'AMD EPYC, 2 cores' of 'cpu x 1 (AMD EPYC, 2 cores)'."""
+  return device.split('(', 1)[-1].removesuffix(')').replace('1 cores', '1 core')
+
+
+def parity_page(names) -> str:
+  found = read('parity/results.json')
+  return f"""# gapjax and PyTorch from the same weights, on the same batches
+
+    {PARITY}
+
+{found['device']}; {versions(found)}. Each entry is the largest absolute and the largest relative
+difference (in norm, of a layer). Weights and batches are drawn from fixed seeds; no dataset is
+needed. float32:
+
+{names['parity, float32']}
+float64, where `parameters` are those after 20 steps of training:
+
+{names['parity, float64']}"""
+
+
+def bench_page(names) -> str:
+  parts = []
+  for path in sorted(RESULTS.glob('bench/*.json')):
+    found = read(f'bench/{path.name}')
+    one = 'taskset -c 0 ' if machine(found['device']).endswith(', 1 core') else ''
+    parts += [f'## {path.name}: {machine(found["device"])}',
+              f'    {one}{BENCH.format(rounds=found["rounds"], name=path.name)}',
+              f'{versions(found)}.', *filter(None, bench.lines(found))]
+  return '\n\n'.join(['# Training steps, gapjax and PyTorch in turns', names['bench'].strip(),
+                      *parts]) + '\n'
+
+
+def versions(found):
+  return ', '.join(f'{name} {version}' for name, version in found['versions'].items())
+
+
+def filled(page: str, names: dict[str, str]) -> str:
+  """The page with its tables as they are now.
+
+  `NAME: WORD ...` are the tables of NAME with one of the words in their heads. Raises KeyError for
+  a name that is none of theirs.
+  """
+  def tables_of(place):
+    name, _, words = place[1].partition(': ')
+    some = [table for table in names[name].strip().split('\n\n')
+            if not words or any(word in table.splitlines()[0] for word in words.split())]
+    return f'<!-- table: {place[1]} -->\n' + '\n\n'.join(some) + '\n'
+
+  return PLACE.sub(tables_of, page)
+
+
+def pages() -> dict[pathlib.Path, str]:
+  """What each page says, by its path; the reports and compile's page are made elsewhere."""
+  names = tables()
+  return {RESULTS / 'parity/README.md': parity_page(names),
+          RESULTS / 'bench/README.md': bench_page(names),
+          **{path: filled(path.read_text(), names)
+             for path in (ROOT / 'README.md', RESULTS / 'README.md')}}
+
+
+def main():
+  report.build_all(RESULTS)
+  for path, text in pages().items():
+    path.write_text(text)
+
+
+if __name__ == '__main__':
+  main()
