@@ -15,7 +15,7 @@ import numpy as np
 
 from gapjax import build, cells, steps, system, workdirs
 from gapjax.data import ImageDataset
-from gapjax.parallel import AXIS, Devices
+from gapjax.parallel import Devices
 from gapjax.plan import Plan
 
 APART = 'augshift_apart'  # the two crops one after the other: augshift.stacked=False
@@ -34,8 +34,7 @@ def prepare(network, *, width, batch):
   plan = Plan.of(workdirs.settle('none', config, platform=devices.platform),
                  num_images=len(images.images))
   model, state, rule, _ = build.create(config, task, images, plan)
-  step = devices.pmap(steps.many(steps.make_train_step(model, task, rule, axis_name=AXIS)),
-                      split=(False, False, False, True), donate=0)
+  step = build.create_train_steps(model, task, rule, devices)
   data = devices.replicate({'images': images.images, 'labels': images.labels})
   key, state = devices.replicate((steps.stream(0, steps.TRAIN), state))
   indices = devices.split(plan.batch_indices(0), axis=1)

@@ -21,7 +21,7 @@ import jax
 from gapjax import bench_data, build, flops, steps, workdirs
 from gapjax import config as configs
 from gapjax.errors import CheckFailed, UsageError, check_choice
-from gapjax.parallel import AXIS, Devices
+from gapjax.parallel import Devices
 from gapjax.plan import Plan
 from gapjax.pytorch.weights import require_torch
 from gapjax.render import Table, markdown_table
@@ -38,7 +38,7 @@ PROFILED_CALLS = 3
 
 def bench(config, *, steps_per_round=None, rounds=5, against=None, mode='plain', profile=None,
           data_dir=None) -> dict:
-  """Times training, alone or in turns with the PyTorch twin.
+  """Times training on all devices; or in turns with the PyTorch twin, on one, as that does.
 
   Args:
     config: see gapjax/config.py.
@@ -73,7 +73,7 @@ def bench(config, *, steps_per_round=None, rounds=5, against=None, mode='plain',
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   if profile:
     os.makedirs(profile, exist_ok=True)
-  devices, load = Devices(), os.getloadavg()[0]
+  devices, load = Devices(jax.local_devices()[:1] if against else None), os.getloadavg()[0]
   devices.check_batch(config.batch_size)
 
   with contextlib.ExitStack() as stack:
@@ -152,9 +152,7 @@ class Trainer:
     self.batches = feed.batches(0)
     self.state, self.key, self.data = devices.replicate(
       (state, steps.stream(config.seed, steps.TRAIN), feed.data))
-    train_steps = devices.pmap(
-      steps.many(steps.make_train_step(model, task, rule, axis_name=AXIS)),
-      split=(False, False, False, True), donate=0)
+    train_steps = build.create_train_steps(model, task, rule, devices)
     batch = self.next_batch()
     start = time.perf_counter()
     self.train_steps = train_steps.lower(self.state, self.key, self.data, batch).compile()

@@ -109,6 +109,15 @@ def create(config, task, train_set, plan):
   return model, state, rule, schedule
 
 
+def create_train_steps(model, task, rule, devices):
+  """The program that trains, bench times and compile compiles: `steps.many` training steps in one
+  call, (state, key, data, batch) -> (state, metrics), the batch (steps, b, ...) split over devices,
+  the state donated.
+  """
+  return devices.pmap(steps.many(steps.make_train_step(model, task, rule, axis_name=AXIS)),
+                      split=(False, False, False, True), donate=0)
+
+
 def pretrained(config, state):
   """The state that a new run starts from: `state`, with the backbone of model.pretrained, if any.
 

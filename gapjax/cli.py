@@ -57,6 +57,13 @@ def parse_with_config(parser, argv):
   return arguments, [*([f'--config={arguments.config}'] if arguments.config else []), *rest]
 
 
+def parse_with_neurons(parser, argv):
+  """The arguments, and the --config.neurons.FIELD=VALUE that config.with_neurons takes."""
+  parser.epilog = ('--config.neurons.FIELD=VALUE sets how channels are ranked and removed, other '
+                   "than the run's config.json says (fields: gapjax/config.py)")
+  return parser.parse_known_args(argv)
+
+
 def folder(path):
   """A folder on this machine, `~` expanded, or in a bucket."""
   path = os.path.expanduser(path)
@@ -139,12 +146,12 @@ def rank(argv):
                       '(default: left right)')
   parser.add_argument('--ids', help='a JSON file {"left": [image ids], ...} to rank those regions '
                       'by, in place of the masks')
-  arguments = parser.parse_args(argv)
+  arguments, neurons = parse_with_neurons(parser, argv)
   from gapjax import workdirs
   from gapjax.neurons import run
   ids = workdirs.read_json(arguments.ids) if arguments.ids else None
   orders = run.rank_run(arguments.workdir, data_dir=arguments.data_dir,
-                        regions=arguments.regions, ids=ids)
+                        regions=arguments.regions, ids=ids, neurons=neurons)
   for name, order in orders.items():
     print(f'{name:10} {" ".join(map(str, order[:10]))} ...')
   print(f'{arguments.workdir}/{run.RANKING}')
@@ -158,12 +165,12 @@ def attack(argv):
   parser.add_argument('--regions', nargs='+', metavar='REGION', help='where mIoU is measured: '
                       'names, or rectangles TOP,LEFT,BOTTOM,RIGHT in fractions '
                       '(default: all left right center)')
-  arguments = parser.parse_args(argv)
+  arguments, neurons = parse_with_neurons(parser, argv)
   from gapjax import report, report_attack
-  from gapjax.neurons import attack, run
+  from gapjax.neurons import run
   from gapjax.render import markdown_table
   sweep = run.attack_run(arguments.workdir, data_dir=arguments.data_dir, ranking=arguments.ranking,
-                         regions=arguments.regions or attack.ATTACK_REGIONS)
+                         regions=arguments.regions, neurons=neurons)
   print(markdown_table(report_attack.table([{**record, 'network': arguments.workdir}
                                             for record in sweep.records()])))
   if (paths.of(arguments.workdir) / 'summary.json').exists():  # else it is still to be trained on

@@ -19,7 +19,7 @@ from jax.experimental import topologies
 from gapjax import bench_data, build, flops, steps, workdirs
 from gapjax import config as configs
 from gapjax.errors import UsageError
-from gapjax.parallel import AXIS, Devices
+from gapjax.parallel import Devices
 from gapjax.plan import Plan
 from gapjax.render import Table, markdown_table
 from gapjax.system import versions
@@ -138,9 +138,7 @@ class Step:
                              Plan.of(single, num_images=len(train_set)))
     self.example = shapes(next(feed.batches(0)))  # (1, 1, ...)
     self.constant = shapes((state, steps.stream(config.seed, steps.TRAIN), feed.data))
-    self.train_steps = devices.pmap(
-      steps.many(steps.make_train_step(model, task, rule, axis_name=AXIS)),
-      split=(False, False, False, True), donate=0)
+    self.train_steps = build.create_train_steps(model, task, rule, devices)
 
   def compile(self, share: int):
     """The compiled call for `share` examples a chip, and the bytes of HBM that it needs of each.

@@ -27,7 +27,7 @@ _DEEPLAB = ('model.backbone', 'model.pretrained', 'model.output_stride', 'model.
 _SHIFTS = ('augshift.', 'eval.shift', 'eval.max_shift', 'eval.map_step')
 _SCENES = ('segmentation.', 'eval.padded', *_DEEPLAB)
 NOT_READ = {
-  'canvas': (*_SHIFTS, *_SCENES, 'neurons.'),
+  'canvas': (*_SHIFTS, *_SCENES, 'neurons.classes', 'neurons.split'),
   'classification': ('canvas.', *_SCENES, 'neurons.'),
   'segmentation': ('canvas.', *_SHIFTS, 'data.flip', 'model.head', 'model.permut')}
 
@@ -201,6 +201,30 @@ def from_flags(argv: list[str]) -> ConfigDict:
   return config
 
 
+def with_neurons(c: ConfigDict, argv: list[str]) -> ConfigDict:
+  """A run's config with `--config.neurons.FIELD=VALUE` flags, which do not change its training.
+
+  Raises UsageError on any other flag, an unknown field or a value that cannot be.
+  """
+  c = ConfigDict(c.to_dict())
+  fields = [name for name in _flatten(c.to_dict()) if name.startswith('neurons.')]
+  for argument in argv:
+    name = re.sub(r'^--?config\.', '', argument).partition('=')[0]
+    if name == argument.partition('=')[0]:
+      raise UsageError(f'unexpected argument `{argument}`')
+    if name not in fields:
+      raise UsageError(f'config field `{name}` cannot be set for a run that is trained; these can: '
+                       f'{", ".join(fields)}')
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_dict('config', c, flag_values=values, sys_argv=['gapjax', *argv])
+  try:
+    values(['gapjax', *argv])
+  except flags.Error as error:
+    raise UsageError(str(error).strip().splitlines()[-1]) from None
+  validate(c)
+  return c
+
+
 def _parse(argv):
   values = flags.FlagValues()
   config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=['gapjax', *argv])
@@ -312,6 +336,9 @@ def _validate_segmentation(c):
   if c.model.pretrained and c.task != 'segmentation':
     raise UsageError(f'model.pretrained is the backbone\'s of {" or ".join(DEEPLABS)}; '
                      f'{c.model.name} has none: leave it out')
+  if c.optimizer.backbone_factor != 1 and c.task != 'segmentation':
+    raise UsageError(f'optimizer.backbone_factor is for the backbone of {" or ".join(DEEPLABS)}; '
+                     f'{c.model.name} has none: leave it at 1')
   if c.task == 'segmentation' and c.model.padding == 'none':
     raise UsageError('padding `none` leaves the branches of ASPP at different sizes; segmentation '
                      f'needs another padding: {", ".join(p for p in PADDINGS if p != "none")}')

@@ -60,8 +60,9 @@ class EvalMetrics(clu_metrics.Metric):
 class Writer:
   """Appends metrics to `workdir/metrics.jsonl` and to TensorBoard event files.
 
-  Lines of steps beyond `step` are those of a run that was killed after its last checkpoint: they
-  are dropped, since the run repeats them. Read only, it keeps `lines` and writes nothing.
+  Lines of steps beyond `step` are those of a run that was killed after its last checkpoint, and
+  final ones those of a run that was killed before its summary: they are dropped, since the run
+  repeats them. Read only, it keeps `lines` and writes nothing.
 
   A remote workdir gets both as `paths.Staged` says: now and then, at `upload` and at the end.
   """
@@ -69,7 +70,7 @@ class Writer:
   def __init__(self, workdir, *, step: int, read_only: bool = False):
     name = 'metrics.jsonl'
     self.lines = [line for line in workdirs.read_lines(paths.of(workdir) / name)
-                  if line['step'] <= step]
+                  if line['step'] <= step and line['split'] != 'final']
     self._read_only = read_only
     if read_only:
       return

@@ -45,7 +45,6 @@ class Section:
   code: str = ''
   tables: list = ()
   pictures: list = ()
-  bullets: list = ()
   level: int = 2
   fact_columns: int = 3
 
@@ -99,8 +98,6 @@ def markdown(page):
       parts += [markdown_table(table), *([_plain(table.caption)] if table.caption else [])]
     for picture in section.pictures:
       parts += [f'![{_plain(picture.alt)}]({picture.path.name})', f'*{_plain(picture.caption)}*']
-    if section.bullets:
-      parts.append('\n'.join(f'- {_plain(bullet)}' for bullet in section.bullets))
   return '\n\n'.join([*parts, f'*{_plain(page.source)}*']) + '\n'
 
 
@@ -239,7 +236,5 @@ def html_page(page):
       lines += _html_table(table)
     for picture in section.pictures:
       lines += _html_picture(picture)
-    if section.bullets:
-      lines += ['<ul>', *(_tag('li', bullet) for bullet in section.bullets), '</ul>']
     lines.append('</section>')
   return '\n'.join([*lines, _tag('footer', page.source), '</main>', '</body>', '</html>', ''])

@@ -33,7 +33,7 @@ COMPARE = 'so compare the order of the rows with the paper\'s, not the values.'
 NARROW = ('This run uses a narrow ResNet-18 and a part of the training images for a few epochs, '
           f'{COMPARE}')
 # What to say of a (suite, scale) that is not the paper's own; '' is any other suite.
-SCALES = {
+NOTES = {
   ('', 'digits'): 'This run uses small handwritten digits in place of CIFAR-10, a narrow network '
                   f'and a few hundred steps, {COMPARE}',
   ('table1', 'small'): 'This run uses a quarter of the width, 10,000 training and 500 test images '
@@ -125,8 +125,8 @@ def _tables(claim, records):
 def scale_notes(records):
   """A sentence for every suite and scale among the records that is not the paper's own."""
   found = {(r.get('suite'), r.get('scale')) for r in records}
-  found = {key if key in SCALES else ('', key[1]) for key in found}
-  return list(dict.fromkeys(sentence for key, sentence in SCALES.items() if key in found))
+  found = {key if key in NOTES else ('', key[1]) for key in found}
+  return list(dict.fromkeys(sentence for key, sentence in NOTES.items() if key in found))
 
 
 # --- sections --------------------------------------------------------------------------------
@@ -205,9 +205,8 @@ def _how(source):
   if source.summary:
     tables.append(Table(['config field', 'value'], _flat(source.summary.get('config') or {}),
                         text=2))
-  command, notes = str(source.run.get('command', '')), source.run.get('notes') or []
-  return Section('How it was made', code=command, tables=tables,
-                 bullets=list(map(str, notes))) if command or tables or notes else None
+  command = str(source.run.get('command', ''))
+  return Section('How it was made', code=command, tables=tables) if command or tables else None
 
 
 def _flat(config, prefix=''):

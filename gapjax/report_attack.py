@@ -31,8 +31,8 @@ LEFT = [('predictions.png', 'Predictions', 'Evaluated scenes, their labels, and 
          'object on either side only, with its standard error.'),
         ('attack_scenes.png', 'Predictions before and after removing channels',
          'Evaluated scenes: predictions of the whole network, and without its first left or right '
-         'channels, as many as tell the two halves of the image furthest apart in the curves '
-         'above.')]
+         'channels (or those of left_centred and right_centred), as many as tell the two halves of '
+         'the image furthest apart in the curves above.')]
 # How many values of N the table shows of a sweep.
 SHOWN = 3
 # A classifier's metrics, and what it got right.
@@ -98,7 +98,7 @@ def subject(name):
 
 
 def _removed(source):
-  """The records of what was removed: a suite's, or of a single run's attack."""
+  """The records of what was removed: a suite's, or an attack's on a run's last checkpoint."""
   if source.summary is None:
     return [record for record in source.records if 'network' in record]
   path = source.workdir / 'attack.json'
@@ -107,7 +107,8 @@ def _removed(source):
   config, sizes = source.summary['config'], source.summary.get('sizes') or {}
   more = {'network': config['model']['name'],
           **({'chance': sizes.get('chance')} if config.get('task') != 'segmentation' else {})}
-  return [{**record, **more} for record in workdirs.read_json(path, list)]
+  return [{**record, **more} for record in workdirs.read_json(path, list)
+          if record.get('step') == source.summary['step']]
 
 
 def _attacks(source):
@@ -258,7 +259,8 @@ def classes(source, _):
 def scenes(source, folder):
   where = source.workdir if source.summary is not None else source.workdir / 'samples'
   found = [Picture(copied(where / name, folder, name), alt, caption)
-           for name, alt, caption in LEFT if (where / name).exists()]
+           for name, alt, caption in LEFT if (where / name).exists()
+           and (name != 'attack_scenes.png' or _removed(source))]
   return Section('What the network sees, and what is left', pictures=found) if found else None
 
 

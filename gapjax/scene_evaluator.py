@@ -15,7 +15,7 @@ from gapjax.tasks.segmentation import REGIONS, VOID, check_sizes, iou
 
 
 class SceneEvaluator(Evaluator):
-  """mIoU of the evaluated split at full image size, in float64 of exact counts.
+  """mIoU of the evaluated split at its images' size, in float64 of exact counts.
 
   Images of one size share batches and a compiled step: exact whatever the sizes. With eval.padded
   all are filled up to one shape (one program, as a TPU wants it), with the mean colour; then

@@ -50,6 +50,7 @@ class Network:
   """A model as a task's loss calls it: network(images) -> (logits, features), in training mode.
 
   Each call moves BatchNorm's running averages, `batch_stats`, on from where the last one left them.
+  All calls of a step share its permutation and its dropout.
   """
 
   def __init__(self, model, params, batch_stats, rngs):

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from gapjax import config as configs
 from gapjax import data, paths, report, workdirs
-from gapjax.cells import SUITES, Cell
-from gapjax.errors import UsageError
+from gapjax.cells import SCALES, SUITES, Cell
+from gapjax.errors import UsageError, check_choice
 from gapjax.neurons.run import attack_run
 from gapjax.pytorch.weights import require_torch
 from gapjax.system import versions
@@ -33,14 +33,15 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
 
   Args:
     suite: a key of SUITES.
-    scale: which of its scales.
+    scale: one of its SCALES.
     seeds: trains with seeds 0 to seeds - 1.
     workdir: cells are trained in `workdir/cells/CELL/seedN`; `workdir/results.json` is written
       after each.
     data_dir: where datasets are; None is TFDS' default.
     command: what the report says made it, below the earlier commands of this workdir.
     only: trains only the cells whose names match one of these patterns, parted by spaces.
-    published: another results.json whose cells count as trained, if it exists.
+    published: another results.json whose cells count as trained, if it exists; what made them is
+      told by the run.json beside it.
     with_torch: trains the PyTorch twin of every cell too, in `workdir/cells/CELL/seedN/torch`.
     progress: whether to show progress bars.
 
@@ -48,6 +49,7 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
     The path of report.html.
   """
   workdir = paths.of(workdir)
+  check_choice(scale, SCALES[suite], what=f'scale of {suite}')
   every = SUITES[suite](scale)
   cells = chosen(every, only)
   if with_torch and paths.is_remote(workdir):
@@ -62,11 +64,25 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
     else:
       data.check(c.data.name, data_dir=data_dir)
   with workdirs.lock(workdir):  # results.json is read once, and written after every cell
-    check_records(workdir / 'results.json', every)
-    records = known_records([workdir / 'results.json', *([published] if published else [])], every)
+    own = workdir / 'results.json'
+    check_records(own, every)
+    records = known_records([own, *([published] if published else [])], every)
+    if len(records) > len(read_records(own)):
+      borrow(paths.of(published).parent, workdir)
     _train(cells, records, suite=suite, scale=scale, seeds=seeds, workdir=workdir,
            data_dir=data_dir, command=command, train_twin=train_twin, progress=progress)
     return report.build(workdir)
+
+
+def borrow(source, workdir) -> None:
+  """What tells how the cells of another suite's folder were made: its run.json, if workdir has none
+  yet, and the pictures that workdir has not."""
+  paths.make(workdir / 'samples')
+  folder = source / 'samples'
+  for name in ('run.json', *(f'samples/{path.name}' for path in (
+      sorted(folder.iterdir()) if folder.is_dir() else ()))):
+    if (source / name).exists() and not (workdir / name).exists():
+      workdirs.write_bytes(workdir / name, (source / name).read_bytes())
 
 
 def _train(cells, records, *, suite, scale, seeds, workdir, data_dir, command, train_twin,

@@ -16,7 +16,7 @@ from gapjax import config as configs
 from gapjax.checkpoint import Checkpoints
 from gapjax.errors import Interrupted, TrainingFailed
 from gapjax.metrics import Writer
-from gapjax.parallel import AXIS, Devices, agree, is_alone, is_first, wait_for_all
+from gapjax.parallel import Devices, agree, is_alone, is_first, wait_for_all
 from gapjax.plan import Plan
 from gapjax.system import Clock, StopSignals, describe_devices, versions
 from gapjax.tasks.segmentation import object_classes
@@ -69,9 +69,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     model, state, rule, schedule = build.create(config, task, train_set, plan)
     log.info('%s\n%s', describe(config, plan, devices),
              parameter_overview.get_parameter_overview(state.params, include_stats=False))
-    train_steps = devices.pmap(
-      steps.many(steps.make_train_step(model, task, rule, axis_name=AXIS)),
-      split=(False, False, False, True), donate=0)
+    train_steps = build.create_train_steps(model, task, rule, devices)
     evaluator = build.create_evaluator(config, model, task, test_set, devices)
 
     # ---- Resume, or begin: the workdir is this config's ----------------------------------------
@@ -196,7 +194,8 @@ def check_finite(loss: float, step: int) -> None:
 
 
 def summarise(pending, schedule, clock, batch_size) -> dict:
-  """Fetches the metrics of [(step after the call, metrics)] and averages them.
+  """Fetches the metrics of [(step after the call, metrics)] and averages them over all examples,
+  or pixels that are not void: a mean over none is 0.
 
   Raises TrainingFailed, naming the step, at the first loss or gradient that is not finite.
   """
@@ -204,7 +203,7 @@ def summarise(pending, schedule, clock, batch_size) -> dict:
   totals = {}
   for step, metrics in pending:
     batch, norms = metrics['batch'], metrics['grad_norm']
-    losses = batch.loss.total / np.maximum(batch.loss.count, 1)  # (steps in the call,); all void: 0
+    losses = batch.loss.total / np.maximum(batch.loss.count, 1)  # (steps in the call,)
     bad = ~(np.isfinite(losses) & np.isfinite(norms))
     if bad.any():
       first = step - len(losses) + int(bad.argmax()) + 1
@@ -212,10 +211,12 @@ def summarise(pending, schedule, clock, batch_size) -> dict:
         f'the loss or its gradient is not finite at step {first} (loss {losses[bad.argmax()]}, '
         f'gradient norm {norms[bad.argmax()]}); the last good checkpoint is kept: try a lower '
         'optimizer.lr, schedule.warmup_epochs or optimizer.clip_norm in a new workdir')
-    means = {name: mean.total / mean.count for name, mean in vars(batch).items()
+    means = {name: (mean.total, mean.count) for name, mean in vars(batch).items()
              if isinstance(mean, clu_metrics.Average)}
-    for name, values in {**means, 'grad_norm': norms}.items():
-      totals.setdefault(name, []).append(values)
-  line = {name: float(np.concatenate(values).mean()) for name, values in totals.items()}
-  rate = clock.lap(batch_size * sum(map(len, totals['loss'])))
+    for name, sums in {**means, 'grad_norm': (norms, np.ones_like(norms))}.items():
+      totals.setdefault(name, []).append(np.array(sums, np.float64))  # (2, steps in the call)
+  line = {name: total / max(count, 1)
+          for name, (total, count) in ((name, np.concatenate(sums, 1).sum(1).tolist())
+                                       for name, sums in totals.items())}
+  rate = clock.lap(batch_size * sum(sums.shape[1] for sums in totals['loss']))
   return {**line, 'learning_rate': float(schedule(pending[-1][0] - 1)), 'images_per_second': rate}

@@ -51,7 +51,7 @@ def get_config(arg=None):
 
 
 class Ground:
-  """The folder of all rounds: a config, a data set on disk, the undisturbed run."""
+  """The folder of all rounds: a config, a dataset on disk, the undisturbed run."""
 
   def __init__(self, folder, *, epochs=40):
     self.folder, self.data = folder, folder / 'scenes'

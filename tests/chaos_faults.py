@@ -113,7 +113,7 @@ def full_disk(run):
 
 
 def no_data(run):
-  """The data set's folder is renamed for a while; sometimes the training is killed meanwhile"""
+  """The dataset's folder is renamed for a while; sometimes the training is killed meanwhile"""
   if not run.moment():
     return
   run.least = max(set(complete(run.workdir)) - run.damaged, default=0)

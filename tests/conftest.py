@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 os.environ['JAX_PLATFORMS'] = 'cpu'
-XLA_FLAGS = '--xla_force_host_platform_device_count={} --xla_backend_optimization_level=1'
+XLA_FLAGS = '--xla_force_host_platform_device_count={} --xla_backend_optimization_level=0'
 os.environ['XLA_FLAGS'] = XLA_FLAGS.format(8)
 
 

@@ -135,6 +135,7 @@ def test_turns_and_ratio(monkeypatch):
   monkeypatch.setattr(flops, 'matmul_peak', lambda dtype: 60e9)
   monkeypatch.setenv('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # and put back what there was
   found = bench.bench(tiny_config(), rounds=3, against='torch')
+  assert found['device'].startswith('cpu x 1 ')  # of eight: PyTorch uses one
   assert turns == ['gapjax', 'torch', 'torch', 'gapjax', 'gapjax', 'torch', 'end']
   assert found['ratio'] == {'median': pytest.approx(2), 'min': pytest.approx(1),
                             'max': pytest.approx(4)}

@@ -161,7 +161,8 @@ def test_there_and_back(name, tmp_path):
                                           'optimizer.clip_norm': 1.0}, DEEPLAB])
 def test_the_state_of_the_optimiser_is_fresh(changes, data_dir, tmp_path):
   """As a run begins with it: structure, types and values."""
-  config = tiny_config(**changes, **{'optimizer.backbone_factor': 0.1 if changes else 1.0})
+  config = tiny_config(**changes, **{
+    'optimizer.backbone_factor': 0.1 if changes is DEEPLAB else 1.0})
   config.steps_per_call = 1
   train_set, _, task = build.load(config, data_dir=data_dir)
   plan = Plan.of(config, num_images=len(train_set))
@@ -243,7 +244,7 @@ def test_classes_are_those_of_the_data_sets():
 
 
 def test_classes_of_a_config(data_dir, tmp_path):
-  """k * k places; else those of the data set, a folder's too; unknown without the folder."""
+  """k * k places; else those of the dataset, a folder's too; unknown without the folder."""
   assert convert.expected_classes(tiny_config(**{'canvas.grid': 3})) == 9
   image = tiny_config(**{'canvas.target': 'image'})
   assert convert.expected_classes(image) == 10

@@ -135,7 +135,7 @@ def test_newest_readable_version(data_dir):
 
 
 class AnyData(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Somebody else's data set, to be found by its folder."""
+  """Somebody else's dataset, to be found by its folder."""
 
   VERSION = tfds.core.Version('1.2.3')
   name = 'any_data'

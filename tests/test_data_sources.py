@@ -127,14 +127,14 @@ def test_prepare_again_does_nothing(binary, data_dir):
 
 def test_missing_sources(binary, data_dir, tmp_path):
   fails_cleanly(tmp_path / 'nowhere', data_dir, 'nowhere does not exist', '.tar.gz')
-  fails_cleanly(tmp_path, data_dir, 'does not hold this data set', BINARY['cifar10'])
-  fails_cleanly(binary, data_dir, 'does not hold this data set', 'cifar-100-binary/train.bin',
+  fails_cleanly(tmp_path, data_dir, 'does not hold this dataset', BINARY['cifar10'])
+  fails_cleanly(binary, data_dir, 'does not hold this dataset', 'cifar-100-binary/train.bin',
                 name='cifar100')
   (binary / 'data_batch_3.bin').unlink()
   fails_cleanly(binary, data_dir, 'data_batch_3.bin is missing')
   archive = tar(binary, tmp_path / 'some.tar.gz')
   fails_cleanly(archive, data_dir, 'some.tar.gz', 'data_batch_3.bin is missing')
-  fails_cleanly(archive, data_dir, 'does not hold this data set', name='cifar100')
+  fails_cleanly(archive, data_dir, 'does not hold this dataset', name='cifar100')
 
 
 def test_truncated_and_out_of_range_binary(binary, data_dir):

@@ -13,7 +13,7 @@ from gapjax import models as networks
 from gapjax.data import load_scenes
 from gapjax.errors import UsageError
 from gapjax.neurons import run as neurons
-from gapjax.neurons.attack import from_records
+from gapjax.neurons.attack import Sweep, from_records
 from gapjax.tasks.images import IMAGENET
 from gapjax.tasks.segmentation import check_sizes
 from gapjax.train import train
@@ -63,6 +63,17 @@ def test_channels_are_ranked_by_the_mirror(scene_run, attacked, data_dir):
   assert orders['left'] != orders['overall']
 
 
+def test_ranking_says_how_far_the_sides_are_told_apart(attacked, data_dir, tmp_path, caplog):
+  """Two lists of the same scenes correlate fully; less what is common to all, still."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(attacked, workdir, ignore=shutil.ignore_patterns('report'))
+  scenes = load_scenes('digit_scenes', split='train', data_dir=data_dir)
+  same = [scenes[i]['id'] for i in (3, 5)]
+  caplog.set_level('INFO')
+  neurons.rank_run(workdir, data_dir=data_dir, ids={'left': same, 'right': same})
+  assert 'correlate by +1.00, centred by +1.00' in caplog.text
+
+
 def test_an_attack_begins_where_the_evaluation_ended(scene_run, attacked):
   """N = 0 is the run's own mIoU; N and the orders are those of the config."""
   final = scene_run[2]['final']
@@ -79,10 +90,42 @@ def test_an_attack_begins_where_the_evaluation_ended(scene_run, attacked):
 
 
 def test_a_runs_report_tells_of_its_attack(attacked):
-  text = report.build(attacked).with_suffix('.md').read_text()
+  text = report.build(attacked).with_name('README.md').read_text()
   for words in ('## What removing channels costs', '## Class by class', 'attack_scenes.png',
                 'predictions.png', 'activations.png'):
     assert words in text
+
+
+def test_only_an_attack_on_the_last_checkpoint_is_reported(attacked, data_dir, tmp_path):
+  """Not one of a run that went on; and no picture of an earlier attack beside a later one."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(attacked, workdir, ignore=shutil.ignore_patterns('report'))
+  records = json.loads((workdir / 'attack.json').read_text())
+  assert {record['step'] for record in records} == {newest(workdir)[0]}
+  (workdir / 'attack.json').write_text(json.dumps([{**r, 'step': 1} for r in records]))
+  text = report.build(workdir).with_name('README.md').read_text()
+  assert 'What removing channels costs' not in text and 'attack_scenes.png' not in text
+  (tmp_path / 'mine.json').write_text(json.dumps({'mine': list(range(32))}))
+  assert cli.main(['attack', f'--workdir={workdir}', f'--data_dir={data_dir}',
+                   f'--ranking={tmp_path}/mine.json', '--config.neurons.counts=1',
+                   '--config.neurons.random_orders=1']) == 0
+  sweep = from_records(json.loads((workdir / 'attack.json').read_text()))
+  assert sweep.counts == (0, 30) and len(sweep.metrics['miou']['random']) == 1
+  assert not (workdir / 'attack_scenes.png').exists()
+  assert 'What removing channels costs' in (workdir / 'report/README.md').read_text()
+
+
+def test_the_picture_never_removes_nothing(attacked, data_dir, tmp_path, monkeypatch):
+  """Where no N tells the sides apart, it shows the one that comes nearest, not N = 0."""
+  subject = neurons.SceneSubject(evaluate.open_run(attacked, data_dir=data_dir), data_dir)
+  halves = {f'miou_{side}': {name: np.array([[.5, .4, .2 if name == side else .1]])
+                             for name in neurons.SIDES} for side in neurons.SIDES}
+  sweep = Sweep((0, 10, 20), halves)  # each side's channels spare its own half
+  drawn = []
+  monkeypatch.setattr(neurons.pictures, 'side_by_side', lambda table, *_, **__: drawn.extend(table))
+  subject.draw(sweep, {name: np.arange(32) for name in neurons.SIDES}, tmp_path / 'x.png', rows=1)
+  assert [title for title in drawn[0] if 'without' in title] == ['without 10 left',
+                                                                 'without 10 right']
 
 
 def test_other_regions_and_lists_of_ids(attacked, data_dir, tmp_path, capsys):
@@ -108,6 +151,12 @@ def test_other_regions_and_lists_of_ids(attacked, data_dir, tmp_path, capsys):
   ({}, ['attack', '--ranking={tmp}/random.json'], 'rename that list'),
   ({}, ['rank', '--ids={tmp}/ids.json'], 'lefty'),
   ({}, ['rank', '--ids={tmp}/one.json'], 'not a list of image ids'),
+  ({}, ['rank', '--config.neurons.image=1'], '`neurons.image` cannot be set for a run that is'),
+  ({}, ['attack', '--config.model.width=8'], 'these can: neurons.classes'),
+  ({}, ['attack', '--config.neurons.counts=x'], 'counts'),
+  ({}, ['attack', '--config.neurons.counts=0'], 'neurons.counts must be a number above 0'),
+  ({}, ['attack', '--rankings=a.json'], 'unexpected argument `--rankings=a.json`'),
+  ({}, ['rank', "--config.neurons.classes=('eleven',)"], '`eleven`'),
   ({'least_area': 0.9}, ['rank'], 'lower least_area')])
 def test_mistakes_are_one_line(attacked, data_dir, tmp_path, capsys, change, argv, words):
   workdir = tmp_path / 'run'
@@ -160,7 +209,9 @@ def test_a_canvas_run_is_attacked_too(data_dir, tmp_path):
   assert len(orders['left']) == 32
   for values in sweep.metrics['location_accuracy'].values():
     np.testing.assert_allclose(values[:, 0], summary['final']['location_accuracy'], atol=0.02)
-  text = report.build(tmp_path).with_suffix('.md').read_text()
+  with pytest.raises(UsageError, match='--regions: a network that classifies'):
+    neurons.attack_run(tmp_path, data_dir=data_dir, regions=['left'])
+  text = report.build(tmp_path).with_name('README.md').read_text()
   assert 'What removing channels costs' in text
   last = [line for line in text.splitlines() if 'guessing' in line and line.startswith('|')]
   assert last[0].split('|')[-2].strip() == '25.0'  # one of four places

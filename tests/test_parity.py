@@ -7,7 +7,7 @@ import importlib.util
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, tiny_config
 
 from gapjax import cli
 from gapjax.pytorch import parity
@@ -95,6 +95,11 @@ def test_every_way_of_a_field_is_a_case():
   assert {m.downsample for m in models} == set(DOWNSAMPLINGS)
   assert {m.head for m in models} == set(HEADS)
   assert {'deeplabv3', 'deeplabv3plus'} <= {m.name for m in models}
+
+
+def test_what_cannot_be_compared_is_off():
+  case = parity.of_config('mine', tiny_config(**{'optimizer.clip_norm': 0.1, 'model.dropout': 0.5}))
+  assert case.config.optimizer.clip_norm == case.config.model.dropout == 0
 
 
 @needs_torch

@@ -215,6 +215,13 @@ def where(pixels, color):
   return np.nonzero((np.abs(pixels.astype(int) - wanted) < 8).all(-1))[1]
 
 
+def test_correlation_is_pearsons():
+  a, b = np.random.default_rng(0).normal(size=(2, 50))
+  assert rank.correlation(a, b) == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-12)
+  assert rank.correlation(a, 3 - 2 * a) == pytest.approx(-1)
+  assert rank.correlation(a, np.ones(50)) == 0
+
+
 @pytest.mark.parametrize('dark', [False, True])
 def test_picture_of_activations_tells_left_from_right(tmp_path, dark):
   left, right = draw.normal(1, .1, (5, 9)), draw.normal(1, .1, (6, 9))

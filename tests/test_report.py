@@ -65,10 +65,10 @@ def suite(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('suite')
   _write(workdir / 'results.json', _records())
   _write(workdir / 'run.json', {
-    'command': 'gapjax quickstart', 'device': 'cpu x 1 (<i>fast</i> & | loud)',
+    'command': 'gapjax quickstart <script>alert(1)</script>',
+    'device': 'cpu x 1 (<i>fast</i> & | loud)',
     'versions': {'gapjax': '0.1.0', 'jax': '0.10.2'}, 'wall_seconds': 180.3,
-    'began': '2026-11-25', 'ended': '2026-11-26',
-    'notes': ['2 < 3 <script>alert(1)</script>']})
+    'began': '2026-11-25', 'ended': '2026-11-26'})
   (workdir / 'samples').mkdir()
   plots.canvas_samples(_canvases(), labels=list('abcd'), path=workdir / 'samples/3x3.png', grid=3)
   report.build(workdir)
@@ -150,8 +150,8 @@ def test_days_are_told(suite):
 
 def test_text_is_escaped(suite):
   page, markdown = _html(suite), _markdown(suite)
-  assert '<li>2 &lt; 3 &lt;script&gt;alert(1)&lt;/script&gt;</li>' in page
-  assert '- 2 &lt; 3 &lt;script&gt;' in markdown and '<script' not in markdown
+  assert '<pre>gapjax quickstart &lt;script&gt;alert(1)&lt;/script&gt;</pre>' in page
+  assert '(&lt;i&gt;fast&lt;/i&gt; &amp; | loud)' in page and '<i>' not in page
   assert r'cpu x 1 (&lt;i&gt;fast&lt;/i&gt; &amp; \| loud)' in markdown
 
 

@@ -45,7 +45,7 @@ def test_every_cell_varies_one_thing():
 def test_tables_hold_the_means_of_every_location(tmp_path):
   records = _records()
   (tmp_path / 'results.json').write_text(json.dumps(records))
-  page = report.build(tmp_path).with_suffix('.md').read_text()
+  page = report.build(tmp_path).with_name('README.md').read_text()
   lines = [line.strip('|').split('|') for line in page.splitlines() if line.startswith('| ')]
   found = {cells_[0].strip(): [cell.strip() for cell in cells_[1:]] for cells_ in lines}
   for record in records:

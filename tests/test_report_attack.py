@@ -66,7 +66,7 @@ def test_networks_that_mark_pixels_keep_a_table_of_their_own(records):
 
 def test_the_page_shows_two_panels_and_says_what_is_in_them(records, tmp_path):
   (tmp_path / 'results.json').write_text(json.dumps(records))
-  text = report.build(tmp_path).with_suffix('.md').read_text()
+  text = report.build(tmp_path).with_name('README.md').read_text()
   assert ('The whole network, that without its first 30 position channels, and that without 30 '
           'random ones get right: 90.0, 35.0 and 83.0% of places; 80.0, 45.0 and 73.0% of images.'
           ) in text
@@ -83,7 +83,7 @@ def test_other_counts_stand_in_a_picture_of_their_own(records, tmp_path):
                                             'random': np.array([[.9, .8]])}})
   mixed = suites.add_attack(fewer, 'attack', 'small', dataclasses.replace(cell), 0, sweep)
   (tmp_path / 'results.json').write_text(json.dumps(mixed))
-  text = report.build(tmp_path).with_suffix('.md').read_text()
+  text = report.build(tmp_path).with_name('README.md').read_text()
   assert re.findall(r'!\[[^\]]+\]\(([^)]+)\)', text) == ['attack.png', 'attack1.png']
 
 

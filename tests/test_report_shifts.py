@@ -57,7 +57,7 @@ def _shift_records(networks=NETWORKS, datasets=('cifar10',), *, suite='table2', 
 def shifts(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('shifts')
   _write(workdir / 'results.json', _shift_records(('resnet18', 'two_crops', 'augshift')))
-  _write(workdir / 'run.json', {'command': 'gapjax reproduce table2', 'notes': ['<b>']})
+  _write(workdir / 'run.json', {'command': 'gapjax reproduce table2'})
   (workdir / 'samples').mkdir()
   plots.canvas_samples(np.full((2, 8, 8, 3), .4), labels=['a', 'b'], grid=1,
                        path=workdir / 'samples/1x1.png')
@@ -154,7 +154,7 @@ def test_rebuilding_changes_no_byte(shifts):
   assert not any(b'Software' in data for data in before.values())
   page = before['report.html'].decode()
   assert not re.search(r'https?://|url\(|@import|<script|<link|<iframe', page)
-  assert page.count('<img') == 4 and '<li>&lt;b&gt;</li>' in page
+  assert page.count('<img') == 4
 
 
 def test_the_page_says_what_is_compared_and_measured(shifts):

@@ -52,9 +52,9 @@ def test_cells_differ_in_their_method_alone(scale):
 
 
 def test_every_suites_cells_are_valid_and_named_once():
-  for suite in cells.SUITES.values():
-    for scale in ('small', 'full', 'digits', 'tiny'):
-      found = suite(scale)
+  for suite, of_scale in cells.SUITES.items():
+    for scale in cells.SCALES[suite]:
+      found = of_scale(scale)
       assert len({cell.name for cell in found}) == len(found)
       for cell in found:
         config.validate(cell.config)
@@ -101,6 +101,33 @@ def test_commands_for_some_cells_add_up(monkeypatch, tmp_path, data_dir):
   assert run['device'] == 'cpu x 1; cpu x 2'  # each machine that trained some of them
   page = (tmp_path / 'report' / 'README.md').read_text()
   assert '    only resnet10/*\n    only augshift/*' in page
+
+
+def test_cells_of_another_folder_come_with_what_made_them(tmp_path, data_dir, monkeypatch):
+  """Its run.json and its pictures: the report says which machine trained them."""
+  theirs, mine = tmp_path / 'theirs', tmp_path / 'mine'
+  cell = suites.chosen(cells.quickstart('tiny'), 'resnet10/*')[0]
+  (theirs / 'samples').mkdir(parents=True)
+  picture = b'\x89PNG\r\n\x1a\n' + bytes(32)
+  (theirs / 'samples/1x1.png').write_bytes(picture)
+  suites.write_records(theirs / 'results.json',
+                       suites.add([], 'quickstart', 'tiny', cell, 0, _summary(cell, 0), [
+                         {'step': 5, 'split': 'eval', 'accuracy': .5, 'consistency': .7}]))
+  said = {'began': '2026-01-31', 'ended': '2026-02-01', 'command': 'their command',
+          'device': 'their machine', 'versions': {'jax': '1'}, 'wall_seconds': 60.0}
+  (theirs / 'run.json').write_text(json.dumps(said))
+  monkeypatch.setattr(suites, 'train', None)
+  for _ in range(2):
+    page = suites.run('quickstart', scale='tiny', seeds=1, workdir=mine, data_dir=data_dir,
+                      command='mine', only='resnet10/*', published=theirs / 'results.json')
+    assert json.loads((mine / 'run.json').read_text()) == said
+    assert (mine / 'samples/1x1.png').read_bytes() == picture
+    assert 'their machine' in page.with_name('README.md').read_text()
+
+
+def test_an_unknown_scale_is_none(tmp_path):
+  with pytest.raises(UsageError, match='unknown scale of table1 `smal`'):
+    suites.run('table1', scale='smal', seeds=1, workdir=tmp_path, command='')
 
 
 def test_results_of_another_suite_are_not_overwritten(tmp_path, data_dir):

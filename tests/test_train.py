@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from clu import metrics as clu_metrics
 from conftest import ROOT, SCENES, newest, same, tiny_config
 
 from gapjax import build, data, steps, workdirs
@@ -17,9 +18,10 @@ from gapjax.checkpoint import Checkpoints, digest
 from gapjax.errors import TrainingFailed, UsageError
 from gapjax.evaluate import evaluate
 from gapjax.evaluators import CanvasEvaluator, random_locations
-from gapjax.metrics import Writer
+from gapjax.metrics import TrainMetrics, Writer
 from gapjax.parallel import AXIS, Devices
 from gapjax.plan import Plan
+from gapjax.system import Clock
 from gapjax.train import check_finite, train
 from gapjax.workdirs import read_lines
 
@@ -273,6 +275,34 @@ def test_scanned_steps_are_the_same_steps(data_dir):
 def test_batch_that_the_devices_cannot_share():
   with pytest.raises(UsageError, match='30 cannot be shared by 4 devices; use 28 or 32'):
     train(tiny_config(batch_size=30), workdir='unused', devices=jax.local_devices()[:4])
+
+
+def test_a_line_averages_over_what_counts_and_void_is_nothing():
+  """Pixels of all steps alike; batches of void pixels alone do not stop a run."""
+  def metrics(totals, counts):
+    mean = clu_metrics.Average(np.float32(totals), np.float32(counts))
+    return {'batch': TrainMetrics(loss=mean, accuracy=mean), 'grad_norm': np.float32([1, 3])}
+
+  def line(*pending):
+    return train_module.summarise(list(pending), lambda step: 0.5, Clock(0.0), 8)
+
+  found = line((2, metrics([6, 0], [3, 0])), (4, metrics([1, 2], [2, 4])))
+  assert found['loss'] == pytest.approx(9 / 9) and found['grad_norm'] == 2
+  nothing = line((2, metrics([0, 0], [0, 0])))
+  assert nothing['loss'] == nothing['accuracy'] == 0
+  json.dumps(nothing, allow_nan=False)
+
+
+def test_the_final_line_of_a_run_killed_before_its_summary_is_written_again(tmp_path):
+  with Writer(tmp_path, step=0) as writer:
+    writer.write(5, 'train', loss=1.0)
+    writer.write(5, 'eval', accuracy=0.5)
+    writer.write(5, 'final', accuracy=0.5)
+  with Writer(tmp_path, step=5) as writer:
+    assert writer.evaluated(5) and [line['split'] for line in writer.lines] == ['train', 'eval']
+    writer.write(5, 'final', accuracy=0.5)
+  splits = [line['split'] for line in read_lines(tmp_path / 'metrics.jsonl')]
+  assert splits == ['train', 'eval', 'final']
 
 
 # ---- Checkpoints and faults ---------------------------------------------------------------------

@@ -164,6 +164,17 @@ def test_crops_of_a_pair_share_their_flip(crops, data_dir):
   np.testing.assert_array_equal(batch['labels'], train_set.labels[:40])
 
 
+def test_both_crops_of_a_step_share_a_permutation():
+  """As in gapjax, also where they go through PermuteNet one by one."""
+  config = tiny_config(**PAIRS, **{'augshift.stacked': False, 'model.head': 'permuted'})
+  network, drawn = twin.create(config.model, num_classes=10), []
+  draw = network.draw
+  network.draw = lambda: drawn.append(draw()) or drawn[-1]
+  batch = {'images': torch.randn(2, 6, 3, 8, 8), 'labels': torch.arange(6)}
+  recipe.loss_of(network, batch, config)
+  assert len(drawn) == 1
+
+
 @pytest.mark.parametrize('stacked', [True, False])
 def test_the_loss_of_a_pair(stacked):
   """Cross entropies of both crops, and the weight times the mean squared distance."""

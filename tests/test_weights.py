@@ -383,3 +383,5 @@ def test_a_run_starts_from_them_and_goes_on_without(data_dir, tmp_path, monkeypa
 def test_pretrained_is_deeplabs_alone():
   with pytest.raises(UsageError, match=r'model\.pretrained is the backbone'):
     configs.validate(tiny_config(**{'model.pretrained': 'resnet50.pth'}))
+  with pytest.raises(UsageError, match=r'optimizer\.backbone_factor is for the backbone'):
+    configs.validate(tiny_config(**{'optimizer.backbone_factor': 0.5}))

@@ -1,4 +1,4 @@
-"""Data sets: images with one label, scenes with a class for every pixel, folders TFDS prepared.
+"""Datasets: images with one label, scenes with a class for every pixel, folders TFDS prepared.
 
 Importing this costs nothing: TFDS, Grain, scikit-learn and Pillow load on first use, TensorFlow
 never.

@@ -178,13 +178,13 @@ BUILDERS = {'cifar10': Cifar10, 'cifar100': Cifar100, 'digits': Digits, 'voc2012
 
 
 def prepare(name, *, source=None, data_dir=None, quiet=False):
-  """Builds the data set `name` unless it is there already.
+  """Builds the dataset `name` unless it is there already.
 
   Args:
     name: one of BUILDERS.
     source: the publisher's folder or archive (see sources.py and scenes_sources.py). None
       downloads CIFAR; the digits and their scenes come from scikit-learn.
-    data_dir: the folder of all data sets, TFDS' default when None.
+    data_dir: the folder of all datasets, TFDS' default when None.
     quiet: no progress bars.
 
   Returns:
@@ -242,7 +242,7 @@ def _build(name, content, *, root, quiet):
     try:
       os.rename(builder.data_dir, folder)
     except OSError:
-      # Another process was first: its data set is the same. Anything else is a real error.
+      # Another process was first: its dataset is the same. Anything else is a real error.
       if prepared.newest(folder.parent)[0] != folder:
         raise
   return folder

@@ -1,4 +1,4 @@
-"""The data sets by name: which there are, preparing them, opening what is prepared."""
+"""The datasets by name: which there are, preparing them, opening what is prepared."""
 
 import os
 
@@ -17,7 +17,7 @@ _JOBS = {IMAGES: 'images with one label each', SCENES: 'scenes with a class for 
 
 
 def prepare(name, *, source=None, data_dir=None):
-  """Builds a data set on disk, as TFDS array_record; does nothing when it is there already.
+  """Builds a dataset on disk, as TFDS array_record; does nothing when it is there already.
 
   Args:
     name: one of NAMES.
@@ -25,26 +25,26 @@ def prepare(name, *, source=None, data_dir=None):
       the .tar.gz; None downloads them. VOC 2012: VOCdevkit, its parent, or the .tar. Cityscapes and
       CamVid: the folder of leftImg8bit and gtFine, or of their zips. The digits and their scenes
       need none.
-    data_dir: the folder of all data sets; None means TFDS' default.
+    data_dir: the folder of all datasets; None means TFDS' default.
 
   Returns:
     The pathlib.Path of the prepared version folder.
 
   Raises:
     UsageError: unknown name; files missing, damaged or unsafe; masks that do not fit their images;
-      no network. No half-built data set is left.
+      no network. No half-built dataset is left.
   """
-  errors.check_choice(name, NAMES, what='data set')
+  errors.check_choice(name, NAMES, what='dataset')
   from gapjax.data import builders
   return builders.prepare(name, source=source, data_dir=data_dir)
 
 
 def open_set(name, data_dir, *, known):
-  """A TFDS builder of a prepared data set; what is embedded is prepared first.
+  """A TFDS builder of a prepared dataset; what is embedded is prepared first.
 
   Args:
     name: one of `known`, or a folder that TFDS prepared.
-    data_dir: the folder of all data sets; None means TFDS' default.
+    data_dir: the folder of all datasets; None means TFDS' default.
     known: IMAGES or SCENES.
 
   Raises:
@@ -55,7 +55,7 @@ def open_set(name, data_dir, *, known):
     raise errors.UsageError(f'{name} holds {_JOBS[other]}; this takes {_JOBS[known]}: '
                             f'{", ".join(known)}')
   if name not in known and not _is_path(name):
-    errors.check_choice(name, known, what='data set or folder')
+    errors.check_choice(name, known, what='dataset or folder')
   from gapjax.data import builders, prepared
   if name not in known:
     return prepared.open_folder(name)

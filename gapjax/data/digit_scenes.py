@@ -25,7 +25,7 @@ def digit_scenes():
   """400 training and 100 test scenes of 64 x 96 pixels with 3 to 6 digits each, as a SceneSet.
 
   Label 0 is background and d + 1 the digit d; a digit's faint border is void. The digits of the
-  two splits are those of the `digits` data set's splits, so no scan is in both. Digits are 16 to
+  two splits are those of the `digits` dataset's splits, so no scan is in both. Digits are 16 to
   20 pixels high and do not overlap.
   """
   arrays = sources.read_digits()

@@ -1,4 +1,4 @@
-"""Image classification data sets as uint8 arrays, and their normalisation."""
+"""Image classification datasets as uint8 arrays, and their normalisation."""
 
 import dataclasses
 import io
@@ -20,10 +20,10 @@ _CHUNK = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class ImageDataset:
-  """One split of a data set, in memory.
+  """One split of a dataset, in memory.
 
   Attributes:
-    name: what TFDS calls the data set.
+    name: what TFDS calls the dataset.
     images: (n, h, w, 3) uint8.
     labels: (n,) int32, each in [0, len(class_names)).
     class_names: the classes, in the order of the labels.
@@ -44,21 +44,21 @@ class ImageDataset:
 
 
 def check(name, *, data_dir=None):
-  """Raises UsageError, as `load` would, unless the data set is there and can be read."""
+  """Raises UsageError, as `load` would, unless the dataset is there and can be read."""
   catalogue.open_set(name, data_dir, known=catalogue.IMAGES)
 
 
 def load(name, *, split, data_dir=None, image_size=None, limit=None):
-  """Reads one split of a prepared data set into memory.
+  """Reads one split of a prepared dataset into memory.
 
   The order is that of the records on disk, always the same: the file's for the digits, TFDS' hashed
   one for CIFAR, so that the first `limit` images are a fixed sample of all classes.
 
   Args:
-    name: one of catalogue.IMAGES, or a folder that TFDS prepared (a data set with an image and a
+    name: one of catalogue.IMAGES, or a folder that TFDS prepared (a dataset with an image and a
       label). The digits are prepared on first use.
     split: 'train' or 'test', or another split that the folder has.
-    data_dir: the folder of all data sets; None means TFDS' default.
+    data_dir: the folder of all datasets; None means TFDS' default.
     image_size: resize every image to image_size x image_size pixels, whatever its proportions:
       each pixel the mean of a block when that shrinks by whole factors, else bilinear.
     limit: only the first `limit` images; None or 0 means all.
@@ -96,14 +96,14 @@ def normalisation(name, images=None):
   """Mean and standard deviation of each channel, on the [0, 1] scale.
 
   Args:
-    name: a data set; CIFAR's published constants (the ones the paper's code uses) need no images.
-    images: (n, h, w, 3) uint8 training images, for any other data set.
+    name: a dataset; CIFAR's published constants (the ones the paper's code uses) need no images.
+    images: (n, h, w, 3) uint8 training images, for any other dataset.
 
   Returns:
     Two (3,) float32 arrays.
 
   Raises:
-    ValueError: no images for a data set without published constants.
+    ValueError: no images for a dataset without published constants.
   """
   if name in _NORMALISATION:
     mean, std = _NORMALISATION[name]
@@ -128,7 +128,7 @@ def _keys(builder, name):
   if len(keys) != 2 or not all(
       isinstance(key, str) and key in features and isinstance(features[key], kind)
       for key, kind in zip(keys, kinds, strict=True)):
-    raise errors.UsageError(f'{name} is not a data set of images with one label each: '
+    raise errors.UsageError(f'{name} is not a dataset of images with one label each: '
                             f'its features are {", ".join(sorted(features))}')
   return keys
 
@@ -147,7 +147,7 @@ def _records(builder, split, *, image_key, label_key, limit):
         labels.append(record[label_key])
   except RuntimeError as error:  # what array_record raises when a checksum inside is wrong
     raise errors.UsageError(f'{builder.data_dir} is damaged ({error}): remove it and prepare the '
-                            'data set again') from error
+                            'dataset again') from error
   return images, labels
 
 

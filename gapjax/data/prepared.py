@@ -17,7 +17,7 @@ _FORMAT = tfds.core.FileFormat.ARRAY_RECORD
 
 
 def data_root(data_dir):
-  """The folder of all data sets; None means TFDS' own default."""
+  """The folder of all datasets; None means TFDS' own default."""
   default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
   return pathlib.Path(data_dir or default).expanduser()
 
@@ -35,14 +35,14 @@ def open_named(name, data_dir):
 
 
 def open_folder(path):
-  """A TFDS builder of a prepared folder: a version's, or the data set's (newest version).
+  """A TFDS builder of a prepared folder: a version's, or the dataset's (newest version).
 
   Raises:
     UsageError: not a prepared folder, or one that cannot be read.
   """
   path = pathlib.Path(path).expanduser()
   if not path.is_dir():
-    raise errors.UsageError(f'there is no folder {path}; a data set is a known name or a folder '
+    raise errors.UsageError(f'there is no folder {path}; a dataset is a known name or a folder '
                             'prepared by TFDS')
   folder, problem = newest(path)
   if folder is None:

@@ -28,7 +28,7 @@ class Scenes:
   threads may read.
 
   Attributes:
-    name: what TFDS calls the data set.
+    name: what TFDS calls the dataset.
     class_names: K names, in the order of the labels.
     palette: (K, 3) uint8, the classes' colours.
     image_size: pixels of the shorter side after resizing; None leaves the size.
@@ -54,7 +54,7 @@ class Scenes:
       image, label = image.convert('RGB'), label.convert('L')
     except (RuntimeError, OSError) as error:  # array_record's, Pillow's
       raise errors.UsageError(f'{self._folder} is damaged ({error}): remove it and prepare the '
-                              'data set again') from error
+                              'dataset again') from error
     size = _shorter_side(image.size, self.image_size)
     return {'image': np.asarray(_resize(image, size)), 'label': np.asarray(_resize(label, size)),
             'id': record['id'] if isinstance(record['id'], str) else record['id'].decode()}
@@ -74,7 +74,7 @@ def load_scenes(name, *, split, data_dir=None, image_size=None, limit=None):
     name: one of catalogue.SCENES, or a folder that TFDS prepared from one (image, label and id;
       class_names and palette in its metadata). digit_scenes is prepared on first use.
     split: 'train' or 'val' (digit_scenes: 'test'), or another split that the folder has.
-    data_dir: the folder of all data sets; None means TFDS' default.
+    data_dir: the folder of all datasets; None means TFDS' default.
     image_size: resize each scene so that its shorter side has this many pixels: the image bilinear,
       antialiased (means of blocks where it shrinks by whole factors), the label nearest.
     limit: only the first `limit` scenes; None or 0 means all.

@@ -1,6 +1,6 @@
 """The publishers' files, read without trusting them.
 
-Everything is read and checked in memory before a data set is built, so that a bad file never
+Everything is read and checked in memory before a dataset is built, so that a bad file never
 leaves a half-built folder behind. Nothing of an archive is written to disk.
 """
 
@@ -23,7 +23,7 @@ _PIXELS = 3 * 32 * 32
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-  """A whole data set in memory.
+  """A whole dataset in memory.
 
   Attributes:
     images: split -> (n, h, w, 3) uint8.
@@ -38,7 +38,7 @@ class Arrays:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Where one version (binary or python) of a CIFAR data set keeps what.
+  """Where one version (binary or python) of a CIFAR dataset keeps what.
 
   Attributes:
     folder: the folder in the publisher's archive.
@@ -139,7 +139,7 @@ def read_cifar(name, source):
     Arrays.
 
   Raises:
-    UsageError: the files are missing, damaged, of another data set, or unsafe.
+    UsageError: the files are missing, damaged, of another dataset, or unsafe.
   """
   cifar = CIFAR[name]
   source = pathlib.Path(source).expanduser()
@@ -226,7 +226,7 @@ def _reason(error):
 
 def _not_found(cifar, source):
   expected = ' or '.join(f'{layout.folder}/{layout.needed[0]}' for layout in cifar.layouts)
-  return (f'{source} does not hold this data set: expected {expected}; '
+  return (f'{source} does not hold this dataset: expected {expected}; '
           f'--source is the publisher\'s folder or .tar.gz, for example from {cifar.url}')
 
 

@@ -102,9 +102,9 @@ def from_records(records: Iterable[Mapping]) -> Sweep:
   return Sweep(counts, metrics)
 
 
-def write_json(path, sweep: Sweep) -> None:
-  """Writes `sweep.records()`, a list of objects."""
-  workdirs.write_json(path, sweep.records())
+def write_json(path, sweep: Sweep, **about) -> None:
+  """Writes `sweep.records()`, a list of objects, what is said `about` them in each."""
+  workdirs.write_json(path, [{**record, **about} for record in sweep.records()])
 
 
 def write_csv(path, sweep: Sweep) -> None:

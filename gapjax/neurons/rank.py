@@ -139,6 +139,13 @@ def order(scores) -> np.ndarray:
   return np.argsort(-scores, kind='stable')
 
 
+def correlation(a, b) -> float:
+  """Pearson's of two rows of scores (c,), from -1 to 1; 0 where one of them is constant."""
+  a, b = (np.asarray(x, np.float64) - np.mean(x) for x in (a, b))
+  norm = np.linalg.norm(a) * np.linalg.norm(b)
+  return float(a @ b / norm) if norm else 0.0
+
+
 # --- a region's images -----------------------------------------------------------------------
 
 

@@ -1,11 +1,13 @@
 """The verbs `rank` and `attack`: the position channels of a finished run, on its own data."""
 
+import dataclasses
 import itertools
 import logging
 
 import jax
 import numpy as np
 
+from gapjax import config as configs
 from gapjax import paths
 from gapjax.data import load_scenes
 from gapjax.errors import UsageError, check_choice
@@ -22,7 +24,8 @@ SIDES = ('left', 'right')
 CENTRED = ('left_centred', 'right_centred')
 
 
-def rank_run(workdir, *, data_dir=None, regions=SIDES, ids=None) -> dict[str, np.ndarray]:
+def rank_run(workdir, *, data_dir=None, regions=SIDES, ids=None,
+             neurons=()) -> dict[str, np.ndarray]:
   """Ranks the channels of a run's last stage, overall and by region.
 
   A region's ranking is the paper's, z - z' over its images. 'REGION_centred' is what that has over
@@ -37,6 +40,7 @@ def rank_run(workdir, *, data_dir=None, regions=SIDES, ids=None) -> dict[str, np
     data_dir: where datasets are; None is TFDS' default.
     regions: names or rectangles 'TOP,LEFT,BOTTOM,RIGHT' in fractions.
     ids: {region: list of image ids} to rank by, in place of the masks.
+    neurons: flags '--config.neurons.FIELD=VALUE' that set other values than the run's.
 
   Returns:
     {'overall', region or region_centred: (c,) channels, first the one that encodes most}.
@@ -50,8 +54,7 @@ def rank_run(workdir, *, data_dir=None, regions=SIDES, ids=None) -> dict[str, np
     check_choice(name, regions, what='region of --ids')
     if not isinstance(chosen, list):
       raise UsageError(f'--ids: `{name}` is not a list of image ids: {chosen!r}')
-  return _rank(_subject(open_run(workdir, data_dir=data_dir), data_dir), paths.of(workdir),
-               regions, ids or {})
+  return _rank(_subject(workdir, data_dir, neurons), paths.of(workdir), regions, ids or {})
 
 
 def _rank(subject, workdir, regions, ids):
@@ -62,14 +65,17 @@ def _rank(subject, workdir, regions, ids):
   every = {axis: np.concatenate(list(rank.differences(
     features, subject.batches(range(most)), axis=axis)))  # (images, c)
     for axis in dict.fromkeys(['horizontal', *map(rank.mirror_axis, regions)])}
-  orders = {'overall': rank.order(np.abs(every['horizontal']).mean(0))}
+  scores = {'overall': np.abs(every['horizontal']).mean(0)}
   for name, indices in chosen.items():
     log.info('%s: %d images', name, len(indices))
-    scores = rank.by_region(features, subject.batches(indices), region=name)
-    orders[name] = rank.order(scores)
-    orders[f'{name}_centred'] = rank.order(scores - every[rank.mirror_axis(name)].mean(0))
+    scores[name] = rank.by_region(features, subject.batches(indices), region=name)
+    scores[f'{name}_centred'] = scores[name] - every[rank.mirror_axis(name)].mean(0)
+  orders = {name: rank.order(values) for name, values in scores.items()}
   rank.save(workdir / RANKING, **orders)
   if set(SIDES) <= set(regions):
+    log.info('scores of left and right, opposite if they tell the sides apart, correlate by %+.2f, '
+             'centred by %+.2f', *(rank.correlation(*(scores[name] for name in pair))
+                                   for pair in (SIDES, CENTRED)))
     pictures.activations(
       {name: rank.mean_activations(features, subject.batches(chosen[name])) for name in SIDES},
       workdir / 'activations.png', channels={
@@ -78,25 +84,31 @@ def _rank(subject, workdir, regions, ids):
 
 
 def attack_run(workdir, *, data_dir=None, ranking=None,
-               regions=attack.ATTACK_REGIONS) -> attack.Sweep:
+               regions=None, neurons=()) -> attack.Sweep:
   """Removes channels of a run's last stage, by rank and at random, and measures what is lost.
 
-  Ranks first unless a ranking is given. Writes `attack.json`, `attack.csv`, the curves
+  Ranks first unless a ranking is given. Writes `attack.json`, whose records say the `step` of the
+  checkpoint (the report shows those of a finished run alone), `attack.csv`, the curves
   `attack.png`, and for segmentation `attack_scenes.png`: predictions before and after.
 
   Args:
     workdir: of a segmentation or canvas run.
     data_dir: where datasets are; None is TFDS' default.
     ranking: a file in the authors' format; None ranks this checkpoint, overall, left and right.
-    regions: segmentation: where mIoU is measured, names or rectangles.
+    regions: segmentation: where mIoU is measured, names or rectangles; None for
+      attack.ATTACK_REGIONS.
+    neurons: flags '--config.neurons.FIELD=VALUE' that set other values than the run's.
 
   Raises:
-    UsageError: no checkpoint; a ranking of another network; an unknown region.
+    UsageError: no checkpoint; a ranking of another network; an unknown region, or regions of a
+      network that classifies.
   """
   workdir = paths.of(workdir)
-  for name in regions:
+  for name in regions or ():
     region(name)  # before hours of work, not after
-  subject = _subject(open_run(workdir, data_dir=data_dir), data_dir)
+  subject = _subject(workdir, data_dir, neurons)
+  if regions and isinstance(subject, CanvasSubject):
+    raise UsageError('--regions: a network that classifies has one answer an image; leave it out')
   c, channels = subject.config.neurons, subject.num_channels
   orders = (rank.load(ranking, num_channels=channels) if ranking
             else _rank(subject, workdir, SIDES, {}))
@@ -105,14 +117,19 @@ def attack_run(workdir, *, data_dir=None, ranking=None,
   orders['random'] = attack.random_orders(channels, c.random_orders, seed=subject.config.seed)
   counts = np.unique(np.linspace(0, c.largest * channels, c.counts + 1).round().astype(int))[1:]
   sweep = subject.sweep(orders=orders, counts=counts.tolist(), regions=regions)
-  attack.write_json(workdir / SWEEP, sweep)
+  attack.write_json(workdir / SWEEP, sweep, step=subject.run.step)
   attack.write_csv(workdir / 'attack.csv', sweep)
   pictures.curves(sweep, workdir / 'attack.png', chance=subject.chance)
-  subject.draw(sweep, orders, workdir / 'attack_scenes.png')
+  scenes = workdir / 'attack_scenes.png'
+  if scenes.exists():  # of an earlier attack: this one may have none to draw
+    scenes.unlink()
+  subject.draw(sweep, orders, scenes)
   return sweep
 
 
-def _subject(run, data_dir):
+def _subject(workdir, data_dir, neurons):
+  run = open_run(workdir, data_dir=data_dir)
+  run = dataclasses.replace(run, config=configs.with_neurons(run.config, neurons))
   check_choice(run.config.task, ('segmentation', 'canvas'), what='task to rank channels of')
   return (SceneSubject if run.config.task == 'segmentation' else CanvasSubject)(run, data_dir)
 
@@ -183,8 +200,9 @@ class SceneSubject(Subject):
     self.network = network.deeplab(run.model, self.variables)
     c, known = self.config, run.test_set.class_names
     if not c.neurons.classes:
-      raise UsageError('neurons.classes names no object of interest: set it in the run\'s '
-                       f'config.json; {c.data.name} has {", ".join(known)}')
+      raise UsageError('neurons.classes names no object of interest; give '
+                       f'--config.neurons.classes="(\'{known[-1]}\',)": {c.data.name} has '
+                       f'{", ".join(known)}')
     self.classes = object_classes(c.neurons.classes, known, dataset=c.data.name)
     scenes = load_scenes(c.data.name, split=c.neurons.split, data_dir=data_dir,
                          image_size=c.data.image_size or None)
@@ -198,7 +216,8 @@ class SceneSubject(Subject):
     batches = ({**batch, 'images': self.normalised(batch['images'])} for batch, _ in
                scene_batches(self.run.test_set, self.config.eval.batch_size,
                              padded=self.config.eval.padded))
-    return attack.sweep(self.network, batches, orders=orders, counts=counts, regions=regions)
+    return attack.sweep(self.network, batches, orders=orders, counts=counts,
+                        regions=regions or attack.ATTACK_REGIONS)
 
   def draw(self, sweep, orders, path, rows: int = 4):
     """Predictions without left and without right channels, of evaluated scenes in equal distances:
@@ -208,12 +227,12 @@ class SceneSubject(Subject):
     if not pairs or None in halves:
       return
 
-    def gain(pair):  # for every N: what each order takes from its own half more than the other does
+    def gain(pair):  # for each N but 0: what an order takes from its own half more than the other
       (left, right), (there, here) = halves, pair
-      return right[there][0] - left[there][0] + left[here][0] - right[here][0]
+      return (right[there][0] - left[there][0] + left[here][0] - right[here][0])[1:]
 
     pair = max(pairs, key=lambda pair: gain(pair).max())
-    count = sweep.counts[int(np.argmax(gain(pair)))]
+    count = sweep.counts[1 + int(np.argmax(gain(pair)))]
     test_set, table = self.run.test_set, []
     for i in np.linspace(0, len(test_set) - 1, rows).astype(int):
       scene = test_set[int(i)]
@@ -233,7 +252,7 @@ class CanvasSubject(Subject):
   def __init__(self, run, data_dir):
     del data_dir  # the run's own images
     super().__init__(run)
-    self.network = network.classifier(run.model, self.variables)
+    self.network = network.classifier(run.model, self.variables, seed=self.config.seed)
     self.classes, self.images, k = [1], run.train_set.images, self.task.grid
     self.places = np.random.default_rng(self.config.seed).integers(k * k, size=len(self.images))
     self.canvases = jax.jit(self.task.canvases)
@@ -267,7 +286,6 @@ class CanvasSubject(Subject):
 
   def sweep(self, *, orders, counts, regions):
     """Accuracy of the run's target, every test image at every place."""
-    del regions  # a canvas has one answer
     data = self.run.test_set
     index, place = every_location(len(data), self.task.num_locations)
     size = self.config.eval.batch_size

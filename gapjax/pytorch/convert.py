@@ -1,6 +1,6 @@
 """The verb `convert`: a file of PyTorch's weights to a run, and a run to such a file.
 
-Neither needs the data set. What decides which array is which is the run's config (names.py).
+Neither needs the dataset. What decides which array is which is the run's config (names.py).
 """
 
 import logging
@@ -106,7 +106,7 @@ def describe(config: ConfigDict) -> str:
 
 
 def expected_classes(config: ConfigDict) -> int | None:
-  """How many classes the network of a config tells apart; None when its data set is a folder that
+  """How many classes the network of a config tells apart; None when its dataset is a folder that
   is not on this machine."""
   if config.task == 'canvas' and config.canvas.target == 'location':
     return config.canvas.grid ** 2

@@ -61,10 +61,11 @@ def of_config(name: str, config: ConfigDict, *, size: tuple[int, int, int] | Non
               num_classes: int = 10) -> Case:
   """A case of any config; without a size, of at most eight of CIFAR's images or the config's crops.
 
-  num_classes: the dataset's. Dropout is off: its masks are no part of what can be compared.
+  num_classes: the dataset's. Dropout is off, since its masks are no part of what can be compared,
+  and so is the clipping of gradients, in which PyTorch divides by the norm + 1e-6.
   """
   config = ConfigDict(config.to_dict())
-  config.model.dropout = 0.0
+  config.model.dropout = config.optimizer.clip_norm = 0.0
   config.augshift.warm_up = 0.0
   if config.task == 'canvas' and config.canvas.target == 'location':
     num_classes = config.canvas.grid ** 2

@@ -79,6 +79,8 @@ def loss_of(network, batch, config, permutation=None, *, weight=None):
     return segmentation_loss(logits, batch['labels'], config.segmentation), logits
   crops, labels = batch['images'], batch['labels']
   passes = crops.flatten(0, 1)[None] if config.augshift.stacked else crops
+  if permutation is None and config.model.head == 'permuted':
+    permutation = network.draw()  # one a step, as in gapjax
   outputs = [network(images, permutation) for images in passes]
   logits = torch.cat([logits for logits, _ in outputs])
   z = torch.cat([features['pooled'] for _, features in outputs])
