@@ -13,7 +13,7 @@ import re
 
 import compile_table
 
-from gapjax import bench, report, suites
+from gapjax import bench, report, report_compared, suites
 from gapjax.pytorch import parity
 from gapjax.render import Table, markdown_table
 
@@ -34,6 +34,10 @@ def tables() -> dict[str, str]:
   """The Markdown of every table that a page may show, by its name."""
   found = {suite: report.table(suites.read_records(RESULTS / suite / 'results.json'))
            for suite in SUITES}
+  found['compared'] = markdown_table(report_compared.table([
+    comparison for suite in ('table1', 'table2', 'attack') for comparison in
+    report_compared.compared([r for r in suites.read_records(RESULTS / suite / 'results.json')
+                              if suite != 'attack' or 'network' in r])]))
   for dtype, table in zip(parity.TOLERANCES, parity.tables(read('parity/results.json')['networks']),
                           strict=True):
     found[f'parity, {dtype}'] = markdown_table(table)

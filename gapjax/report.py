@@ -15,6 +15,7 @@ from gapjax import (
   report_ablations,
   report_attack,
   report_canvas,
+  report_compared,
   report_shifts,
   workdirs,
 )
@@ -155,7 +156,8 @@ def _sections(parts, folder):
     opening = claim.results(source, folder) if source.summary is None else _run_results(source)
     if several:
       opening = dataclasses.replace(opening, heading=claim.HEADING, text=claim.lead(source))
-    below = [section for make in claim.SECTIONS if (section := make(source, folder))]
+    below = [section for make in (report_compared.section, *claim.SECTIONS)
+             if (section := make(source, folder))]
     sections += [opening, *(dataclasses.replace(section, level=2 + several) for section in below)]
   return sections
 

@@ -1,0 +1,72 @@
+"""The paper's comparisons: differences by seed, against numbers written here."""
+
+import pytest
+
+from gapjax import report_compared
+from gapjax.plots import TIMES
+from gapjax.report_parts import Source
+
+
+def record(cell, metric, values, *, seeds=None, paper=None, **more):
+  return {'cell': cell, 'metric': metric, 'values': values, 'paper': paper,
+          'seeds': list(range(len(values))) if seeds is None else seeds, **more}
+
+
+def rows(records):
+  found = report_compared.table(report_compared.compared(records)).rows
+  return [[*row[:2], *row[2:]] for row in found]
+
+
+def test_permuting_costs_location_and_the_class():
+  """By the paper's protocol; the paper's differences are those of its own numbers."""
+  best = '{}_accuracy_best_random'
+  records = [record(f'{network}/{target}/3x3', best.format(target), values, paper=paper)
+             for network, target, values, paper in (
+               ('gapnet', 'location', [1., .9], 1.), ('permutenet', 'location', [.3, .4], .788),
+               ('gapnet', 'image', [.5, .6], .826), ('permutenet', 'image', [.4, 0.], .736))]
+  records.append(record('gapnet/location/3x3', 'location_accuracy', [0.0, 0.0]))
+  places, more = rows(records)
+  assert places == ['GAPNet finds places that PermuteNet does not', f'3{TIMES}3', 'yes', '+21.2',
+                    '+60.0 ± 14.1 (2)', '+70.0, +50.0']
+  assert more[2:] == ['undecided', '+12.2', '+25.0 ± 49.5 (2)', '+60.0, -10.0']
+
+
+def test_a_seed_counts_where_both_sides_have_it():
+  records = [record('resnet10/digits', 'consistency', [.90, .80, .95], seeds=[0, 1, 2]),
+             record('augshift/digits', 'consistency', [.70, .99], seeds=[2, 0]),
+             record('augshift,weight=3/digits', 'consistency', [.1, .1, .1]),
+             record('blurpool/digits', 'image_accuracy', [.5])]
+  [row] = rows(records)
+  assert row == ['AugShift is more consistent than the network alone', 'digits', 'undecided',
+                 '\N{EN DASH}', '-8.0 ± 24.0 (2)', '+9.0, -25.0']
+
+
+def test_what_removing_costs_is_the_mean_over_all_n():
+  """Random orders of a seed count as one; a half that holds no label counts nowhere."""
+  def removed(order, n, values, metric='miou', seeds=(0, 1)):
+    return record(f'{order}/N={n}', metric, values, seeds=list(seeds), network='deeplabv3/x')
+
+  records = [removed('overall', 10, [.4, .3]), removed('overall', 20, [.2, .1]),
+             removed('random', 10, [.5, .4, .6, .5]), removed('random', 20, [.3, .3, .3, .3]),
+             removed('left', 10, [.1, .1], 'miou_left'),
+             removed('right', 10, [.2, .4], 'miou_left'),
+             removed('left', 10, [None, None], 'miou_right'),
+             removed('right', 10, [.2, .2], 'miou_right')]
+  overall, left = rows(records)
+  # seed 0: (.45 - .4 + .3 - .2) / 2, seed 1: (.55 - .3 + .3 - .1) / 2
+  assert overall[1:3] == ['deeplabv3/x', 'yes'] and overall[5] == '+7.5, +22.5'
+  assert left[0] == 'left channels are missed more in the left half than right ones'
+  assert left[5] == '+10.0, +30.0'
+
+
+@pytest.mark.parametrize(('values', 'said'), [
+  ([.1], 'yes (one seed)'), ([-.1], 'no (one seed)'), ([0.0, .1], 'undecided'),
+  ([.1, .2], 'yes'), ([-.1, -.2], 'no'), ([0.0, 0.0], 'undecided')])
+def test_a_comparison_holds_where_all_seeds_say_so(values, said):
+  found = report_compared.Comparison('', '', None, dict(enumerate(values)))
+  assert found.holds == said
+
+
+def test_nothing_to_compare_is_no_section(tmp_path):
+  assert report_compared.section(Source(tmp_path), tmp_path) is None
+  assert rows([record('gapnet/location/3x3', 'location_accuracy_best_random', [1.0])]) == []
