@@ -10,17 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 os.environ['JAX_PLATFORMS'] = 'cpu'
-XLA_FLAGS = '--xla_force_host_platform_device_count={} --xla_backend_optimization_level=0'
+XLA_FLAGS = '--xla_force_host_platform_device_count={} --xla_backend_optimization_level=1'
 os.environ['XLA_FLAGS'] = XLA_FLAGS.format(8)
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
-def pytest_collection_modifyitems(items):
-  """A file's tests stay on one worker, since they share what they trained; parity's share nothing.
-  """
-  for item in items:
-    if item.path.stem != 'test_parity':
-      item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope='session', autouse=True)

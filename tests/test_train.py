@@ -280,8 +280,10 @@ def test_batch_that_the_devices_cannot_share():
 def test_a_line_averages_over_what_counts_and_void_is_nothing():
   """Pixels of all steps alike; batches of void pixels alone do not stop a run."""
   def metrics(totals, counts):
-    mean = clu_metrics.Average(np.float32(totals), np.float32(counts))
-    return {'batch': TrainMetrics(loss=mean, accuracy=mean), 'grad_norm': np.float32([1, 3])}
+    totals, counts, norms = (jax.numpy.float32(x) for x in (totals, counts, [1, 3]))
+    mean = clu_metrics.Average(totals, counts)
+    batch = TrainMetrics.empty().replace(loss=mean, accuracy=mean)
+    return {'batch': batch, 'grad_norm': norms}
 
   def line(*pending):
     return train_module.summarise(list(pending), lambda step: 0.5, Clock(0.0), 8)
