@@ -166,7 +166,7 @@ def test_crops_of_a_pair_share_their_flip(crops, data_dir):
 
 def test_both_crops_of_a_step_share_a_permutation():
   """As in gapjax, also where they go through PermuteNet one by one."""
-  config = tiny_config(**PAIRS, **{'augshift.stacked': False, 'model.head': 'permuted'})
+  config = tiny_config(**{**PAIRS, 'augshift.stacked': False, 'model.head': 'permuted'})
   network, drawn = twin.create(config.model, num_classes=10), []
   draw = network.draw
   network.draw = lambda: drawn.append(draw()) or drawn[-1]
