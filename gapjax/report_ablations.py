@@ -16,7 +16,7 @@ CELL = re.compile(r'(permute_at|padding)=(\w+)/(\w+)/(\d+)x\4')
 FIELDS = {
   'permute_at': ('channels permuted', {
     'never': 'never', 'fixed': 'pooled, one order', 'pooled': 'pooled',
-    'pooled_5x': 'pooled, 5 times as long', 'stage4': 'before stage 4',
+    'pooled_5x': f'pooled, 5{plots.TIMES} steps', 'stage4': 'before stage 4',
     'stage3': 'before stage 3', 'stage2': 'before stage 2', 'stage1': 'before stage 1'},
     plots.TARGETS),
   'padding': ('padding', {name: name for name in (
