@@ -190,11 +190,11 @@ def test_both_claims_on_one_page(tmp_path):
   assert '<h1>What global average pooling keeps' in page
   headings = re.findall(r'<(h[23])>(.*?)</h', page)
   assert headings == [
-    ('h2', 'First claim: position survives global pooling'), ('h3', 'What the network sees'),
-    ('h3', 'Where it succeeds'), ('h3', 'How it learned'),
+    ('h2', 'First claim: position survives global pooling'), ('h3', 'What the paper compares'),
+    ('h3', 'What the network sees'), ('h3', 'Where it succeeds'), ('h3', 'How it learned'),
     ('h2', 'Second claim: AugShift makes networks translation invariant'),
-    ('h3', 'What the network sees'), ('h3', 'How far the image moves'),
-    ('h3', 'Where accuracy is lost'), ('h3', 'How it learned'),
+    ('h3', 'What the paper compares'), ('h3', 'What the network sees'),
+    ('h3', 'How far the image moves'), ('h3', 'Where accuracy is lost'), ('h3', 'How it learned'),
     ('h2', 'Other results'), ('h2', 'How it was made')]
   assert headings == [(f'h{len(marks)}', text) for marks, text in re.findall(
     r'^(##+) (.*)$', _markdown(tmp_path), re.M)]
