@@ -16,6 +16,7 @@ import compile_table
 from gapjax import bench, report, report_compared, suites
 from gapjax.pytorch import parity
 from gapjax.render import Table, markdown_table
+from gapjax.report_parts import DASH
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'results'
@@ -38,16 +39,33 @@ def tables() -> dict[str, str]:
     comparison for suite in ('table1', 'table2', 'attack') for comparison in
     report_compared.compared([r for r in suites.read_records(RESULTS / suite / 'results.json')
                               if suite != 'attack' or 'network' in r])]))
-  for dtype, table in zip(parity.TOLERANCES, parity.tables(read('parity/results.json')['networks']),
-                          strict=True):
+  networks = read('parity/results.json')['networks']
+  for dtype, table in zip(parity.TOLERANCES, parity.tables(networks), strict=True):
     found[f'parity, {dtype}'] = markdown_table(table)
-  found['compile'] = markdown_table(compile_table.table(compile_table.results()))
+  found['parity'] = markdown_table(parity_summary(networks))
+  compiled = compile_table.results()
+  for topology in {topology for _, topology in compiled}:
+    found[f'compile, {topology}'] = markdown_table(compile_table.table(
+      {pair: result for pair, result in compiled.items() if pair[1] == topology}))
   found['bench'] = markdown_table(Table(
     ['machine', 'gapjax: step, ms', 'PyTorch: step, ms', 'gapjax over PyTorch, images a second'],
     [[machine(x['device']), *(bench.range_of(x[side]['step_seconds'], '{:,.0f}', 1e3)
                      for side in ('gapjax', 'torch')), bench.range_of(x['ratio'], '{:.2f}')]
      for x in map(read, sorted(f'bench/{path.name}' for path in RESULTS.glob('bench/*.json')))]))
   return {name: table.strip() + '\n' for name, table in found.items()}
+
+
+def parity_summary(networks) -> Table:
+  """One row a type: the largest relative difference of all networks, and what is rounding."""
+  quantities = dict.fromkeys(column.rpartition(', ')[0] for column in parity.COLUMNS)
+
+  def largest(column):
+    return (f'{max(row[column][1] for row in networks.values()):.1e}' if column in parity.COLUMNS
+            else DASH)
+
+  return Table(['', *quantities, 'counts as rounding'], [
+    [dtype, *(largest(f'{quantity}, {dtype}') for quantity in quantities), f'{tolerance:.0e}']
+    for dtype, tolerance in parity.TOLERANCES.items()])
 
 
 def machine(device):

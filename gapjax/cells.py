@@ -33,12 +33,14 @@ class Cell:
   """One cell of a table: a network trained once a seed.
 
   name: 'gapnet/location/3x3' or 'augshift/cifar10'. paper: {metric: published fraction}. attack:
-  whether its position channels are ranked and removed once it is trained.
+  whether its position channels are ranked and removed once it is trained. changes: the fields in
+  which it is not the suite's ('num_epochs=20').
   """
   name: str
   config: ConfigDict
   paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
   attack: bool = False
+  changes: tuple[str, ...] = ()
 
 
 def attacked(cell: Cell) -> Cell:

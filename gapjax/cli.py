@@ -58,7 +58,7 @@ def parse_with_config(parser, argv):
 
 
 def parse_with_neurons(parser, argv):
-  """The arguments, and the --config.neurons.FIELD=VALUE that config.with_neurons takes."""
+  """The arguments, and the --config.neurons.FIELD=VALUE that config.with_fields takes."""
   parser.epilog = ('--config.neurons.FIELD=VALUE sets how channels are ranked and removed, other '
                    "than the run's config.json says (fields: gapjax/config.py)")
   return parser.parse_known_args(argv)
@@ -186,7 +186,9 @@ def reproduce(argv):
   parser.add_argument('--cells', help="only these, such as 'augshift/* resnet18/cifar10'")
   parser.add_argument('--with_torch', action='store_true', help='train the same networks in plain '
                       f'PyTorch too, for the column PyTorch ({", ".join(WITH_TORCH)})')
-  arguments = parser.parse_args(argv)
+  parser.epilog = ('--config.FIELD=VALUE sets a field of every cell, such as '
+                   '--config.num_epochs=100 (fields: gapjax/config.py)')
+  arguments, changes = parser.parse_known_args(argv)
   if arguments.seeds < 1:
     raise UsageError(f'--seeds must be at least 1, not {arguments.seeds}')
   check_choice(arguments.suite, SUITES, what='suite')
@@ -199,9 +201,10 @@ def reproduce(argv):
     command += f' --cells={shlex.quote(arguments.cells)}'
   if arguments.with_torch:
     command += ' --with_torch'
+  command = ' '.join([command, *map(shlex.quote, changes)])
   run_suite(arguments.suite, arguments, seeds=arguments.seeds, command=command,
             only=arguments.cells, published=f'results/{arguments.suite}/results.json',
-            with_torch=arguments.with_torch)
+            with_torch=arguments.with_torch, changes=changes)
 
 
 def report(argv):

@@ -178,9 +178,8 @@ def from_flags(argv: list[str]) -> ConfigDict:
   config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=['gapjax', *argv])
   try:
     known = _parse(files).to_dict()
-    for override in overrides:
-      name = re.sub(r'^--?config\.', '', override).partition('=')[0]
-      fields = _flatten(known)
+    fields = _flatten(known)
+    for name in named_fields(overrides):
       if name not in fields:
         raise UsageError(f'unknown config field `{name}`{nearest(name, fields)}')
     left = values(['gapjax', *argv])[1:]
@@ -201,20 +200,22 @@ def from_flags(argv: list[str]) -> ConfigDict:
   return config
 
 
-def with_neurons(c: ConfigDict, argv: list[str]) -> ConfigDict:
-  """A run's config with `--config.neurons.FIELD=VALUE` flags, which do not change its training.
+def with_fields(c: ConfigDict, argv: list[str], *, of: str = '') -> ConfigDict:
+  """A config with `--config.FIELD=VALUE` flags.
 
-  Raises UsageError on any other flag, an unknown field or a value that cannot be.
+  Args:
+    of: 'neurons.' for those of a run that is trained, whose other fields are what it is.
+
+  Raises UsageError on any other flag, a field that is unknown or not one of those, or a value that
+  cannot be.
   """
   c = ConfigDict(c.to_dict())
-  fields = [name for name in _flatten(c.to_dict()) if name.startswith('neurons.')]
-  for argument in argv:
-    name = re.sub(r'^--?config\.', '', argument).partition('=')[0]
-    if name == argument.partition('=')[0]:
-      raise UsageError(f'unexpected argument `{argument}`')
+  fields = [name for name in _flatten(c.to_dict()) if name.startswith(of)]
+  for name in named_fields(argv):
     if name not in fields:
       raise UsageError(f'config field `{name}` cannot be set for a run that is trained; these can: '
-                       f'{", ".join(fields)}')
+                       f'{", ".join(fields)}' if of else
+                       f'unknown config field `{name}`{nearest(name, fields)}')
   values = flags.FlagValues()
   config_flags.DEFINE_config_dict('config', c, flag_values=values, sys_argv=['gapjax', *argv])
   try:
@@ -223,6 +224,14 @@ def with_neurons(c: ConfigDict, argv: list[str]) -> ConfigDict:
     raise UsageError(str(error).strip().splitlines()[-1]) from None
   validate(c)
   return c
+
+
+def named_fields(argv: list[str]) -> list[str]:
+  """The fields that `--config.FIELD=VALUE` flags set. Raises UsageError on any other flag."""
+  for argument in argv:
+    if not re.match(r'--?config\.\w', argument):
+      raise UsageError(f'unexpected argument `{argument}`')
+  return [re.sub(r'^--?config\.', '', argument).partition('=')[0] for argument in argv]
 
 
 def _parse(argv):
@@ -264,18 +273,8 @@ def difference(ours: ConfigDict, theirs: dict) -> list[str]:
 
 def validate(c: ConfigDict) -> None:
   """Raises UsageError with one line on the first field that cannot be."""
-  fields, known = _flatten(c.to_dict()), _flatten(default().to_dict())
-  for name in sorted(set(fields) - set(known)):
-    raise UsageError(f'unknown config field `{name}`{nearest(name, known)}')
-  for name in sorted(set(known) - set(fields)):
-    raise UsageError(f'config field `{name}` is missing; start from gapjax.config.default()')
-  for name, value in known.items():
-    kind = (int, float) if isinstance(value, float) else type(value)
-    if isinstance(value, tuple):
-      kind = (tuple, list)
-    if not isinstance(fields[name], kind) or (
-        isinstance(fields[name], bool) and not isinstance(value, bool)):
-      raise UsageError(f'{name} must be like {value!r}, not {fields[name]!r}')
+  fields = _flatten(c.to_dict())
+  _validate_types(fields)
   for value, known, what in (
       (c.task, TASKS, 'task'), (c.canvas.target, TARGETS, 'canvas.target'),
       (c.canvas.fill, FILLS, 'canvas.fill'),
@@ -324,6 +323,21 @@ def validate(c: ConfigDict) -> None:
   if c.model.head != 'permuted' and c.model.permute_at != 'pooled':
     raise UsageError(f'model.permute_at={c.model.permute_at} needs model.head=permuted, '
                      f'not {c.model.head}')
+
+
+def _validate_types(fields):
+  known = _flatten(default().to_dict())
+  for name in sorted(set(fields) - set(known)):
+    raise UsageError(f'unknown config field `{name}`{nearest(name, known)}')
+  for name in sorted(set(known) - set(fields)):
+    raise UsageError(f'config field `{name}` is missing; start from gapjax.config.default()')
+  for name, value in known.items():
+    kind = (int, float) if isinstance(value, float) else type(value)
+    if isinstance(value, tuple):
+      kind = (tuple, list)
+    if not isinstance(fields[name], kind) or (
+        isinstance(fields[name], bool) and not isinstance(value, bool)):
+      raise UsageError(f'{name} must be like {value!r}, not {fields[name]!r}')
 
 
 def _validate_segmentation(c):

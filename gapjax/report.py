@@ -124,10 +124,15 @@ def _tables(claim, records):
 
 
 def scale_notes(records):
-  """A sentence for every suite and scale among the records that is not the paper's own."""
-  found = {(r.get('suite'), r.get('scale')) for r in records}
+  """A sentence for every suite and scale among the records that is not the paper's own, and for
+  every change to their configs."""
+  found = {(r.get('suite') if not r.get('changes') else '', r.get('scale')) for r in records}
   found = {key if key in NOTES else ('', key[1]) for key in found}
-  return list(dict.fromkeys(sentence for key, sentence in NOTES.items() if key in found))
+  changes = dict.fromkeys(', '.join(r['changes']) for r in records if r.get('changes'))
+  return list(dict.fromkeys([
+    *(sentence for key, sentence in NOTES.items() if key in found),
+    *(f'Every network is trained with {change}, other than the suite says.' for change in changes)
+  ]))
 
 
 # --- sections --------------------------------------------------------------------------------

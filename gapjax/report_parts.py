@@ -63,8 +63,9 @@ def first(records, key):
 
 
 def suite(record):
-  """'table1, small'."""
-  return ', '.join(str(record[key]) for key in ('suite', 'scale') if record.get(key))
+  """'table1, small', or 'table1, small, num_epochs=20'."""
+  return ', '.join([*(str(record[key]) for key in ('suite', 'scale') if record.get(key)),
+                    *record.get('changes', ())])
 
 
 def detail_curves(detail):

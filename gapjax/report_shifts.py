@@ -159,7 +159,7 @@ def table(records):
   """One row a network and dataset; the consistency's head, or a column, names the protocol."""
   found = _by_cell(records)
   several = len({group for group, _ in found}) > 1
-  torch = any(r.get('torch') is not None for r in records)
+  torch, paper = (any(r.get(who) is not None for r in records) for who in ('torch', 'paper'))
   protocols = list(dict.fromkeys(m['consistency'].get('protocol') for m in found.values()
                                  if 'consistency' in m))
   apart = len(protocols) > 1
@@ -172,19 +172,19 @@ def table(records):
     if apart:
       row.append((consistency or {}).get('protocol') or DASH)
     for record in (accuracy, consistency):
-      row += [number(first([record], 'paper')), *([pytorch([record])] if torch else []),
-              ours(record)]
+      row += [*([number(first([record], 'paper'))] if paper else []),
+              *([pytorch([record])] if torch else []), ours(record)]
     rows.append([*row, ours(distance)])
-  unstated = ' The protocol behind the paper\'s consistency is not known to gapjax.' if any(
-    r.get('paper') is not None for r in records) else ''
+  unstated = ' The protocol behind the paper\'s consistency is not known to gapjax.' \
+    if paper else ''
   named = f' ({protocols[0]})' if protocols and protocols[0] and not apart else ''
   head = [*(['suite'] if several else []), 'network', 'dataset', *(['protocol'] if apart else [])]
   for what, protocol in (('top-1', ''), ('consistency', named)):
-    head += [f'paper: {what}', *([f'PyTorch: {what}'] if torch else []),
+    head += [*([f'paper: {what}'] if paper else []), *([f'PyTorch: {what}'] if torch else []),
              f'gapjax: {what}{protocol}']
   return Table(
     [*head, 'gapjax: feature distance'], rows, text=2 + several + apart,
-    strong=frozenset({len(head) - 2 - torch - 1, len(head) - 1}),
+    strong=frozenset({len(head) - 2 - torch - paper, len(head) - 1}),
     breaks=frozenset(i for i in range(1, len(rows)) if blocks[i] != blocks[i - 1]),
     caption='Top-1 and consistency in percent. gapjax: mean \N{PLUS-MINUS SIGN} sample standard '
     f'deviation (seeds), final weights.{unstated} Feature distance: {DISTANCE}; lower is '

@@ -1,8 +1,10 @@
 """Every cell of a table or figure: run over seeds, resumable, written as it finishes."""
 
+import dataclasses
 import datetime
 import fnmatch
 import logging
+import operator
 import statistics
 import time
 
@@ -27,7 +29,7 @@ PICTURES = ('predictions.png', 'activations.png', 'attack_scenes.png')
 
 
 def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: str,
-        only: str | None = None, published=None, with_torch: bool = False,
+        only: str | None = None, changes=(), published=None, with_torch: bool = False,
         progress: bool = True):
   """Trains what no results.json holds yet, cell by cell, then builds the report.
 
@@ -40,6 +42,7 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
     data_dir: where datasets are; None is TFDS' default.
     command: what the report says made it, below the earlier commands of this workdir.
     only: trains only the cells whose names match one of these patterns, parted by spaces.
+    changes: flags '--config.FIELD=VALUE' that set a field of every cell.
     published: another results.json whose cells count as trained, if it exists; what made them is
       told by the run.json beside it.
     with_torch: trains the PyTorch twin of every cell too, in `workdir/cells/CELL/seedN/torch`.
@@ -50,7 +53,7 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
   """
   workdir = paths.of(workdir)
   check_choice(scale, SCALES[suite], what=f'scale of {suite}')
-  every = SUITES[suite](scale)
+  every = changed(SUITES[suite](scale), changes, only=only)
   cells = chosen(every, only)
   if with_torch and paths.is_remote(workdir):
     raise UsageError(f'--with_torch trains in a local folder only, not in {workdir}; leave it out, '
@@ -145,6 +148,27 @@ def chosen(cells, only: str | None) -> list[Cell]:
   return [cell for cell in cells if any(fnmatch.fnmatch(cell.name, p) for p in patterns)]
 
 
+def changed(cells, changes, *, only=None) -> list[Cell]:
+  """The cells with the fields that flags '--config.FIELD=VALUE' set.
+
+  Raises UsageError on what cannot be, on the seed, and on a field in which those of the cells that
+  `only` chooses differ: that is what the suite compares.
+  """
+  fields = configs.named_fields(changes)
+  if 'seed' in fields:
+    raise UsageError('--config.seed: a cell is trained with seeds 0 to --seeds - 1; use --seeds')
+  found = [dataclasses.replace(
+    cell, config=configs.with_fields(cell.config, changes),
+    changes=tuple(change.partition('config.')[2] for change in changes)) for cell in cells]
+  for name in fields:
+    values = dict.fromkeys(repr(operator.attrgetter(name)(cell.config))
+                           for cell in chosen(cells, only))
+    if len(values) > 1:
+      raise UsageError(f'--config.{name}: the cells differ in it ({", ".join(values)}); '
+                       'choose some that do not with --cells')
+  return found
+
+
 def read_records(path) -> list[dict]:
   """The records of a results.json, each with its cell's config; none where there is no file."""
   records, found = workdirs.read_json(path, list) if path.exists() else [], {}
@@ -204,7 +228,7 @@ def add(records, suite, scale, cell, seed, summary, lines) -> list[dict]:
     old = next((r for r in records if (r['cell'], r['metric']) == (cell.name, metric)), None)
     numbers = [*(old['values'] if old else []), value]
     record = {
-      'suite': suite, 'scale': scale, 'cell': cell.name, 'metric': metric,
+      'suite': suite, 'scale': scale, **said(cell), 'cell': cell.name, 'metric': metric,
       'paper': cell.paper.get(metric), 'torch': old.get('torch') if old else None,
       'values': numbers, 'seeds': [*(old['seeds'] if old else []), seed], **spread(numbers),
       'config': configs.as_json(cell.config)}
@@ -217,6 +241,11 @@ def add(records, suite, scale, cell, seed, summary, lines) -> list[dict]:
     else:
       records.append(record)
   return records
+
+
+def said(cell) -> dict:
+  """What a record says of changes to its cell, if there are any."""
+  return {'changes': list(cell.changes)} if cell.changes else {}
 
 
 def measured(summary) -> dict[str, float]:
@@ -267,7 +296,7 @@ def add_attack(records, suite, scale, cell, seed, sweep, *, chance=None) -> list
     values = [*(old['values'] if old else []), *new['values']]
     known = [value for value in values if value is not None]
     record = {
-      'suite': suite, 'scale': scale, 'network': cell.name, 'cell': new['cell'],
+      'suite': suite, 'scale': scale, **said(cell), 'network': cell.name, 'cell': new['cell'],
       'metric': new['metric'], 'paper': None, 'torch': None, 'values': values,
       'seeds': [*(old['seeds'] if old else []), seed], 'n': len(known),
       'mean': statistics.fmean(known) if known else None,

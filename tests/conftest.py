@@ -2,6 +2,7 @@
 child processes."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ os.environ['XLA_FLAGS'] = XLA_FLAGS.format(8)
 # On CPUs whose widest vectors are AVX2's, torch 2.13 corrupts its memory ("corrupted double-linked
 # list") in the backward pass of some of the tests' tiny networks; with older kernels it does not.
 os.environ.setdefault('ONEDNN_MAX_CPU_ISA', 'SSE41')
+# Tests started with & from a script ignore Ctrl-C, and so would the processes that they interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope='session', autouse=True)

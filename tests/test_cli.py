@@ -96,6 +96,9 @@ def complaint(capsys, *argv, code=2):
    '--cells: no cell is named `augshfit/*`; there are resnet18/cifar10, blurpool/cifar10'),
   (['reproduce', 'table2', '--workdir=w', '--cells=*/cifar100'],
    'gapjax prepare cifar100 --source='),
+  (['reproduce', 'table2', '--workdir=w', '--config.num_epoch=1'],
+   'unknown config field `num_epoch` (did you mean `num_epochs`?)'),
+  (['reproduce', 'table1', '--workdir=w', '--seed=2'], 'unexpected argument `--seed=2`'),
   (['reproduce', 'table1', '--workdir=w', '--seeds=0'], '--seeds must be at least 1'),
   (['quickstart', '--sclae=tiny'], 'sclae'),
 ])

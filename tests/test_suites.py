@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from gapjax import cells, config, suites, workdirs
+from gapjax import cells, config, report, suites, workdirs
 from gapjax.errors import UsageError
 from gapjax.neurons.attack import Sweep
 
@@ -123,6 +123,40 @@ def test_cells_of_another_folder_come_with_what_made_them(tmp_path, data_dir, mo
     assert json.loads((mine / 'run.json').read_text()) == said
     assert (mine / 'samples/1x1.png').read_bytes() == picture
     assert 'their machine' in page.with_name('README.md').read_text()
+
+
+def test_a_change_is_of_every_cell_and_told(tmp_path):
+  """And the records of changed cells are not those of the suite's own."""
+  own = cells.table2('small')
+  found = suites.changed(own, ['--config.num_epochs=20', '--config.model.width=8'])
+  assert [cell.name for cell in found] == [cell.name for cell in own]
+  for old, new in zip(own, found, strict=True):
+    assert config.difference(new.config, config.as_json(old.config)) == [
+      'model.width 8 (there: 12)', 'num_epochs 20 (there: 5)']
+    assert old.changes == () and new.paper == old.paper
+  for cell in suites.changed(cells.table1('small'), ['--config.num_epochs=2'], only='*/3x3'):
+    assert cell.config.num_epochs == 2  # those with the same value may be changed
+  records = suites.add([], 'table2', 'small', found[0], 0, _summary(found[0], 0), [
+    {'step': 5, 'split': 'eval', 'accuracy': .5, 'consistency': .7}])
+  assert suites.holds(records[0], found[0]) and not suites.holds(records[0], own[0])
+  suites.write_records(tmp_path / 'results.json', records)
+  page = report.build(tmp_path).with_name('README.md').read_text()
+  assert 'gapjax: table2, small, num_epochs=20, model.width=8.' in page
+  assert 'trained with num_epochs=20, model.width=8, other than' in page
+
+
+@pytest.mark.parametrize(('changes', 'only', 'message'), [
+  (['--config.num_epoch=2'], None, 'did you mean `num_epochs`'),
+  (['--config.num_epochs=two'], None, 'num_epochs=two'),
+  (['--config.num_epochs=0'], None, 'num_epochs must be a number above 0'),
+  (['--config=configs/digits.py'], None, 'unexpected argument `--config=configs/digits.py`'),
+  (['--config.seed=3'], None, 'use --seeds'),
+  (['--config.num_epochs=2'], None, r'the cells differ in it \(10, 6, 4\)'),
+  (['--config.num_epochs=2'], '*/3x3 */5x5', r'the cells differ in it \(10, 6\)')])
+def test_a_change_that_cannot_be(changes, only, message):
+  """Also of what the cells are there to compare."""
+  with pytest.raises(UsageError, match=message):
+    suites.changed(cells.table1('small'), changes, only=only)
 
 
 def test_an_unknown_scale_is_none(tmp_path):

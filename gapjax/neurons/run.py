@@ -129,7 +129,7 @@ def attack_run(workdir, *, data_dir=None, ranking=None,
 
 def _subject(workdir, data_dir, neurons):
   run = open_run(workdir, data_dir=data_dir)
-  run = dataclasses.replace(run, config=configs.with_neurons(run.config, neurons))
+  run = dataclasses.replace(run, config=configs.with_fields(run.config, neurons, of='neurons.'))
   check_choice(run.config.task, ('segmentation', 'canvas'), what='task to rank channels of')
   return (SceneSubject if run.config.task == 'segmentation' else CanvasSubject)(run, data_dir)
 
