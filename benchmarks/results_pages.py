@@ -23,6 +23,16 @@ RESULTS = ROOT / 'results'
 SUITES = ('quickstart', 'table1', 'table2', 'augshift_sweep', 'ablations', 'attack')
 PARITY = 'gapjax convert --check --output=results/parity/results.json'
 BENCH = 'gapjax bench --against=torch --rounds={rounds} --output=results/bench/{name}'
+LIMITS = """## What limits it
+
+On the EPYC PyTorch computes at about the speed of the best matrix product measured there, 95% of
+it with two cores and 106 with one. To come near that, gapjax takes fewer multiplications on CPU:
+Winograd's algorithm for the 3x3 convolutions of many channels, forward and backward
+([winograd.py](../../gapjax/models/winograd.py)): in separate runs the step took 1.4 to 1.5 times
+as long without. Its transforms move more memory, which is why a second core helps less. On the
+Xeon, which has AVX-512, a kernel's gradient costs most: products of a transposed matrix, which XLA
+computes more slowly than the others (by themselves, on one core: about half as fast with 64
+channels, less so with more). GPU and TPU keep XLA's convolutions."""
 # The tables of a page, apart or together; group 1 is their name.
 PLACE = re.compile(r'<!-- table: (.*) -->\n((?:\|.*\n)+(?:\n(?:\|.*\n)+)*)')
 
@@ -98,7 +108,7 @@ def bench_page(names) -> str:
               f'    {one}{BENCH.format(rounds=found["rounds"], name=path.name)}',
               f'{versions(found)}.', *filter(None, bench.lines(found))]
   return '\n\n'.join(['# Training steps, gapjax and PyTorch in turns', names['bench'].strip(),
-                      *parts]) + '\n'
+                      LIMITS, *parts]) + '\n'
 
 
 def versions(found):

@@ -108,7 +108,7 @@ def find(topology: str) -> tuple[Devices, Chip]:
     raise UsageError(f'unknown topology `{topology}`; give CHIP:SHAPE, such as v5e:2x2; '
                      + '; '.join(known))
   if importlib.util.find_spec('libtpu') is None:
-    raise UsageError("compiling for a TPU needs libtpu: pip install 'gapjax[tpu]'")
+    raise UsageError("compiling for a TPU needs libtpu: pip install 'jax[tpu]'")
   sides = [*map(int, shape.split('x')), 1]
   found = topologies.get_topology_desc(
     platform='tpu', topology_name=topology, **CHIPS[name].arguments,

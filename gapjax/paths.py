@@ -1,7 +1,7 @@
 """Where a run's files are: in a folder on disk, or in a Cloud Storage bucket (gs://BUCKET/FOLDER).
 
 All files of a workdir go through here. A local path is a `pathlib.Path` and stays one. A remote one
-is an `etils.epath.Path`, which without TensorFlow is fsspec's gcsfs: `pip install 'gapjax[gcs]'`.
+is an `etils.epath.Path`, which without TensorFlow is fsspec's gcsfs: `pip install gcsfs`.
 orbax reads and writes gs:// by itself, through epath and tensorstore.
 
 An object in a bucket is there whole or not at all, but it cannot grow, be renamed, or be held by
@@ -37,7 +37,7 @@ def of(path):
     raise UsageError(f'{text}: a remote folder must be gs://BUCKET/FOLDER; give one, or a local '
                      'folder')
   if not importlib.util.find_spec('gcsfs'):
-    raise UsageError(f"{text} needs gcsfs, which is not installed: pip install 'gapjax[gcs]'")
+    raise UsageError(f'{text} needs gcsfs, which is not installed: pip install gcsfs')
   import fsspec
   from etils import epath
 

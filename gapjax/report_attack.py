@@ -80,14 +80,15 @@ def lead(source):
     'The paper claims that some channels of a network encode position, that a mirror is enough to '
     'find them, and that removing them damages segmentation, in a chosen half of the image if one '
     'wants. A channel is ranked by how much its mean changes when the image is '
-    'mirrored: overall by the size of the change over all images, left and right by its sign over '
-    'images whose object of interest stands on that side only. Then the first N channels of a '
+    'mirrored: overall by the mean size of the change over all images, left and right by its '
+    'signed mean over images whose object of interest stands on that side only, left_centred and '
+    'right_centred by that less its mean over all images. Then the first N channels of a '
     'ranking are set to zero, and as a baseline N channels drawn at random. If the claim holds, '
     'the overall ranking costs more mIoU than chance does, left channels cost more in the left '
     'half than right channels do, and the other way round.',
     *(['Networks that classify lose channels, too: one that names the place of an image on its '
-       'canvas, and one that names the image. Left and right are then images in columns of the '
-       'canvas on that side, and every test image is asked for at every place.']
+       'canvas, and one that names the image. Left and right are then the columns of the canvas on '
+       'that side, and every test image is evaluated at every place.']
       if any(record['metric'] in CLASSIFIED for record in source.records) else [])]
 
 
@@ -197,16 +198,17 @@ def results(source, _):
 
 
 def _facts(sweep):
-  """mIoU of the whole network, and at half of the largest N."""
+  """mIoU of the whole network, and at the largest N at which random channels leave half of it."""
   orders = sweep.metrics.get('miou') or {}
   if 'overall' not in orders or 'random' not in orders:
     return []
-  middle = len(sweep.counts) // 2
-  n = sweep.counts[middle]
+  left = orders['random'].mean(0)
+  chosen = max([i for i in range(1, len(left)) if left[i] >= left[0] / 2], default=1)
+  n = sweep.counts[chosen]
   return [(f'{number(orders["overall"][:, 0].mean())}%', 'mIoU of the whole network'),
-          (f'{number(orders["overall"][:, middle].mean())}%',
+          (f'{number(orders["overall"][:, chosen].mean())}%',
            f'without the first {n} position channels'),
-          (f'{number(orders["random"][:, middle].mean())}%', f'without {n} random channels')]
+          (f'{number(orders["random"][:, chosen].mean())}%', f'without {n} random channels')]
 
 
 def removed(source, folder):

@@ -186,7 +186,7 @@ def test_without_libtpu(complaint, monkeypatch):
   monkeypatch.setattr(compile_tpu.importlib.util, 'find_spec',
                       lambda name, *rest: None if name == 'libtpu' else find(name, *rest))
   assert complaint(*TINY, '--topology=v5e:2x2') == (
-    "gapjax: compiling for a TPU needs libtpu: pip install 'gapjax[tpu]'")
+    "gapjax: compiling for a TPU needs libtpu: pip install 'jax[tpu]'")
 
 
 # ---- For real ------------------------------------------------------------------------------------

@@ -320,7 +320,7 @@ def test_without_gcsfs():
                         check=False, cwd=ROOT, timeout=60)
   assert done.returncode == 2
   assert done.stderr == ("gapjax: gs://bucket/run needs gcsfs, which is not installed: "
-                         "pip install 'gapjax[gcs]'\n")
+                         "pip install gcsfs\n")
 
 
 @pytest.mark.parametrize('path', ['s3://bucket/run', 'gs://', 'gs:///', 'http://host/run'])

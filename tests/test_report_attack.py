@@ -64,6 +64,18 @@ def test_networks_that_mark_pixels_keep_a_table_of_their_own(records):
   assert 'guessing' not in first
 
 
+def test_the_facts_are_where_random_channels_leave_half(tmp_path):
+  """Of the whole network's 60%: the mean of two orders is 30.5 at N = 20 and 29 at N = 30."""
+  sweep = Sweep(COUNTS, {'miou': {'overall': np.array([[.6, .5, .2, .1, .1]]), 'random': np.array(
+    [[.6, .6, .33, .31, .1], [.6, .6, .28, .27, .1]])}})
+  suites.write_records(tmp_path / 'results.json', suites.add_attack(
+    [], 'attack', 'small', cells.attack('small')[0], 0, sweep))
+  text = report.build(tmp_path).with_name('README.md').read_text()
+  for fact in ('**60.0%** mIoU of the whole network', '**20.0%** without the first 20 position',
+               '**30.5%** without 20 random'):
+    assert fact in text
+
+
 def test_the_page_shows_two_panels_and_says_what_is_in_them(records, tmp_path):
   (tmp_path / 'results.json').write_text(json.dumps(records))
   text = report.build(tmp_path).with_name('README.md').read_text()

@@ -2,7 +2,7 @@
 
 Written from the description of their networks, not from their code. Images are (b, 3, h, w);
 every network is a torch.nn.Module called as network(images, permutation=None), and returns
-(logits, features) with the same named features as gapjax's. Needs PyTorch (`gapjax[torch]`).
+(logits, features) with the same named features as gapjax's. Needs PyTorch (`.[torch]`).
 """
 
 from collections import OrderedDict
