@@ -234,7 +234,8 @@ go_on() {
   if [ "$COMMAND" = all ]; then
     quote "launch/$SCRIPT" all --recreate "${ORIGINAL[@]:1}"
   else
-    echo "launch/$SCRIPT all --recreate, with the flags that it was started with"
+    echo "launch/$SCRIPT all --recreate, with the flags and the verb that it was created with (its" \
+      "disk, with the data, is gone too), then the same run"
   fi
 }
 

@@ -260,6 +260,7 @@ def test_a_process_of_pytorch_that_fails(monkeypatch):
 # ---- PyTorch -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['plain', 'authors'])
 def test_against_pytorch(gapjax, data_dir, tmp_path, mode):
   pytest.importorskip('torch')

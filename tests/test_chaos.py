@@ -34,6 +34,7 @@ def copied(chaotic, tmp_path):
   return tmp_path / 'run', folder / 'undisturbed'
 
 
+@pytest.mark.slow
 def test_a_disturbed_run_ends_as_the_undisturbed_one(chaotic):
   code, folder, output = chaotic
   results = json.loads((output / 'results.json').read_text())

@@ -189,6 +189,7 @@ def test_help(capsys):
     assert done.value.code == 0
 
 
+@pytest.mark.slow
 def test_quickstart_at_its_smallest(gapjax, tmp_path, data_dir):
   """All networks, the table, the report, and a second start that has nothing left to do."""
   command = ['quickstart', '--scale=tiny', f'--workdir={tmp_path}', f'--data_dir={data_dir}']

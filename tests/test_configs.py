@@ -14,6 +14,7 @@ from gapjax.plan import Plan
 
 draw = np.random.default_rng(0)
 CLASSES = {'cifar10': 10, 'cifar100': 100, 'digits': 10}
+QUICK = ('digits', 'gapnet_cifar10', 'augshift_cifar10')
 SMALL = ['--config.model.width=4', '--config.batch_size=8']
 SMALL_SCENES = ['--config.segmentation.crop=(17,17)', '--config.model.backbone=resnet10']
 
@@ -33,7 +34,9 @@ class Scenes(list):
                       'label': draw.integers(0, 3, size).astype(np.uint8)} for i in range(n))
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', [
+  pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else [pytest.mark.slow])
+  for path in sorted((ROOT / 'configs').glob('*.py'))])
 def test_config_takes_a_step(path):
   scenes = path.stem.startswith('deeplab')
   c = config.from_flags([f'--config={path}', *SMALL, *(SMALL_SCENES if scenes else [])])

@@ -119,6 +119,7 @@ def killed(bucket, gapjax, arguments, tmp_path_factory):
   return bucket.download('a run', tmp_path_factory.mktemp('copy')), step
 
 
+@pytest.mark.slow
 def test_killed_in_a_bucket_ends_as_in_a_folder(local, killed):
   copy, resumed = killed
   assert 10 <= resumed < STEPS
@@ -135,6 +136,7 @@ def test_killed_in_a_bucket_ends_as_in_a_folder(local, killed):
   assert read_json(copy / 'summary.json')['final'] == read_json(local / 'summary.json')['final']
 
 
+@pytest.mark.slow
 def test_event_files_in_a_bucket(killed):
   """One of each process, of whole records, and together no step is missing."""
   from tensorboardX.proto import event_pb2
@@ -152,6 +154,7 @@ def test_event_files_in_a_bucket(killed):
                    if line['split'] == 'train'}
 
 
+@pytest.mark.slow
 def test_report_in_a_bucket(bucket, gapjax, killed):
   """Training has written it; made again from a copy of the folder it is the same page."""
   copy, _ = killed
@@ -179,6 +182,7 @@ def python(code, *argv, env):
                         env={**os.environ, **env, 'XLA_FLAGS': XLA_FLAGS.format(1)})
 
 
+@pytest.mark.slow
 def test_evaluate_and_attack_in_a_bucket(bucket, local, killed, data_dir, tmp_path):
   done = python(VERBS, '--workdir=gs://bucket/a run', f'--data_dir={data_dir}', env=bucket.env)
   assert done.returncode == 0, done.stderr
@@ -194,6 +198,7 @@ def test_evaluate_and_attack_in_a_bucket(bucket, local, killed, data_dir, tmp_pa
     assert (found / name).read_bytes().startswith(b'\x89PNG')
 
 
+@pytest.mark.slow
 def test_two_processes_and_a_broken_checkpoint_in_a_bucket(bucket, gapjax, arguments, killed,
                                                            tmp_path):
   """They use the one before, the first sets the broken one aside, and the run ends as ever."""
@@ -239,6 +244,7 @@ sys.exit(cli.main(argv) or cli.main(argv))
 """
 
 
+@pytest.mark.slow
 def test_reproduce_in_a_bucket(bucket, tiny_file, data_dir):
   """A suite of one cell: trained, and the second time known."""
   done = python(SUITE, tiny_file(num_epochs=2), 'reproduce', 'table1', '--scale=small',

@@ -41,6 +41,7 @@ def wait_for(path, process, *, since=0, seconds=300):
     time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_and_started_again(undisturbed, gapjax, tmp_path):
   whole, config_file, data_dir = undisturbed
   arguments = ['train', f'--config={config_file}', f'--data_dir={data_dir}']
@@ -97,6 +98,7 @@ def test_stop_signals_save_and_say_how_to_go_on(undisturbed, gapjax, tmp_path, n
   assert f'stopped at step {step} of' in err
 
 
+@pytest.mark.slow
 def test_two_commands_in_one_shell_pipeline_do_not_share_a_workdir(undisturbed, gapjax, tmp_path):
   """A second process in a workdir that is in use is told so, and the first is not disturbed."""
   _, config_file, data_dir = undisturbed

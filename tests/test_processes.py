@@ -67,7 +67,8 @@ def finish(processes):
           [(process, process.communicate(timeout=600)) for process in processes]]
 
 
-@pytest.mark.parametrize('task', ['canvas', 'scenes'])
+@pytest.mark.parametrize('task', [
+  'canvas', pytest.param('scenes', marks=pytest.mark.slow)])
 def test_two_processes_are_one_with_as_many_devices(start, tmp_path, request, task):
   if task == 'canvas':
     changes, workdir = KILLED, request.getfixturevalue('two')
@@ -102,6 +103,7 @@ def wait_for_step(workdir, processes, *, after=0, seconds=300):
   raise AssertionError([process.communicate() for process in processes])
 
 
+@pytest.mark.slow
 def test_one_is_killed_and_all_are_started_again(start, two, tmp_path):
   processes = start(tmp_path, 2, KILLED)
   wait_for_step(tmp_path, processes)
@@ -116,6 +118,7 @@ def test_one_is_killed_and_all_are_started_again(start, two, tmp_path):
   assert step == 20 and same(killed, whole)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_and_saves(start, tmp_path):
   processes = start(tmp_path / 'run', 2, {**PERMUTED, 'num_epochs': 2000})
   wait_for_step(tmp_path / 'run', processes)
@@ -127,7 +130,7 @@ def test_a_signal_to_one_stops_all_and_saves(start, tmp_path):
   assert steps == {str(newest(tmp_path / 'run')[0])}
 
 
-@pytest.mark.parametrize('devices', [1, 8])
+@pytest.mark.parametrize('devices', [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_saved_on_four_devices_and_restored_on_others(tmp_path, data_dir, monkeypatch, devices):
   config = tiny_config(**PERMUTED, num_epochs=2)
   save = Checkpoints.save

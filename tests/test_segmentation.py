@@ -319,6 +319,7 @@ MOBILENET = {'model.name': 'deeplabv3plus', 'model.backbone': 'mobilenetv2',
              'model.stem': 'imagenet', 'model.separable': True}
 
 
+@pytest.mark.slow
 def test_a_mobilenet_with_a_separable_head_trains(data_dir, tmp_path, monkeypatch):
   """A step of the real loop; every kernel, depthwise ones too, has moved from where it started."""
   shallow = tuple(tuple((*run[:2], 1, run[3]) for run in stage[:1]) for stage in mobilenet.STAGES)

@@ -256,6 +256,7 @@ def test_attacks_of_two_networks_do_not_hide_each_other(tmp_path):
   assert clean == {location.name: [.9], other.name: [.2]}  # an earlier file has precedence
 
 
+@pytest.mark.slow
 def test_a_trained_cell_is_attacked_without_training_it_again(monkeypatch, tmp_path, data_dir):
   """Results from before its attack belonged to the suite stay, and are not counted twice."""
   monkeypatch.setitem(cells.SUITES, 'quickstart', lambda scale: [cell])

@@ -1,5 +1,6 @@
 """The real loop on a tiny network: what it leaves behind, devices, resuming, faults."""
 
+import functools
 import itertools
 import json
 import logging
@@ -208,13 +209,15 @@ def assert_close(a, b, *, relative):
     assert np.abs(x - y).max() <= relative * max(np.abs(x).max(), 1e-3)
 
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 PAIRS = {'task': 'classification', 'augshift.crops': 2, 'eval.shift': 2, 'eval.max_shift': 2}
 
 
 @pytest.mark.parametrize('changes', [
-  {'model.head': 'gap'}, {'model.head': 'permuted'}, {'model.head': 'linear', **PAIRS},
-  {'model.head': 'linear', **PAIRS, 'augshift.stacked': False, 'augshift.warm_up': 0.5},
-  {**SCENES, 'optimizer.backbone_factor': 0.1, 'batch_size': 8}],
+  {'model.head': 'gap'}, slow({'model.head': 'permuted'}),
+  slow({'model.head': 'linear', **PAIRS}),
+  slow({'model.head': 'linear', **PAIRS, 'augshift.stacked': False, 'augshift.warm_up': 0.5}),
+  slow({**SCENES, 'optimizer.backbone_factor': 0.1, 'batch_size': 8})],
   ids=['gap', 'permuted', 'pairs', 'separate pairs', 'scenes'])
 def test_one_and_four_devices_agree_in_float64(data_dir, changes):
   """Six Adam steps, with augmentation and permutation: the same to 1e-9 (design: float64)."""

@@ -52,9 +52,10 @@ def test_weights_fit_strictly(name):
 
 
 @pytest.mark.parametrize('changes', [
-  {}, {'model.early_padding': True, 'model.output_stride': 16, 'model.padding': 'replicate'},
-  {'model.downsample': 'blur', 'model.padding': 'partial'},
-  {'model.downsample': 'polyphase', 'model.blur_size': 2}], ids=str)
+  {}, *(pytest.param(changes, marks=pytest.mark.slow) for changes in (
+    {'model.early_padding': True, 'model.output_stride': 16, 'model.padding': 'replicate'},
+    {'model.downsample': 'blur', 'model.padding': 'partial'},
+    {'model.downsample': 'polyphase', 'model.blur_size': 2}))], ids=str)
 def test_mobilenet_and_separable_heads_are_gapjaxs(changes):
   config = tiny_config(**{**MOBILENET, **PLUS, 'model.separable': True, 'model.dtype': 'float64',
                           **changes})
