@@ -318,8 +318,8 @@ def ablations(scale: str) -> list[Cell]:
   """One thing varied at a time, on the 3x3 canvas: where channels are permuted, for location and
   image; and how convolutions pad, for GAPNet's and PermuteNet's location ('none' shrinks the maps
   of these canvases to nothing). PermuteNet's location with zero padding is in both, trained twice.
-  And PermuteNet for five times as many epochs, since it learns slowly. Small: on digits, as in the
-  quickstart.
+  And PermuteNet for five times as many epochs, since it learns slowly, and with four times as many
+  channels (small: the paper's 512). Small: on digits, as in the quickstart.
   """
   base = digits() if scale == 'small' else configs.default()
 
@@ -328,14 +328,16 @@ def ablations(scale: str) -> list[Cell]:
     found.config.model.update(model)
     return Cell(f'{name}/3x3', found.config)
 
-  longer = [cell(f'permute_at=pooled_5x/{target}', target, PERMUTED['pooled'])
-            for target in configs.TARGETS]
+  longer, wider = ([cell(f'permute_at=pooled_{what}/{target}', target, PERMUTED['pooled'])
+                    for target in configs.TARGETS] for what in ('5x', 'wide'))
   for c in (cell.config for cell in longer):
     c.num_epochs *= 5
     c.eval.every_epochs = c.num_epochs // 10
+  for c in (cell.config for cell in wider):
+    c.model.width *= 4
   return [
     *(cell(f'permute_at={where}/{target}', target, model)
-      for where, model in PERMUTED.items() for target in configs.TARGETS), *longer,
+      for where, model in PERMUTED.items() for target in configs.TARGETS), *longer, *wider,
     *(cell(f'padding={padding}/{network}', 'location', dict(NETWORKS[network], padding=padding))
       for padding in ('zero', 'partial', 'replicate', 'reflect', 'circular')
       for network in ('gapnet', 'permutenet'))]

@@ -16,8 +16,9 @@ CELL = re.compile(r'(permute_at|padding)=(\w+)/(\w+)/(\d+)x\4')
 FIELDS = {
   'permute_at': ('channels permuted', {
     'never': 'never', 'fixed': 'pooled, one order', 'pooled': 'pooled',
-    'pooled_5x': f'pooled, 5{plots.TIMES} steps', 'stage4': 'before stage 4',
-    'stage3': 'before stage 3', 'stage2': 'before stage 2', 'stage1': 'before stage 1'},
+    'pooled_5x': f'pooled, 5{plots.TIMES} steps', 'pooled_wide': f'pooled, 4{plots.TIMES} width',
+    'stage4': 'before stage 4', 'stage3': 'before stage 3', 'stage2': 'before stage 2',
+    'stage1': 'before stage 1'},
     plots.TARGETS),
   'padding': ('padding', {name: name for name in (
     'zero', 'partial', 'replicate', 'reflect', 'circular')},
@@ -131,6 +132,6 @@ SECTIONS = [
     'The same network, GAP and one linear layer, with its channels in a new random order at every '
     'forward pass: after pooling, or before one of its stages. Never, and in one order fixed for '
     'the run, are the controls; and the network that permutes after pooling was trained for five '
-    'times as many epochs, too.')),
+    'times as many epochs, and four times as wide, too.')),
   _picture('padding', 'What padding gives away', (
     'How well the location is found where every convolution pads in another way.'))]

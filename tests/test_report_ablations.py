@@ -28,7 +28,7 @@ def _records(seeds=3):
 def test_every_cell_varies_one_thing():
   """Against its neighbours: a field of the model, beside the target, the head and the order."""
   found = {cell.name: cell.config for cell in cells.ablations('small')}
-  assert len(found) == 8 * 2 + 5 * 2
+  assert len(found) == 9 * 2 + 5 * 2
   for name, c in found.items():
     config.validate(c)
     field, value, series, _ = report_ablations.match({'cell': name}).groups()
@@ -37,8 +37,9 @@ def test_every_cell_varies_one_thing():
     base = found['permute_at=never/location/3x3' if field == 'permute_at' else
                  f'padding=zero/{series}/3x3']
     differ = {line.split(' ')[0].rstrip(':') for line in config.difference(c, config.as_json(base))}
-    longer = {'num_epochs', 'eval.every_epochs'} if value == 'pooled_5x' else set()
-    assert longer <= differ <= longer | {
+    more = {'pooled_5x': {'num_epochs', 'eval.every_epochs'},
+            'pooled_wide': {'model.width'}}.get(value, set())
+    assert more <= differ <= more | {
       'canvas.target', 'model.head', 'model.permutation', f'model.{field}'}, name
   stages = {c.model.permute_at for name, c in found.items() if name.startswith('permute_at=stage')}
   assert stages == {'stage1', 'stage2', 'stage3', 'stage4'}
