@@ -62,14 +62,16 @@ def _rank(subject, workdir, regions, ids):
   most = min(n or len(subject.scenes), len(subject.scenes))
   chosen = {name: subject.choose(name, limit=n, ids=ids.get(name)) for name in regions}
   features = subject.features
-  every = {axis: np.concatenate(list(rank.differences(
-    features, subject.batches(range(most)), axis=axis)))  # (images, c)
+  needed = sorted({*range(most), *itertools.chain(*chosen.values())})  # each scene once a mirror
+  found = {axis: np.concatenate(list(rank.differences(
+    features, subject.batches(needed), axis=axis)))  # (needed, c)
     for axis in dict.fromkeys(['horizontal', *map(rank.mirror_axis, regions)])}
-  scores = {'overall': np.abs(every['horizontal']).mean(0)}
+  scores = {'overall': np.abs(found['horizontal'][:most]).mean(0)}
   for name, indices in chosen.items():
     log.info('%s: %d images', name, len(indices))
-    scores[name] = rank.by_region(features, subject.batches(indices), region=name)
-    scores[f'{name}_centred'] = scores[name] - every[rank.mirror_axis(name)].mean(0)
+    differences = found[rank.mirror_axis(name)]
+    scores[name] = differences[np.searchsorted(needed, indices)].mean(0)
+    scores[f'{name}_centred'] = scores[name] - differences[:most].mean(0)
   orders = {name: rank.order(values) for name, values in scores.items()}
   rank.save(workdir / RANKING, **orders)
   if set(SIDES) <= set(regions):
