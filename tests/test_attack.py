@@ -8,15 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 from sklearn.metrics import confusion_matrix, jaccard_score
 
-from gapjax import plots
 from gapjax.errors import UsageError
 from gapjax.models.deeplab import DeepLab
-from gapjax.models.heads import Head, Permute
-from gapjax.models.resnet import ResNet
-from gapjax.models.vgg import VGG
 from gapjax.neurons import attack, network, pictures, rank
 from gapjax.neurons.network import Network
 from gapjax.tasks import segmentation
@@ -315,83 +310,7 @@ def test_pieces_cost_no_more_than_of_any_other_size(sizes):
   assert cost(attack.piece_size(sizes)) == min(map(cost, range(1, max(sizes) + 1)))
 
 
-# --- classifiers ---------------------------------------------------------------------------------
-
-SMALL = draw.normal(size=(4, 32, 32, 3)).astype(np.float32)
-
-
-def classifier(model):
-  variables = trained(model, SMALL)
-  return variables, network.classifier(model, variables, seed=5)
-
-
-@pytest.fixture(scope='module')
-def permuted():
-  return classifier(ResNet('resnet10', 6, 4, head='permuted', permute=Permute()))
-
-
-def test_accuracy_after_removal_by_definition(permuted):
-  """PermuteNet: the permuted, partly zeroed z times the linear layer; the mask leaves one out."""
-  variables, cut = permuted
-  head = variables['params']['head']['classifier']
-  labels = np.asarray(cut.without(cut.features(SMALL, 0))).astype(int)  # its own, but for one
-  labels[0] = (labels[0] + 1) % 6
-  batches = [{'images': SMALL, 'labels': labels, 'mask': np.arange(4) < 3}] * 2
-  orders = {'overall': draw.permutation(32), 'random': attack.random_orders(32, 2, seed=0)}
-  result = attack.accuracy_sweep(cut, batches, orders=orders, counts=[4, 32],
-                                 metric='location_accuracy')
-  z = np.asarray(cut.features(SMALL)['stage4']).mean((1, 2))
-  for name, rows in orders.items():
-    for i, row in enumerate(np.atleast_2d(rows)):
-      for n, count in enumerate((0, 4, 32)):
-        hits = 0
-        for step, batch in enumerate(batches):
-          left = z.copy()
-          left[:, row[:count]] = 0
-          key = jax.random.fold_in(jax.random.key(5), step)
-          predicted = (permute(left, key) @ head['kernel'] + head['bias']).argmax(-1)
-          hits += ((predicted == batch['labels']) & batch['mask']).sum()
-        assert result.metrics['location_accuracy'][name][i, n] == pytest.approx(hits / 6)
-  assert result.metrics['location_accuracy']['overall'][0, 0] >= 2 / 6
-
-
-def permute(z, key):
-  """z as the head reorders it with the rng stream's key: a linear layer of ones and zeros tells."""
-  layer = {'kernel': np.eye(32, dtype=np.float32), 'bias': np.zeros(32, np.float32)}
-  found, _ = Head(32, 'permuted', permute=Permute()).apply(
-    {'params': {'classifier': layer}}, z[:, None, None], rngs={'permutation': key})
-  np.testing.assert_allclose(np.sort(found), np.sort(z), rtol=1e-6)
-  return np.asarray(found)
-
-
-def test_a_permutation_is_a_batchs_own_and_the_same_for_all_it_removes(permuted):
-  variables, cut = permuted
-  logits = [cut.head(variables, cut.features(SMALL, step)) for step in (0, 0, 1)]
-  np.testing.assert_array_equal(logits[0], logits[1])
-  assert np.abs(logits[0] - logits[2]).max() > 1e-3
-
-
-@pytest.mark.parametrize('model', [ResNet('resnet10', 5, 4), VGG('vgg11', 5, 2)],
-                         ids=['resnet10', 'vgg11'])
-def test_gapnets_are_cut_before_their_head(model):
-  variables, cut = classifier(model)
-  features = cut.features(SMALL)
-  logits, stages = jax.jit(lambda x: model.apply(variables, x, train=False))(SMALL)
-  np.testing.assert_allclose(cut.head(variables, features), logits, atol=1e-5)
-  np.testing.assert_allclose(features[cut.stage], stages[cut.stage], atol=1e-5)
-  assert cut.stage == max(name for name in stages if name.startswith('stage'))
-  bias = variables['params']['head']['pre_classifier']['bias']
-  every = np.arange(features[cut.stage].shape[-1])
-  np.testing.assert_array_equal(cut.without(features, every), np.argmax(bias))
-  np.testing.assert_array_equal(cut.without(features), logits.argmax(-1))
-
-
-def test_a_permutation_before_a_stage_is_refused():
-  with pytest.raises(UsageError, match='permutes at `stage2`'):
-    network.classifier(ResNet('resnet10', 5, 4, permute=Permute(), permute_at='stage2'), {})
-
-
-# --- files and pictures ------------------------------------------------------------------------
+# --- files ---------------------------------------------------------------------------------------
 
 
 def test_records_csv_and_json_say_what_was_measured(swept, tmp_path):
@@ -435,60 +354,6 @@ def test_records_of_half_a_sweep_are_refused(swept, change):
   with pytest.raises(UsageError, match='run gapjax attack') as error:
     attack.from_records(change(swept.records()))
   assert one_line(error)
-
-
-def rows_of(path, color):
-  """Rows of the pixels that have a colour '#rrggbb'."""
-  wanted = [int(color[i:i + 2], 16) for i in (1, 3, 5)]
-  picture = np.asarray(Image.open(path).convert('RGB')).astype(int)
-  return np.nonzero((np.abs(picture - wanted) < 8).all(-1))[0]
-
-
-@pytest.mark.parametrize('dark', [False, True])
-def test_curves_are_drawn_where_the_values_are(tmp_path, dark):
-  high, low = np.full((1, 3), .9), np.full((1, 3), .2)
-  sweep = attack.Sweep((0, 10, 20), {'miou_0,0,1,0.3': {
-    'left': high, 'right': low, 'other': (high + low) / 2, 'random': np.array([[.4] * 3,
-                                                                             [.8] * 3])}})
-  for name in 'ab':
-    pictures.curves(sweep, tmp_path / f'{name}.png', dark=dark)
-  assert (tmp_path / 'a.png').read_bytes() == (tmp_path / 'b.png').read_bytes()
-  # The mode skips the legend's short lines. Rows count from the top; values are .9, .2 and .6.
-  at = {name: np.bincount(rows_of(tmp_path / 'a.png', color)).argmax() for name, color in (
-    ('left', plots.LINES[dark][0]), ('right', plots.LINES[dark][2]),
-    ('random', plots.PAGE[dark]['soft']))}
-  share = (at['random'] - at['left']) / (at['right'] - at['left'])
-  assert at['left'] < at['random'] < at['right']
-  assert share == pytest.approx(.3 / .7, abs=.02)
-
-
-def test_predictions_stand_side_by_side_in_their_colours(tmp_path):
-  colors = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1]])
-  row = {'image': np.zeros((4, 8, 3)), 'truth': np.full((4, 8), 255),
-         'before': np.zeros((4, 8), int), 'without left channels': np.full((4, 8), 2)}
-  for name in 'ab':
-    pictures.side_by_side([row, row], tmp_path / f'{name}.png', num_classes=3, colors=colors,
-                          names=['road', 'sky', 'person'])
-  assert (tmp_path / 'a.png').read_bytes() == (tmp_path / 'b.png').read_bytes()
-  picture = np.asarray(Image.open(tmp_path / 'a.png').convert('RGB')).astype(int)
-  height, width, _ = picture.shape
-  middle = picture[[int(height * .45), int(height * .85)]][:, [int(width * s) for s in (
-    .125, .375, .625, .875)]]
-  void = [int(plots.PAGE[False]['rule'][i:i + 2], 16) for i in (1, 3, 5)]
-  np.testing.assert_array_equal(middle, [[[0] * 3, void, [255, 0, 0], [0, 0, 255]]] * 2)
-  assert not (picture == [0, 255, 0]).all(-1).any()  # a class that never occurs is in no legend
-  pictures.side_by_side([row], tmp_path / 'c.png', num_classes=3, dark=True)
-  assert len(np.unique(pictures.palette(30), axis=0)) == 30
-
-
-@pytest.mark.parametrize('rows', [
-  [], [{'image': 0}], [{'image': 0, 'truth': 0, 'a': 0}, {'image': 0, 'truth': 0, 'b': 0}]])
-def test_rows_that_do_not_fit_are_refused(tmp_path, rows):
-  with pytest.raises(UsageError, match='every row') as error:
-    pictures.side_by_side(rows, tmp_path / 'a.png', num_classes=3)
-  assert one_line(error)
-  with pytest.raises(UsageError, match='no metric'):
-    pictures.curves(attack.Sweep((0, 1), {}), tmp_path / 'a.png')
 
 
 def test_the_library_in_five_lines(tmp_path):

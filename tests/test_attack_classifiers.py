@@ -1,0 +1,86 @@
+"""Channels removed from networks that classify, against the definition."""
+
+import jax
+import numpy as np
+import pytest
+from test_attack import trained
+
+from gapjax.errors import UsageError
+from gapjax.models.heads import Head, Permute
+from gapjax.models.resnet import ResNet
+from gapjax.models.vgg import VGG
+from gapjax.neurons import attack, network
+
+draw = np.random.default_rng(0)
+SMALL = draw.normal(size=(4, 32, 32, 3)).astype(np.float32)
+
+
+def classifier(model):
+  variables = trained(model, SMALL)
+  return variables, network.classifier(model, variables, seed=5)
+
+
+@pytest.fixture(scope='module')
+def permuted():
+  return classifier(ResNet('resnet10', 6, 4, head='permuted', permute=Permute()))
+
+
+def test_accuracy_after_removal_by_definition(permuted):
+  """PermuteNet: the permuted, partly zeroed z times the linear layer; the mask leaves one out."""
+  variables, cut = permuted
+  head = variables['params']['head']['classifier']
+  labels = np.asarray(cut.without(cut.features(SMALL, 0))).astype(int)  # its own, but for one
+  labels[0] = (labels[0] + 1) % 6
+  batches = [{'images': SMALL, 'labels': labels, 'mask': np.arange(4) < 3}] * 2
+  orders = {'overall': draw.permutation(32), 'random': attack.random_orders(32, 2, seed=0)}
+  result = attack.accuracy_sweep(cut, batches, orders=orders, counts=[4, 32],
+                                 metric='location_accuracy')
+  z = np.asarray(cut.features(SMALL)['stage4']).mean((1, 2))
+  for name, rows in orders.items():
+    for i, row in enumerate(np.atleast_2d(rows)):
+      for n, count in enumerate((0, 4, 32)):
+        hits = 0
+        for step, batch in enumerate(batches):
+          left = z.copy()
+          left[:, row[:count]] = 0
+          key = jax.random.fold_in(jax.random.key(5), step)
+          predicted = (permute(left, key) @ head['kernel'] + head['bias']).argmax(-1)
+          hits += ((predicted == batch['labels']) & batch['mask']).sum()
+        assert result.metrics['location_accuracy'][name][i, n] == pytest.approx(hits / 6)
+  assert result.metrics['location_accuracy']['overall'][0, 0] >= 2 / 6
+
+
+def permute(z, key):
+  """z as the head reorders it with the rng stream's key: a linear layer of ones and zeros tells."""
+  layer = {'kernel': np.eye(32, dtype=np.float32), 'bias': np.zeros(32, np.float32)}
+  found, _ = Head(32, 'permuted', permute=Permute()).apply(
+    {'params': {'classifier': layer}}, z[:, None, None], rngs={'permutation': key})
+  np.testing.assert_allclose(np.sort(found), np.sort(z), rtol=1e-6)
+  return np.asarray(found)
+
+
+def test_a_permutation_is_a_batchs_own_and_the_same_for_all_it_removes(permuted):
+  variables, cut = permuted
+  logits = [cut.head(variables, cut.features(SMALL, step)) for step in (0, 0, 1)]
+  np.testing.assert_array_equal(logits[0], logits[1])
+  assert np.abs(logits[0] - logits[2]).max() > 1e-3
+
+
+@pytest.mark.parametrize('model', [ResNet('resnet10', 5, 4), VGG('vgg11', 5, 2)],
+                         ids=['resnet10', 'vgg11'])
+def test_gapnets_are_cut_before_their_head(model):
+  variables, cut = classifier(model)
+  features = cut.features(SMALL)
+  logits, stages = jax.jit(lambda x: model.apply(variables, x, train=False))(SMALL)
+  np.testing.assert_allclose(cut.head(variables, features), logits, atol=1e-5)
+  np.testing.assert_allclose(features[cut.stage], stages[cut.stage], atol=1e-5)
+  assert cut.stage == max(name for name in stages if name.startswith('stage'))
+  bias = variables['params']['head']['pre_classifier']['bias']
+  every = np.arange(features[cut.stage].shape[-1])
+  np.testing.assert_array_equal(cut.without(features, every), np.argmax(bias))
+  np.testing.assert_array_equal(cut.without(features), logits.argmax(-1))
+
+
+def test_a_permutation_before_a_stage_is_refused():
+  with pytest.raises(UsageError, match='permutes at `stage2`'):
+    network.classifier(ResNet('resnet10', 5, 4, permute=Permute(), permute_at='stage2'), {})
