@@ -1,6 +1,7 @@
 """The picture of an ablation: accuracy for every value of one field."""
 
 import dataclasses
+import textwrap
 
 import numpy as np
 from matplotlib.lines import Line2D
@@ -51,7 +52,7 @@ def dots(columns, path, *, dark=False):
                       color=plots.PAGE[dark]['soft'])
       for chance in guesses:
         axis.axhline(chance, color=color, linewidth=1, linestyle=plots.DOTTED)
-    axis.set_xticks(range(len(columns)), [column.name for column in columns])
+    axis.set_xticks(range(len(columns)), [textwrap.fill(column.name, 10) for column in columns])
     axis.set_xlim(-.5, len(columns) - .5)
     axis.set_ylim(0, 1.1)
     axis.set_yticks([0, .25, .5, .75, 1])
