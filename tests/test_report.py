@@ -88,11 +88,6 @@ def _rows(markdown):
   return [rows[0], *rows[2:]]
 
 
-def _pixels(path):
-  with Image.open(path) as image:
-    return np.asarray(image.convert('RGB'), int)
-
-
 def test_rebuilding_changes_no_byte(suite):
   folder = suite / 'report'
   before = {path.name: path.read_bytes() for path in folder.iterdir()}

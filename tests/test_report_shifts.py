@@ -5,7 +5,8 @@ import re
 
 import numpy as np
 import pytest
-from test_report import _html, _line, _markdown, _pixels, _records, _rows, _write
+from test_plots import _line, _pixels
+from test_report import _html, _markdown, _records, _rows, _write
 
 from gapjax import plots, plots_shifts, report
 from gapjax.plots_shifts import ShiftPanel
