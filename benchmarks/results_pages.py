@@ -20,7 +20,8 @@ from gapjax.report_parts import DASH
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'results'
-SUITES = ('quickstart', 'table1', 'table2', 'augshift_sweep', 'ablations', 'attack')
+SUITES = ('quickstart', 'table1', 'table2', 'table2_longer', 'augshift_sweep', 'ablations',
+          'attack')
 PARITY = 'gapjax convert --check --output=results/parity/results.json'
 BENCH = 'gapjax bench --against=torch --rounds={rounds} --output=results/bench/{name}'
 LIMITS = """## What limits it
