@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 # What a detail averages over seeds; its other fields are of the first.
 AVERAGED = ('per_location', 'shifts', 'per_class')
+# Fields that the names of cells say: changed, a row of the table would be called what it is not.
+NAMED = {'task', 'data.name', 'canvas.grid', 'canvas.target'}
 # What the report shows of a run, beside its samples.
 PICTURES = ('predictions.png', 'activations.png', 'attack_scenes.png')
 
@@ -157,6 +159,8 @@ def changed(cells, changes, *, only=None) -> list[Cell]:
   fields = configs.named_fields(changes)
   if 'seed' in fields:
     raise UsageError('--config.seed: a cell is trained with seeds 0 to --seeds - 1; use --seeds')
+  for name in NAMED.intersection(fields):
+    raise UsageError(f'--config.{name}: the names of the cells say it; choose some with --cells')
   found = [dataclasses.replace(
     cell, config=configs.with_fields(cell.config, changes),
     changes=tuple(change.partition('config.')[2] for change in changes)) for cell in cells]

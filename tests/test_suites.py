@@ -151,6 +151,7 @@ def test_a_change_is_of_every_cell_and_told(tmp_path):
   (['--config.num_epochs=0'], None, 'num_epochs must be a number above 0'),
   (['--config=configs/digits.py'], None, 'unexpected argument `--config=configs/digits.py`'),
   (['--config.seed=3'], None, 'use --seeds'),
+  (['--config.canvas.grid=4'], '*/3x3', 'the names of the cells say it'),
   (['--config.num_epochs=2'], None, r'the cells differ in it \(10, 6, 4\)'),
   (['--config.num_epochs=2'], '*/3x3 */5x5', r'the cells differ in it \(10, 6\)')])
 def test_a_change_that_cannot_be(changes, only, message):
