@@ -145,7 +145,8 @@ class Trainer:
     self.devices = devices
     train_set, task, self.images = bench_data.load(config, data_dir)
     plan = Plan.of(config, num_images=len(train_set))
-    model, state, rule, _ = build.create(config, task, train_set, plan)
+    model, state, rule, _ = build.create(config, task, train_set, plan,
+                                         platform=devices.platform)
     self.flops = flops.step_flops(config, model,
                                    (*build.input_shape(config, task, train_set), 3))
     feed = build.create_feed(config, task, train_set, plan)

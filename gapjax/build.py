@@ -96,10 +96,11 @@ def input_shape(config, task, train_set) -> tuple[int, int]:
   return tuple(side * task.grid for side in train_set.images.shape[1:3])
 
 
-def create(config, task, train_set, plan):
-  """The network, its initial state, the optimiser and its schedule."""
+def create(config, task, train_set, plan, *, platform=None):
+  """The network, its initial state, the optimiser and its schedule; platform: as models.create's.
+  """
   model = models.create(config.model, num_classes=task.num_classes,
-                        device_axis=AXIS,
+                        device_axis=AXIS, platform=platform,
                         axis_name=AXIS if config.sync_batch_norm else None)
   schedule = optimizer.create_schedule(config, steps_per_epoch=plan.steps_per_epoch,
                                        total_steps=plan.total_steps)

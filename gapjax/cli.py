@@ -182,7 +182,7 @@ def reproduce(argv):
   parser = flags('reproduce', workdir='', data=True)
   parser.add_argument('suite', help=', '.join(SUITES))
   parser.add_argument('--seeds', type=int, default=1, help='train with seeds 0 to SEEDS - 1')
-  parser.add_argument('--scale', choices=['small', 'full'], default='full')
+  parser.add_argument('--scale', choices=['small', 'narrow', 'full'], default='full')
   parser.add_argument('--cells', help="only these, such as 'augshift/* resnet18/cifar10'")
   parser.add_argument('--with_torch', action='store_true', help='train the same networks in plain '
                       f'PyTorch too, for the column PyTorch ({", ".join(WITH_TORCH)})')

@@ -112,6 +112,7 @@ def default() -> ConfigDict:
   optimizer.b1 = 0.5  # adam: decay of the first moment
   optimizer.b2 = 0.999  # adam: decay of the second moment
   optimizer.momentum = 0.9  # sgd
+  optimizer.nesterov = False  # sgd: Nesterov's momentum
   optimizer.weight_decay = 0.0  # added to the gradient of every parameter, as PyTorch does
   optimizer.backbone_factor = 1.0  # deeplab: the backbone's rate over the head's
   optimizer.clip_norm = 0.0  # clip the gradient's global norm to this; 0: never
@@ -130,7 +131,7 @@ def default() -> ConfigDict:
   evaluation.every_epochs = 1  # between evaluations with random placement (the authors' protocol)
 
   # Task 'classification', shift consistency; the protocols stand in gapjax/tasks/consistency.py:
-  evaluation.shift = 4  # s of the headline, under protocol `pad`
+  evaluation.shift = 4  # s of the headline, under protocol `pad`; the final evaluation adds `crop`
   evaluation.max_shift = 8  # curves for s = 1 .. max_shift and a map of +-max_shift; 0: none
   evaluation.shift_images = 0  # curves and map of the first so many test images; 0: as `images`
   evaluation.map_step = 1  # pixels between two points of the accuracy map

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from gapjax import build, paths, workdirs
@@ -30,7 +31,8 @@ def open_run(workdir, *, data_dir=None) -> Run:
   config = workdirs.read_config(workdir)
   train_set, test_set, task = build.load(config, data_dir=data_dir)
   plan = Plan.of(config, num_images=len(train_set))
-  model, state, _, _ = build.create(config, task, train_set, plan)
+  model, state, _, _ = build.create(config, task, train_set, plan,
+                                    platform=jax.default_backend())
   step, state = newest(workdir, Devices.to_host(state))
   return Run(config, train_set, test_set, task, model, state, step)
 

@@ -15,6 +15,9 @@ from gapjax.metrics import EvalMetrics
 from gapjax.parallel import AXIS
 from gapjax.tasks.consistency import PROTOCOLS
 
+# s of protocol `circular`, as Chaman & Dokmanic 2021 measure APS: rolls of up to 3 pixels.
+CIRCULAR_SHIFT = 3
+
 
 class Evaluator:
   """Counts over test examples with one compiled step. No image is dropped or counted twice: the
@@ -119,16 +122,20 @@ class ShiftEvaluator(Evaluator):
     return self._headline(state, stop=stop)
 
   def final(self, state, *, stop=None, progress=False) -> dict | None:
-    """The same, the distance of pooled features, and the curves and the map of _shifts."""
+    """The same, consistency by the other protocols, and the curves and the map of _shifts."""
     n = self.num_images
     few = min(self.config.eval.shift_images or n, n)
     cells = len(self.task.map_offsets) ** 2
     curves = len(PROTOCOLS) * self.config.eval.max_shift
-    with tqdm(total=2 * n + few * (curves + cells), unit='img', desc='evaluate', leave=False,
-              disable=not progress) as bar:
-      headline = self._headline(state, stop=stop, bar=bar)
-      shifts = headline and self._shifts(state, few, stop=stop, bar=bar)
-    return shifts and {**headline, 'shifts': shifts}
+    others = self.other_protocols
+    with tqdm(total=(2 + len(others)) * n + few * (curves + cells), unit='img', desc='evaluate',
+              leave=False, disable=not progress) as bar:
+      result = self._headline(state, stop=stop, bar=bar)
+      for protocol, s in others.items():
+        pairs = result and self._pairs(state, np.arange(n), protocol, s, stop=stop, bar=bar)
+        result = pairs and {**result, f'consistency_{protocol}': _agreement(pairs)}
+      shifts = result and self._shifts(state, few, stop=stop, bar=bar)
+    return shifts and {**result, 'shifts': shifts}
 
   def _headline(self, state, **rest):
     everything, s = np.arange(self.num_images), self.config.eval.shift
@@ -145,7 +152,7 @@ class ShiftEvaluator(Evaluator):
     distance = pairs['distance'] / (self.num_images * len(centre))
     return {'accuracy': float(still['correct'].sum() / still['count'].sum()),
             'loss': float(still['loss'] / still['count'].sum()),
-            'consistency': float(pairs['agree'] / pairs['count'].sum()),
+            'consistency': _agreement(pairs),
             'feature_distance': float(distance / max(variance.mean(), np.finfo(np.float32).tiny))}
 
   def _shifts(self, state, few: int, **rest) -> dict | None:
@@ -158,7 +165,7 @@ class ShiftEvaluator(Evaluator):
         pairs = self._pairs(state, images, protocol, s, **rest)
         if pairs is None:
           return None
-        protocols[protocol].append(float(pairs['agree'] / pairs['count'].sum()))
+        protocols[protocol].append(_agreement(pairs))
     offsets = np.array(self.task.map_offsets)
     side = len(offsets)
     cell, index = np.divmod(np.arange(side * side * few), few)
@@ -201,6 +208,11 @@ class ShiftEvaluator(Evaluator):
     return {**_named(final), 'protocol': self.protocol, 'shifts': final['shifts']}
 
   @property
+  def other_protocols(self) -> dict[str, int]:
+    """Those beside the headline's that the final evaluation counts on all test images, and s."""
+    return {'crop': self.config.eval.shift, 'circular': CIRCULAR_SHIFT}
+
+  @property
   def protocol(self) -> str:
     """How the headline consistency was measured, for tables."""
     return f'pad, s = {self.config.eval.shift}'
@@ -208,8 +220,14 @@ class ShiftEvaluator(Evaluator):
 
 def _named(line):
   """The numbers of an evaluation by the names that summaries and tables give them."""
-  return {'image_accuracy': line['accuracy'], 'consistency': line['consistency'],
-          'feature_distance': line['feature_distance'], 'loss': line['loss']}
+  names = {'accuracy': 'image_accuracy', **{name: name for name in (
+    'consistency', 'consistency_crop', 'consistency_circular', 'feature_distance', 'loss')}}
+  return {new: line[old] for old, new in names.items() if old in line}
+
+
+def _agreement(pairs) -> float:
+  """The share of images whose two views get the same class."""
+  return float(pairs['agree'] / pairs['count'].sum())
 
 
 def every_location(num_images: int, num_locations: int) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,8 @@ def create_schedule(config: ConfigDict, *, steps_per_epoch: float, total_steps: 
 def create(config: ConfigDict, schedule) -> optax.GradientTransformation:
   """Clipping, then PyTorch's L2 decay (before the moments, on all parameters), then the rule."""
   c = config.optimizer
-  rule = optax.scale_by_adam(c.b1, c.b2) if c.name == 'adam' else optax.trace(c.momentum)
+  rule = optax.scale_by_adam(c.b1, c.b2) if c.name == 'adam' else optax.trace(
+    c.momentum, nesterov=c.nesterov)
   rules = [
     optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity(),
     optax.add_decayed_weights(c.weight_decay) if c.weight_decay else optax.identity(),

@@ -235,6 +235,7 @@ def add(records, suite, scale, cell, seed, summary, lines) -> list[dict]:
       'suite': suite, 'scale': scale, **said(cell), 'cell': cell.name, 'metric': metric,
       'paper': cell.paper.get(metric), 'torch': old.get('torch') if old else None,
       'values': numbers, 'seeds': [*(old['seeds'] if old else []), seed], **spread(numbers),
+      'commits': [*(old.get('commits', []) if old else []), summary.get('commit')],
       'config': configs.as_json(cell.config)}
     if metric == 'consistency':
       record['protocol'] = summary['shifts']['protocol']

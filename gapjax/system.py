@@ -4,8 +4,10 @@ import contextlib
 import ctypes
 import importlib.metadata
 import os
+import pathlib
 import platform
 import signal
+import subprocess
 import time
 
 from gapjax.errors import Interrupted
@@ -89,6 +91,24 @@ def versions() -> dict[str, str]:
   """{'python': '3.12.1', 'jax': ...} of what decides a result."""
   return {'python': platform.python_version(),
           **{name: importlib.metadata.version(name) for name in REPORTED_PACKAGES}}
+
+
+def commit() -> str | None:
+  """The commit of the clone that gapjax runs from, with '+' where files differ from it; None where
+  it is installed."""
+  here = pathlib.Path(__file__).resolve().parent
+
+  def git(*command):
+    return subprocess.run(['git', '-C', str(here), *command], capture_output=True, text=True,
+                          check=True).stdout.strip()
+
+  try:
+    if git('ls-files', '--error-unmatch', __file__):
+      return git('rev-parse', '--short=12', 'HEAD') + '+' * bool(
+        git('status', '--porcelain', '--untracked-files=no'))
+  except (OSError, subprocess.CalledProcessError):
+    pass
+  return None
 
 
 def describe_devices(devices) -> str:

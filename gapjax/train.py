@@ -18,7 +18,7 @@ from gapjax.errors import Interrupted, TrainingFailed
 from gapjax.metrics import Writer
 from gapjax.parallel import Devices, agree, is_alone, is_first, wait_for_all
 from gapjax.plan import Plan
-from gapjax.system import Clock, StopSignals, describe_devices, versions
+from gapjax.system import Clock, StopSignals, commit, describe_devices, versions
 from gapjax.tasks.segmentation import object_classes
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,8 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
 
     # ---- Network, optimiser, compiled steps ----------------------------------------------------
     plan = Plan.of(config, num_images=len(train_set))
-    model, state, rule, schedule = build.create(config, task, train_set, plan)
+    model, state, rule, schedule = build.create(config, task, train_set, plan,
+                                                 platform=devices.platform)
     log.info('%s\n%s', describe(config, plan, devices),
              parameter_overview.get_parameter_overview(state.params, include_stats=False))
     train_steps = build.create_train_steps(model, task, rule, devices)
@@ -161,7 +162,8 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     summary = {
       'config': configs.as_json(config), 'step': step, **evaluator.summary(final, evaluations),
       'wall_seconds': clock.wall_seconds(), 'images_per_second': clock.images_per_second(),
-      'device': describe_devices(devices.devices), 'versions': versions()}
+      'device': describe_devices(devices.devices), 'versions': versions(),
+      'commit': commit()}
     summary['sizes'] = {
       'train_images': len(train_set), 'test_images': len(test_set),
       'canvas_size': build.input_shape(config, task, train_set)[1],

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 
+from gapjax.models import convolution, on_cpu
 from gapjax.models.deeplab import DEEPLABS, RATES, DeepLab
 from gapjax.models.heads import Permute
 from gapjax.models.layers import DTYPES
@@ -14,7 +15,7 @@ OUTPUT_STRIDES, BACKBONES = tuple(RATES), (*RESNETS, *MOBILENETS)
 
 
 def create(model_config, *, num_classes: int, axis_name: str | None = None,
-           device_axis: str | None = None) -> nn.Module:
+           device_axis: str | None = None, platform: str | None = None) -> nn.Module:
   """Builds the network of a `config.model` (fields: gapjax/config.py).
 
   Args:
@@ -22,11 +23,13 @@ def create(model_config, *, num_classes: int, axis_name: str | None = None,
     num_classes: K, the number of logits.
     axis_name: the pmap axis that BatchNorm synchronises over; None for one device.
     device_axis: the pmap axis that a batch is split over, for dropout; None for one device.
+    platform: jax's name of where it runs; on 'cpu' convolutions are on_cpu.py's.
   """
   c = model_config
   arguments = dict(
     variant=c.name, num_classes=num_classes, width=c.width, padding=c.padding,
-    downsample=c.downsample, blur_size=c.blur_size, axis_name=axis_name, dtype=DTYPES[c.dtype])
+    downsample=c.downsample, blur_size=c.blur_size, axis_name=axis_name, dtype=DTYPES[c.dtype],
+    convolve=(on_cpu if platform == 'cpu' else convolution).convolve)
   if c.name in DEEPLABS:
     return DeepLab(backbone_name=c.backbone, output_stride=c.output_stride, stem=c.stem,
                    dropout=c.dropout, backbone_momentum=c.backbone_momentum,

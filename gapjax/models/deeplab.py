@@ -4,12 +4,14 @@ A network is `encode` (the backbone), `branches` (the first convolution of each 
 in the channels of stage4, which the attack of section 5 uses) and `decode` (everything after).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gapjax.models.convolution import convolve
 from gapjax.models.layers import BatchNorm, Conv, Dropout, SeparableConv, global_average_pool
 from gapjax.models.mobilenet import MOBILENETS, MobileNetV2
 from gapjax.models.resnet import ResNet
@@ -32,11 +34,12 @@ class ConvNormRelu(nn.Module):
   axis_name: str | None = None
   dtype: Any = jnp.float32
   separable: bool = False
+  convolve: Callable = convolve
 
   @nn.compact
   def __call__(self, x, *, train):
     x = convolution(self.features, self.kernel_size, separable=self.separable,
-                    padding=self.padding, dtype=self.dtype, name='conv')(x)
+                    padding=self.padding, dtype=self.dtype, convolve=self.convolve, name='conv')(x)
     return nn.relu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name='bn')(x, train=train))
 
 
@@ -68,9 +71,12 @@ class DeepLab(nn.Module):
   device_axis: str | None = None  # dropout's, also where BatchNorm is not synchronised
   separable: bool = False
   early_padding: bool = False
+  convolve: Callable = convolve
 
   def setup(self):
-    common = dict(axis_name=self.axis_name, dtype=self.dtype)
+    norm = dict(axis_name=self.axis_name, dtype=self.dtype)
+    conv = dict(dtype=self.dtype, convolve=self.convolve)
+    common = {**norm, **conv}
     channels = 4 * self.width
     backbone = dict(width=self.width, padding=self.padding, downsample=self.downsample,
                     blur_size=self.blur_size, output_stride=self.output_stride,
@@ -81,15 +87,15 @@ class DeepLab(nn.Module):
       self.backbone = ResNet(self.backbone_name, 0, stem=self.stem, head=None, **backbone)
     shapes = [(1, 1), *((3, rate) for rate in RATES[self.output_stride]), (1, 1)]
     self.branch_convs = [convolution(channels, kernel, separable=self.separable,
-                                     padding=self.padding, dilation=rate, dtype=self.dtype)
+                                     padding=self.padding, dilation=rate, **conv)
                          for kernel, rate in shapes]
-    self.branch_norms = [BatchNorm(**common) for _ in shapes]
+    self.branch_norms = [BatchNorm(**norm) for _ in shapes]
     self.project = ConvNormRelu(channels, **common)
     self.dropped = Dropout(self.dropout, self.device_axis)
     if self.variant == 'deeplabv3plus':
       self.low_level = ConvNormRelu(max(3 * self.width // 4, 1), **common)
     self.last = ConvNormRelu(channels, 3, self.padding, separable=self.separable, **common)
-    self.classifier = Conv(self.num_classes, 1, use_bias=True, dtype=self.dtype)
+    self.classifier = Conv(self.num_classes, 1, use_bias=True, **conv)
 
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
     features = self.encode(x, train=train)

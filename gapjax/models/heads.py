@@ -5,12 +5,14 @@ Heads: `gap` is GAPNet (a 3x3 convolution to K channels, then GAP: those K numbe
 standard classifier (GAP, a linear layer).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gapjax.models.convolution import convolve
 from gapjax.models.layers import Conv, Dense, global_average_pool
 
 HEADS = ('gap', 'permuted', 'linear')
@@ -44,13 +46,14 @@ class Head(nn.Module):
   padding: str = 'zero'
   permute: Permute | None = None
   dtype: Any = jnp.float32
+  convolve: Callable = convolve
 
   @nn.compact
   def __call__(self, x):
     pooled = global_average_pool(x)  # (b, h, w, c) -> (b, c)
     if self.head == 'gap':
       x = Conv(self.num_classes, padding=self.padding, use_bias=True, dtype=self.dtype,
-               name='pre_classifier')(x)  # (b, h, w, c) -> (b, h, w, k)
+               convolve=self.convolve, name='pre_classifier')(x)  # (b, h, w, c) -> (b, h, w, k)
       logits = global_average_pool(x)  # -> (b, k)
     else:
       z = pooled if self.permute is None else self.permute(pooled)

@@ -70,7 +70,8 @@ class Conv(nn.Module):
   padding 'partial' is partial convolution (Liu et al. 2018, *Partial Convolution based Padding*):
   zero padding, and each output is scaled by (kernel area / area of the kernel inside the image).
   padding 'none' shrinks the map by kernel_size - 1. `groups` as torch.nn.Conv2d's: each of so many
-  groups of output channels sees the same share of the input's channels alone.
+  groups of output channels sees the same share of the input's channels alone. `convolve`: what
+  computes it, models/convolution.py's or on_cpu.py's.
 
   Call: (b, h, w, c) -> (b, h', w', features), h' = (h + 2 p - r (k - 1) - 1) // stride + 1, where
   p = r (k - 1) // 2 and r is the dilation.
@@ -85,6 +86,7 @@ class Conv(nn.Module):
   dtype: Any = jnp.float32
   dilation: int = 1
   groups: int = 1
+  convolve: Callable = convolve
 
   @nn.compact
   def __call__(self, x):
@@ -103,8 +105,8 @@ class Conv(nn.Module):
         f'padding `{self.padding}` leaves a {x.shape[1]}x{x.shape[2]} feature map{where}, smaller '
         f'than its {k}x{k} kernel; use a larger canvas (canvas.grid, data.image_size) or another '
         'padding')
-    x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, zeros,
-                 self.dilation, self.groups)
+    x = self.convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, zeros,
+                      self.dilation, self.groups)
     if self.padding == 'partial' and size:
       x = x * jnp.asarray(partial_ratio(shape, k, self.stride, self.dilation), self.dtype)
     if self.use_bias:
@@ -124,13 +126,14 @@ class SeparableConv(nn.Module):
   padding: str = 'zero'
   dtype: Any = jnp.float32
   dilation: int = 1
+  convolve: Callable = convolve
 
   @nn.compact
   def __call__(self, x):
-    channels = x.shape[-1]
-    x = Conv(channels, self.kernel_size, padding=self.padding, dtype=self.dtype,
-             dilation=self.dilation, groups=channels, name='depthwise')(x)
-    return Conv(self.features, 1, dtype=self.dtype, name='pointwise')(x)
+    channels, how = x.shape[-1], dict(dtype=self.dtype, convolve=self.convolve)
+    x = Conv(channels, self.kernel_size, padding=self.padding, dilation=self.dilation,
+             groups=channels, name='depthwise', **how)(x)
+    return Conv(self.features, 1, name='pointwise', **how)(x)
 
 
 def partial_ratio(shape: tuple[int, int], kernel_size: int, stride: int,

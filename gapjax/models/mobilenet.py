@@ -7,12 +7,14 @@ expansion and BatchNorm make other numbers than zeros of the border, and not the
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gapjax.models.convolution import convolve
 from gapjax.models.downsample import halve
 from gapjax.models.layers import BatchNorm, Conv, global_average_pool, pad
 from gapjax.models.resnet import centre_crop
@@ -58,13 +60,13 @@ class InvertedResidual(nn.Module):
   downsample: str = 'stride'
   blur_size: int = 3
   norm: Any = BatchNorm
-  dtype: Any = jnp.float32
+  conv: Any = Conv
   dilation: int = 1
 
   @nn.compact
   def __call__(self, x, *, train):
     def layer(y, features, name, kernel_size=1, **more):
-      y = Conv(features, kernel_size, dtype=self.dtype, name=f'{name}_conv', **more)(y)
+      y = self.conv(features, kernel_size, name=f'{name}_conv', **more)(y)
       return self.norm(name=f'{name}_bn')(y, train=train)
 
     y, padding, hidden = x, self.padding, self.expansion * x.shape[-1]
@@ -104,13 +106,15 @@ class MobileNetV2(nn.Module):
   dtype: Any = jnp.float32
   output_stride: int | None = None
   momentum: float = 0.1  # BatchNorm's
+  convolve: Callable = convolve
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[None, dict[str, jax.Array]]:
     norm = functools.partial(BatchNorm, self.momentum, axis_name=self.axis_name, dtype=self.dtype)
+    conv = functools.partial(Conv, dtype=self.dtype, convolve=self.convolve)
     dense = self.downsample != 'stride'
-    x = Conv(channels(STEM, self.width), 3, 1 if dense else STEM_STRIDE,
-             'none' if self.early_padding else self.padding, dtype=self.dtype, name='conv1')(x)
+    x = conv(channels(STEM, self.width), 3, 1 if dense else STEM_STRIDE,
+             'none' if self.early_padding else self.padding, name='conv1')(x)
     x = relu6(norm(name='bn1')(x, train=train))
     if dense:
       x, _ = halve(x, method=self.downsample, blur_size=self.blur_size, padding=self.padding)
@@ -125,7 +129,7 @@ class MobileNetV2(nn.Module):
           block += 1
           x = InvertedResidual(
             channels(usual, self.width), 1 if i else stride, expansion, self.padding,
-            self.early_padding, self.downsample, self.blur_size, norm, self.dtype,
+            self.early_padding, self.downsample, self.blur_size, norm, conv,
             dilation if i else first, name=f'features_{block}')(x, train=train)
       features[f'stage{s}'] = x  # (b, h, w, c) -> (b, h / stride, w / stride, c')
     return None, {**features, 'pooled': global_average_pool(x)}

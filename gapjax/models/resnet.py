@@ -1,12 +1,14 @@
 """ResNet-10/18/34/50/101 (He et al. 2016) with the stem, padding, head and width as arguments."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gapjax.models.convolution import convolve
 from gapjax.models.downsample import halve
 from gapjax.models.heads import Head, Permute
 from gapjax.models.layers import BatchNorm, Conv, global_average_pool, max_pool
@@ -39,7 +41,7 @@ class Block(nn.Module):
   downsample: str = 'stride'
   blur_size: int = 3
   norm: Any = BatchNorm
-  dtype: Any = jnp.float32
+  conv: Any = Conv
   dilation: int = 1
 
   @nn.compact
@@ -52,8 +54,8 @@ class Block(nn.Module):
     shortcut = self.stride != 1 or x.shape[-1] != out
     y = x
     for i, (features, kernel, stride) in enumerate(path, 1):
-      y = Conv(features, kernel, 1 if dense else stride, self.padding, dtype=self.dtype,
-               dilation=self.dilation if kernel > 1 else 1, name=f'conv{i}')(y)
+      y = self.conv(features, kernel, 1 if dense else stride, self.padding,
+                    dilation=self.dilation if kernel > 1 else 1, name=f'conv{i}')(y)
       y = self.norm(name=f'bn{i}')(y, train=train)
       if i < len(path):
         y = nn.relu(y)
@@ -62,7 +64,7 @@ class Block(nn.Module):
         y, component = halve(y, **how)
         x, _ = halve(x, component=component, **how)
     if shortcut:
-      x = Conv(out, 1, 1 if dense else self.stride, dtype=self.dtype, name='shortcut_conv')(x)
+      x = self.conv(out, 1, 1 if dense else self.stride, name='shortcut_conv')(x)
       x = self.norm(name='shortcut_bn')(x, train=train)
     return nn.relu(centre_crop(x, y.shape[1:3]) + y)
 
@@ -100,16 +102,17 @@ class ResNet(nn.Module):
   dtype: Any = jnp.float32
   output_stride: int | None = None
   momentum: float = 0.1  # BatchNorm's
+  convolve: Callable = convolve
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
     blocks, bottleneck = RESNETS[self.variant]
     norm = functools.partial(BatchNorm, self.momentum, axis_name=self.axis_name, dtype=self.dtype)
+    conv = functools.partial(Conv, dtype=self.dtype, convolve=self.convolve)
     kernel, stride, pool = STEMS[self.stem]
     dense = self.downsample != 'stride'
     how = dict(method=self.downsample, blur_size=self.blur_size, padding=self.padding)
-    x = Conv(self.width, kernel, 1 if dense else stride, self.padding, dtype=self.dtype,
-             name='conv1')(x)
+    x = conv(self.width, kernel, 1 if dense else stride, self.padding, name='conv1')(x)
     x = nn.relu(norm(name='bn1')(x, train=train))
     if dense and stride == 2:
       x, _ = halve(x, **how)
@@ -126,12 +129,13 @@ class ResNet(nn.Module):
         x = self.permute(x)
       for i in range(count):
         x = Block(self.width * 2 ** (s - 1), stride if i == 0 else 1, bottleneck, self.padding,
-                  self.downsample, self.blur_size, norm, self.dtype,
+                  self.downsample, self.blur_size, norm, conv,
                   dilation if i else first, name=f'layer{s}_{i}')(x, train=train)
       features[f'stage{s}'] = x  # (b, h, w, c) -> (b, h / stride, w / stride, c')
     if self.head is None:
       return None, {**features, 'pooled': global_average_pool(x)}
     logits, features['pooled'] = Head(
       self.num_classes, self.head, self.padding,
-      self.permute if self.permute_at == 'pooled' else None, self.dtype, name='head')(x)
+      self.permute if self.permute_at == 'pooled' else None, self.dtype, self.convolve,
+      name='head')(x)
     return logits, features

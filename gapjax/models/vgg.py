@@ -1,5 +1,6 @@
 """VGG-11/16 with BatchNorm (Simonyan & Zisserman 2015), without the fully connected layers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gapjax.errors import UsageError
+from gapjax.models.convolution import convolve
 from gapjax.models.downsample import halve
 from gapjax.models.heads import Head, Permute
 from gapjax.models.layers import BatchNorm, Conv, max_pool, pad
@@ -33,6 +35,7 @@ class VGG(nn.Module):
   permute_at: str = 'pooled'
   axis_name: str | None = None
   dtype: Any = jnp.float32
+  convolve: Callable = convolve
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -42,7 +45,7 @@ class VGG(nn.Module):
         x = self.permute(x)
       for i in range(count):
         x = Conv(self.width * multiple, padding=self.padding, use_bias=True, dtype=self.dtype,
-                 name=f'conv{s}_{i}')(x)
+                 convolve=self.convolve, name=f'conv{s}_{i}')(x)
         x = nn.relu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype,
                               name=f'bn{s}_{i}')(x, train=train))
       if min(x.shape[1:3]) < 2:
@@ -52,7 +55,8 @@ class VGG(nn.Module):
       features[f'stage{s}'] = x = self.pool(x)  # (b, h, w, c) -> (b, h / 2, w / 2, c)
     logits, features['pooled'] = Head(
       self.num_classes, self.head, self.padding,
-      self.permute if self.permute_at == 'pooled' else None, self.dtype, name='head')(x)
+      self.permute if self.permute_at == 'pooled' else None, self.dtype, self.convolve,
+      name='head')(x)
     return logits, features
 
   def pool(self, x):

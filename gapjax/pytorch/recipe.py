@@ -114,4 +114,5 @@ def create_optimizer(network, config):
               {'params': list(network.backbone.parameters()), 'lr': c.lr * c.backbone_factor}]
   if c.name == 'adam':
     return torch.optim.Adam(groups, betas=(c.b1, c.b2), weight_decay=c.weight_decay)
-  return torch.optim.SGD(groups, momentum=c.momentum, weight_decay=c.weight_decay)
+  return torch.optim.SGD(groups, momentum=c.momentum, weight_decay=c.weight_decay,
+                         nesterov=c.nesterov)

@@ -27,7 +27,14 @@ from gapjax.evaluators import CanvasEvaluator, ShiftEvaluator
 from gapjax.metrics import Writer
 from gapjax.plan import Plan
 from gapjax.pytorch import names, recipe, twin, weights
-from gapjax.system import Clock, StopSignals, describe_devices, usable_cores, versions
+from gapjax.system import (
+  Clock,
+  StopSignals,
+  commit,
+  describe_devices,
+  usable_cores,
+  versions,
+)
 from gapjax.tasks.augshift import warm_up
 
 WEIGHTS = 'weights.pth'
@@ -148,7 +155,7 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
       'wall_seconds': clock.wall_seconds(), 'images_per_second': clock.images_per_second(),
       'device': f'gpu x 1 ({torch.cuda.get_device_name()})' if device.type == 'cuda'
       else describe_devices(jax.devices('cpu')[:1]),
-      'versions': {**versions(), 'torch': torch.__version__}}
+      'versions': {**versions(), 'torch': torch.__version__}, 'commit': commit()}
     summary['sizes'] = {
       'train_images': len(train_set), 'test_images': len(test_set),
       'canvas_size': build.input_shape(config, task, train_set)[1], 'chance': 1 / task.num_classes,
