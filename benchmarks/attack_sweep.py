@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gapjax import system
 from gapjax.models.deeplab import DEEPLABS, DeepLab
 from gapjax.neurons import attack, network
+from gapjax.training import system
 
 
 def main():

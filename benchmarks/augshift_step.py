@@ -13,10 +13,11 @@ import time
 import jax
 import numpy as np
 
-from gapjax import build, cells, steps, system, workdirs
 from gapjax.data import ImageDataset
-from gapjax.parallel import Devices
-from gapjax.plan import Plan
+from gapjax.reproduce import cells
+from gapjax.training import build, steps, system, workdirs
+from gapjax.training.devices import Devices
+from gapjax.training.plan import Plan
 
 APART = 'augshift_apart'  # the two crops one after the other: augshift.stacked=False
 

@@ -16,7 +16,7 @@ import pathlib
 import subprocess
 import sys
 
-from gapjax.render import Table, markdown_table
+from gapjax.report.render import Table, markdown_table
 
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDER = ROOT / 'results' / 'compile'

@@ -13,10 +13,13 @@ import re
 
 import compile_table
 
-from gapjax import bench, report, report_compared, suites
 from gapjax.pytorch import parity
-from gapjax.render import Table, markdown_table
-from gapjax.report_parts import DASH
+from gapjax.report import compared as report_compared
+from gapjax.report import page as report
+from gapjax.report.parts import DASH
+from gapjax.report.render import Table, markdown_table
+from gapjax.reproduce import suites
+from gapjax.speed import bench
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'results'

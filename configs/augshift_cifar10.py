@@ -10,9 +10,9 @@ Paper (top-1 / consistency, percent): ResNet-18 93.1 / 90.8, BlurPool 92.5 / 92.
 AugShift 92.1 / 94.8.
 """
 
-from gapjax import cells
 from gapjax import config as configs
 from gapjax.errors import check_choice
+from gapjax.reproduce import cells
 
 
 def get_config(arg=None):

@@ -10,9 +10,9 @@ Paper (top-1 / consistency, percent): ResNet-18 72.6 / 70.1, BlurPool 72.4 / 78.
 AugShift 72.6 / 85.6.
 """
 
-from gapjax import cells
 from gapjax import config as configs
 from gapjax.errors import check_choice
+from gapjax.reproduce import cells
 
 
 def get_config(arg=None):

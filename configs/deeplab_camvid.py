@@ -8,9 +8,9 @@
 CamVid (701 street scenes, 11 classes) stands in for Cityscapes: the paper has no numbers for it.
 """
 
-from gapjax import cells
 from gapjax import config as configs
 from gapjax.errors import check_choice
+from gapjax.reproduce import cells
 
 
 def get_config(arg=None):

@@ -11,7 +11,7 @@ The paper shows curves without values: removing the top-N position channels hurt
 than removing N random ones does, and left channels hurt the left half more than right ones do.
 """
 
-from gapjax import cells
+from gapjax.reproduce import cells
 
 
 def get_config():

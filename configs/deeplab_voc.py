@@ -12,9 +12,9 @@ train=train_aug needs SegmentationClassAug and its list when the set is prepared
 curves without values.
 """
 
-from gapjax import cells
 from gapjax import config as configs
 from gapjax.errors import check_choice
+from gapjax.reproduce import cells
 
 # 30,000 steps of batch 16, in whole passes over 1,464 or 10,582 images.
 EPOCHS = {'train': 328, 'train_aug': 45}

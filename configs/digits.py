@@ -6,9 +6,9 @@
 Networks: gapnet, permutenet, permutenet_fixed. What to expect: the table in the README.
 """
 
-from gapjax import cells
 from gapjax import config as configs
 from gapjax.errors import check_choice
+from gapjax.reproduce import cells
 
 
 def get_config(arg=None):

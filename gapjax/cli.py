@@ -10,7 +10,7 @@ import sys
 
 from gapjax import paths
 from gapjax.errors import CheckFailed, Interrupted, TrainingFailed, UsageError, check_choice
-from gapjax.system import keep_freed_memory
+from gapjax.training.system import keep_freed_memory
 
 USAGE = """usage: gapjax VERB [flags]
 
@@ -117,11 +117,12 @@ def train(argv):
                       "the first process' address, how many there are, and which this is, from 0")
   arguments, chosen = parse_with_config(parser, argv)
   config = config.from_flags(chosen)
-  from gapjax import parallel, report
+  from gapjax.report import page as report
+  from gapjax.training import devices as parallel
   how = arguments.distributed or parallel.told_by_environment()
   if how:
     parallel.initialize(how)
-  from gapjax.train import train
+  from gapjax.training.train import train
   with parallel.together():
     summary = train(config, workdir=arguments.workdir, data_dir=arguments.data_dir)
   if parallel.is_first():
@@ -132,7 +133,7 @@ def train(argv):
 def evaluate(argv):
   """Prints all metrics of a checkpoint."""
   arguments = flags('evaluate', workdir='', data=True).parse_args(argv)
-  from gapjax.evaluate import evaluate
+  from gapjax.training.evaluate import evaluate
   result = evaluate(arguments.workdir, data_dir=arguments.data_dir)
   numbers = {k: v for k, v in result.items() if not isinstance(v, dict | list)}
   print(json.dumps(numbers, indent=2))
@@ -147,9 +148,8 @@ def rank(argv):
   parser.add_argument('--ids', help='a JSON file {"left": [image ids], ...} to rank those regions '
                       'by, in place of the masks')
   arguments, neurons = parse_with_neurons(parser, argv)
-  from gapjax import workdirs
   from gapjax.neurons import run
-  ids = workdirs.read_json(arguments.ids) if arguments.ids else None
+  ids = paths.read_json(arguments.ids) if arguments.ids else None
   orders = run.rank_run(arguments.workdir, data_dir=arguments.data_dir,
                         regions=arguments.regions, ids=ids, neurons=neurons)
   for name, order in orders.items():
@@ -166,9 +166,10 @@ def attack(argv):
                       'names, or rectangles TOP,LEFT,BOTTOM,RIGHT in fractions '
                       '(default: all left right center)')
   arguments, neurons = parse_with_neurons(parser, argv)
-  from gapjax import report, report_attack
   from gapjax.neurons import run
-  from gapjax.render import markdown_table
+  from gapjax.report import attack as report_attack
+  from gapjax.report import page as report
+  from gapjax.report.render import markdown_table
   sweep = run.attack_run(arguments.workdir, data_dir=arguments.data_dir, ranking=arguments.ranking,
                          regions=arguments.regions, neurons=neurons)
   print(markdown_table(report_attack.table([{**record, 'network': arguments.workdir}
@@ -209,7 +210,7 @@ def reproduce(argv):
 
 def report(argv):
   """Builds the report of a workdir, or of each workdir in a folder; prints their paths."""
-  from gapjax import report
+  from gapjax.report import page as report
   arguments = flags('report', workdir='').parse_args(argv)
   print(*report.build_all(arguments.workdir), sep='\n')
 
@@ -246,11 +247,10 @@ def convert(argv):
 
 def check_parity(config, *, output=None):
   """Prints the table of differences between gapjax and PyTorch; config: one network's, or None."""
-  from gapjax.pytorch import weights
+  from gapjax.weights import files as weights
   weights.require_torch('--check', 'leave it out')
-  from gapjax import workdirs
   from gapjax.pytorch import parity, reference
-  from gapjax.render import markdown_table
+  from gapjax.report.render import markdown_table
   found = {}
   for case in [parity.of_config('config', config)] if config else parity.cases():
     logging.getLogger('gapjax').info('%s', case.name)
@@ -258,7 +258,7 @@ def check_parity(config, *, output=None):
   for table in parity.tables(found):
     print(markdown_table(table), end='\n\n')
   if output:
-    workdirs.write_json(output, {**reference.provenance(), 'networks': found})
+    paths.write_json(output, {**reference.provenance(), 'networks': found})
   bad = {name: columns for name, row in found.items() if (columns := parity.too_large(row))}
   if bad:
     raise CheckFailed('more than rounding: ' + '; '.join(
@@ -277,14 +277,15 @@ def compile(argv):
   # jax and libtpu read these as they load: take no TPU, ask no cloud for one, do not complain.
   os.environ.update(JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1', ALLOW_MULTIPLE_LIBTPU_LOAD='1',
                     TPU_ACCELERATOR_TYPE='v5litepod-1', TPU_WORKER_HOSTNAMES='localhost')
-  from gapjax import compile_tpu, config, workdirs
+  from gapjax import config
+  from gapjax.speed import compile_tpu
   check_output(arguments.output)
   result = compile_tpu.compile_step(config.from_flags(chosen), topology=arguments.topology,
                                     fit=not arguments.no_fit, data_dir=arguments.data_dir)
   if result['fits']:
     print('\n'.join(compile_tpu.lines(result)))
   if arguments.output:
-    workdirs.write_json(arguments.output, result)
+    paths.write_json(arguments.output, result)
   if not result['fits']:
     raise CheckFailed(compile_tpu.refusal(result))
 
@@ -302,18 +303,18 @@ def bench(argv):
   parser.add_argument('--profile', metavar='DIR', type=local, help='write a trace of a few calls')
   parser.add_argument('--output', metavar='FILE', type=local, help='write everything as JSON')
   arguments, chosen = parse_with_config(parser, argv)
-  from gapjax import config, workdirs
+  from gapjax import config
   if not arguments.config:  # the recipe of configs/gapnet_cifar10.py, which may not be there
     chosen = [f'--config={config.__file__}', *chosen]
   chosen_config = config.from_flags(chosen)
   check_output(arguments.output)
-  from gapjax import bench
+  from gapjax.speed import bench
   result = bench.bench(chosen_config, steps_per_round=arguments.steps, rounds=arguments.rounds,
                        against=arguments.against, mode=arguments.torch, profile=arguments.profile,
                        data_dir=arguments.data_dir)
   print('\n'.join(bench.lines(result)))
   if arguments.output:
-    workdirs.write_json(arguments.output, result)
+    paths.write_json(arguments.output, result)
 
 
 def run_suite(suite, arguments, *, seeds, command, **rest):
@@ -321,11 +322,12 @@ def run_suite(suite, arguments, *, seeds, command, **rest):
 
   command: what makes the same again, without this machine's folders. rest: see suites.run.
   """
-  from gapjax import report, suites, workdirs
-  with quiet('gapjax.train'):
+  from gapjax.report import page as report
+  from gapjax.reproduce import suites
+  with quiet('gapjax.training.train'):
     page = suites.run(suite, scale=arguments.scale, seeds=seeds, workdir=arguments.workdir,
                       data_dir=arguments.data_dir, command=command, **rest)
-  records = workdirs.read_json(f'{arguments.workdir}/results.json', list)
+  records = paths.read_json(f'{arguments.workdir}/results.json', list)
   print('\n'.join([report.table(records).rstrip(), *report.scale_notes(records)]))
   print(f'\nreport: {page}')
 
@@ -390,6 +392,6 @@ def main(argv=None) -> int:
 
 def complain(message, *, code):
   print(f'gapjax: {" ".join(str(message).split())}', file=sys.stderr)
-  if 'gapjax.parallel' in sys.modules:
-    sys.modules['gapjax.parallel'].leave(code)
+  if 'gapjax.training.devices' in sys.modules:
+    sys.modules['gapjax.training.devices'].leave(code)
   return code

@@ -11,6 +11,7 @@ one process: see `write_bytes`, `Staged`, `move` and `workdirs.lock`.
 import contextlib
 import importlib.util
 import io
+import json
 import os
 import pathlib
 import shutil
@@ -170,3 +171,50 @@ def unreachable(error) -> bool:
   return isinstance(error, ValueError) and str(error).startswith((
     'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED', 'PERMISSION_DENIED',
     'UNAUTHENTICATED', 'ABORTED'))
+
+
+# ---- JSON ----------------------------------------------------------------------------------------
+
+
+def read_json(path, kind=dict):
+  """The JSON value of a file, a dict or a list as `kind` says.
+
+  Raises UsageError naming the file, and the line where that is known.
+  """
+  return _parse(_text(path), path, kind)
+
+
+def read_lines(path) -> list[dict]:
+  """The lines of a JSONL file; [] without one.
+
+  A last line that a killed process left unfinished is dropped; any other that is not a JSON object
+  raises UsageError.
+  """
+  path = of(path)
+  texts = _text(path).splitlines(keepends=True) if path.exists() else []
+  if texts and not texts[-1].endswith('\n'):
+    texts.pop()
+  return [_parse(text, path, dict, line) for line, text in enumerate(texts, 1) if text.strip()]
+
+
+def _text(path):
+  try:
+    return of(path).read_text(encoding='utf-8')
+  except UnicodeDecodeError:
+    raise UsageError(f'{path} is not UTF-8 text; move it away and run again') from None
+
+
+def _parse(text, path, kind, line=1):
+  """The JSON value in `text`; `line` is where it starts."""
+  try:
+    value, wrong = json.loads(text), f'should hold a JSON {"list" if kind is list else "object"}'
+  except json.JSONDecodeError as error:
+    value, line, wrong = None, line + error.lineno - 1, f'is not JSON ({error.msg})'
+  if not isinstance(value, kind):
+    raise UsageError(f'{path} line {line} {wrong}; move it away and run again')
+  return value
+
+
+def write_json(path, value) -> None:
+  """Writes valid JSON, never half of it. Raises ValueError on NaN, which JSON does not have."""
+  write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + '\n').encode())

@@ -28,8 +28,9 @@ from chaos_faults import KINDS, disk
 from chaos_judge import log_lines, not_clear, not_ended, not_intact
 from conftest import ROOT, XLA_FLAGS
 
-from gapjax import workdirs
+from gapjax import paths
 from gapjax.data import builders
+from gapjax.training import workdirs
 
 RESTART = ROOT / 'launch' / 'restart.sh'
 PATIENCE = 300  # seconds until a training that neither ends nor moves is a loss
@@ -330,7 +331,7 @@ def write(folder, records, *, command, ground, began, previous=None) -> None:
            'undisturbed_seconds': round(summary['wall_seconds'], 1)}
   about, records = merged(previous, about, records)
   table = totals(records)
-  workdirs.write_json(folder / 'results.json', {**about, 'kinds': table, 'rounds': records})
+  paths.write_json(folder / 'results.json', {**about, 'kinds': table, 'rounds': records})
   versions = ', '.join(f'{name} {version}' for name, version in about['versions'].items())
   reasons = {f'- skipped, {r["kind"]}: {r["reason"]}' for r in records if r['outcome'] == 'skipped'}
   (folder / 'README.md').write_text('\n\n'.join([
@@ -369,7 +370,7 @@ def main(argv=None) -> int:
   earlier = arguments.output and arguments.output / 'results.json'
   previous = None
   if arguments.only and earlier and earlier.exists():
-    previous = workdirs.read_json(earlier)
+    previous = paths.read_json(earlier)
   for number in arguments.only or range(arguments.rounds):
     records.append(run_round(ground, number, seed=arguments.seed, kinds=arguments.kinds))
     print(' '.join(f'{name}={value}' for name, value in records[-1].items() if value != []),

@@ -85,7 +85,7 @@ def scene_run(tmp_path_factory, data_dir):
   """
   import jax
 
-  from gapjax.train import train
+  from gapjax.training.train import train
   workdir = tmp_path_factory.mktemp('scenes')
   config = tiny_config(**SCENES, num_epochs=2, **{'checkpoint.every_epochs': 1.0})
   config.neurons.update(classes=tuple(map(str, range(10))), purity=0.6, counts=3, random_orders=2)

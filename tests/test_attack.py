@@ -12,8 +12,9 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 
 from gapjax.errors import UsageError
 from gapjax.models.deeplab import DeepLab
-from gapjax.neurons import attack, network, pictures, rank
+from gapjax.neurons import attack, network, rank
 from gapjax.neurons.network import Network
+from gapjax.report.plots import neurons as pictures
 from gapjax.tasks import segmentation
 from gapjax.tasks.segmentation import REGIONS, region
 

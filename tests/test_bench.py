@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from conftest import ROOT, tiny_config
 
-from gapjax import bench, bench_data, cli, flops, models
+from gapjax import cli, models
 from gapjax import config as configs
 from gapjax.errors import CheckFailed, UsageError
 from gapjax.models.layers import Conv, Dense, SeparableConv
-from gapjax.parallel import Devices
+from gapjax.speed import bench, bench_data, flops
+from gapjax.training.devices import Devices
 
 TINY = [f'--config={ROOT}/configs/digits.py', '--config.model.name=resnet10',
         '--config.model.width=4', '--config.canvas.grid=2', '--config.data.image_size=8',

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from gapjax.evaluators import every_location, random_locations
-from gapjax.metrics import EvalMetrics
-from gapjax.plan import Plan
 from gapjax.tasks.canvas import CanvasTask, place
-from gapjax.workdirs import settle
+from gapjax.tasks.metrics import EvalMetrics
+from gapjax.training.evaluators import every_location, random_locations
+from gapjax.training.plan import Plan
+from gapjax.training.workdirs import settle
 
 draw = np.random.default_rng(0)
 MEAN, STD = np.array([0.5, 0.4, 0.3], np.float32), np.array([0.2, 0.25, 0.5], np.float32)

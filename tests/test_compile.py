@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from conftest import ROOT, tiny_config
 
-from gapjax import bench_data, build, cli, compile_tpu, flops
-from gapjax.plan import Plan
+from gapjax import cli
+from gapjax.speed import bench_data, compile_tpu, flops
+from gapjax.training import build
+from gapjax.training.plan import Plan
 
 TINY = [f'--config={ROOT}/configs/digits.py', '--config.model.name=resnet10',
         '--config.model.width=4', '--config.canvas.grid=2', '--config.data.image_size=8',

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from gapjax import build, config, steps, workdirs
+from gapjax import config
 from gapjax.data import ImageDataset
-from gapjax.parallel import AXIS, Devices
-from gapjax.plan import Plan
+from gapjax.training import build, steps, workdirs
+from gapjax.training.devices import AXIS, Devices
+from gapjax.training.plan import Plan
 
 draw = np.random.default_rng(0)
 CLASSES = {'cifar10': 10, 'cifar100': 100, 'digits': 10}

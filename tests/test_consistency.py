@@ -9,13 +9,14 @@ import PIL.Image
 import pytest
 from conftest import tiny_config
 
-from gapjax import build, workdirs
+from gapjax import paths
 from gapjax.errors import UsageError
-from gapjax.evaluate import evaluate as evaluate_workdir
-from gapjax.parallel import Devices
-from gapjax.plan import Plan
 from gapjax.tasks.consistency import PROTOCOLS, shifted_views
-from gapjax.train import train
+from gapjax.training import build, workdirs
+from gapjax.training.devices import Devices
+from gapjax.training.evaluate import evaluate as evaluate_workdir
+from gapjax.training.plan import Plan
+from gapjax.training.train import train
 
 draw = np.random.default_rng(0)
 
@@ -199,7 +200,7 @@ def test_a_run_and_its_evaluation(data_dir, tmp_path):
   assert set(summary['final']) == {'image_accuracy', 'consistency', 'feature_distance', 'loss'}
   assert set(summary['best']) == {'image_accuracy_best', 'step'}
   assert summary['shifts']['protocol'] == 'pad, s = 2' and 'per_location' not in summary
-  lines = {line['split']: line for line in workdirs.read_lines(tmp_path / 'metrics.jsonl')}
+  lines = {line['split']: line for line in paths.read_lines(tmp_path / 'metrics.jsonl')}
   assert lines['eval']['consistency'] == summary['final']['consistency']
   assert 0 < lines['train']['relative_distance'] < 2
   found = evaluate_workdir(tmp_path, data_dir=data_dir, devices=device)

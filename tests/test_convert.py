@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 from conftest import ROOT, SCENES, newest, same, tiny_config
 
-from gapjax import build, cli, evaluate
+from gapjax import cli
 from gapjax import config as configs
 from gapjax.data import CLASSES, NAMES, scenes_sources, sources
 from gapjax.data.digit_scenes import digit_scenes
 from gapjax.errors import UsageError
-from gapjax.plan import Plan
-from gapjax.pytorch import convert, names, weights
-from gapjax.train import train
+from gapjax.pytorch import convert
+from gapjax.training import build, evaluate
+from gapjax.training.plan import Plan
+from gapjax.training.train import train
+from gapjax.weights import files as weights
+from gapjax.weights import names
 
 draw = np.random.default_rng(0)
 DIGITS = f'--config={ROOT}/configs/digits.py'
@@ -294,7 +297,7 @@ def test_a_disk_that_fails_leaves_nothing(tmp_path, monkeypatch):
   def full(*_):
     raise OSError(28, 'No space left on device')
 
-  monkeypatch.setattr('gapjax.workdirs.claim', full)
+  monkeypatch.setattr('gapjax.training.workdirs.claim', full)
   with pytest.raises(OSError, match='No space'):
     convert.convert(path, tmp_path / 'runs/a', config=config)
   assert not any((tmp_path / 'runs').iterdir())

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import SCENES, tiny_config
 
-from gapjax import build, steps, workdirs
-from gapjax.parallel import AXIS, Devices
-from gapjax.plan import Plan
+from gapjax.training import build, steps, workdirs
+from gapjax.training.devices import AXIS, Devices
+from gapjax.training.plan import Plan
 
 
 def take_steps(config, data_dir, *, devices, count):

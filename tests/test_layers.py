@@ -9,7 +9,7 @@ import reference
 from gapjax.errors import UsageError
 from gapjax.models import convolution, layers
 from gapjax.models.convolution import kernel_gradient
-from gapjax.parallel import AXIS, Devices
+from gapjax.training.devices import AXIS, Devices
 
 draw = np.random.default_rng(0)
 

@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 from test_attack import one_line
 
-from gapjax import plots
 from gapjax.errors import UsageError
-from gapjax.neurons import attack, pictures
+from gapjax.neurons import attack
+from gapjax.report.plots import base as plots
+from gapjax.report.plots import neurons as pictures
 
 
 def rows_of(path, color):

@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 from conftest import SCENES, newest, tiny_config
 
-from gapjax import cells, cli, evaluate, report, suites
+from gapjax import cli
 from gapjax import models as networks
 from gapjax.data import load_scenes
 from gapjax.errors import UsageError
 from gapjax.neurons import run as neurons
 from gapjax.neurons.attack import Sweep, from_records
+from gapjax.report import page as report
+from gapjax.reproduce import cells, suites
 from gapjax.tasks.images import IMAGENET
 from gapjax.tasks.segmentation import check_sizes
-from gapjax.train import train
+from gapjax.training import evaluate
+from gapjax.training.train import train
 
 
 @pytest.fixture(scope='module')

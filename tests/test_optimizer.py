@@ -10,7 +10,7 @@ import pytest
 import reference
 
 from gapjax import config as configs
-from gapjax import optimizer
+from gapjax.training import optimizer
 
 
 def make(total=100, per_epoch=10.0, **changes):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from test_report import _canvases
 
-from gapjax import plots
+from gapjax.report.plots import base as plots
 
 
 def _pixels(path):

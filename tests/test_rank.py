@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gapjax import plots
 from gapjax.errors import UsageError
-from gapjax.neurons import pictures, rank
+from gapjax.neurons import rank
+from gapjax.report.plots import base as plots
+from gapjax.report.plots import neurons as pictures
 
 H, W, C = 6, 8, 5
 draw = np.random.default_rng(0)

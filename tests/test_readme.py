@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from gapjax import cells, cli, config, suites
+from gapjax import cli, config
 from gapjax.pytorch import parity
-from gapjax.render import markdown_table
-from gapjax.workdirs import read_json
+from gapjax.report.render import markdown_table
+from gapjax.reproduce import cells, suites
+from gapjax.training.workdirs import read_json
 
 sys.path.append(str(ROOT / 'benchmarks'))
 import compile_table

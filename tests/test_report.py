@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gapjax import plots, render, report, report_parts
 from gapjax.errors import UsageError
+from gapjax.report import page as report
+from gapjax.report import parts as report_parts
+from gapjax.report import render
+from gapjax.report.plots import base as plots
 
 PAPER = {'gapnet/location/3x3': 1.0, 'permutenet/location/3x3': .788, 'gapnet/image/3x3': .826}
 

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gapjax import cells, config, plots, plots_ablations, report, report_ablations
+from gapjax import config
+from gapjax.report import ablations as report_ablations
+from gapjax.report import page as report
+from gapjax.report.plots import ablations as plots_ablations
+from gapjax.report.plots import base as plots
+from gapjax.reproduce import cells
 
 
 def _records(seeds=3):

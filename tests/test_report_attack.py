@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gapjax import cells, plots, report, report_attack, suites
-from gapjax.neurons import pictures
 from gapjax.neurons.attack import Sweep
+from gapjax.report import attack as report_attack
+from gapjax.report import page as report
+from gapjax.report.plots import base as plots
+from gapjax.report.plots import neurons as pictures
+from gapjax.reproduce import cells, suites
 
 COUNTS = (0, 10, 20, 30, 40)
 CHANCE = {'location': 1 / 9, 'image': .1}

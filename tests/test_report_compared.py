@@ -2,9 +2,9 @@
 
 import pytest
 
-from gapjax import report_compared
-from gapjax.plots import TIMES
-from gapjax.report_parts import Source
+from gapjax.report import compared as report_compared
+from gapjax.report.parts import Source
+from gapjax.report.plots.base import TIMES
 
 
 def record(cell, metric, values, *, seeds=None, paper=None, **more):

@@ -8,8 +8,10 @@ import pytest
 from test_plots import _line, _pixels
 from test_report import _html, _markdown, _records, _rows, _write
 
-from gapjax import plots, plots_shifts, report
-from gapjax.plots_shifts import ShiftPanel
+from gapjax.report import page as report
+from gapjax.report.plots import base as plots
+from gapjax.report.plots import shifts as plots_shifts
+from gapjax.report.plots.shifts import ShiftPanel
 
 PAPER = {'resnet18': (.931, .908), 'augshift': (.921, .948)}
 NETWORKS = ('resnet18', 'blurpool', 'aps', 'two_crops', 'augshift', 'augshift_blurpool',

@@ -11,19 +11,19 @@ import pytest
 from conftest import SCENES, newest, same, tiny_config
 from sklearn.metrics import confusion_matrix, jaccard_score
 
-from gapjax import build, optimizer, workdirs
 from gapjax import config as configs
 from gapjax.errors import UsageError
 from gapjax.models import mobilenet, resnet
 from gapjax.models.deeplab import DeepLab, resize
 from gapjax.models.layers import Conv, Dropout
-from gapjax.parallel import AXIS, Devices
-from gapjax.plan import Plan
-from gapjax.scene_evaluator import SceneEvaluator, scene_batches
-from gapjax.steps import TrainState
 from gapjax.tasks import segmentation
 from gapjax.tasks.segmentation import SegmentationTask
-from gapjax.train import train
+from gapjax.training import build, optimizer, workdirs
+from gapjax.training.devices import AXIS, Devices
+from gapjax.training.plan import Plan
+from gapjax.training.scene_evaluator import SceneEvaluator, scene_batches
+from gapjax.training.steps import TrainState
+from gapjax.training.train import train
 
 draw = np.random.default_rng(0)
 K = 5

@@ -7,9 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from gapjax import cells, config, report, suites, workdirs
+from gapjax import config
 from gapjax.errors import UsageError
 from gapjax.neurons.attack import Sweep
+from gapjax.report import page as report
+from gapjax.reproduce import cells, suites
+from gapjax.training import workdirs
 
 
 def test_table2_is_the_papers_and_more():

@@ -12,18 +12,20 @@ from clu import metrics as clu_metrics
 from conftest import ROOT, newest, same, tiny_config
 from test_devices import assert_close
 
-from gapjax import build, data, workdirs
-from gapjax import train as train_module
-from gapjax.checkpoint import Checkpoints, digest
+from gapjax import data
 from gapjax.errors import TrainingFailed, UsageError
-from gapjax.evaluate import evaluate
-from gapjax.evaluators import CanvasEvaluator, random_locations
-from gapjax.metrics import TrainMetrics, Writer
-from gapjax.parallel import Devices
-from gapjax.plan import Plan
-from gapjax.system import Clock
-from gapjax.train import check_finite, train
-from gapjax.workdirs import read_lines
+from gapjax.tasks.metrics import TrainMetrics
+from gapjax.training import build, workdirs
+from gapjax.training import train as train_module
+from gapjax.training.checkpoint import Checkpoints, digest
+from gapjax.training.devices import Devices
+from gapjax.training.evaluate import evaluate
+from gapjax.training.evaluators import CanvasEvaluator, random_locations
+from gapjax.training.log import Writer
+from gapjax.training.plan import Plan
+from gapjax.training.system import Clock
+from gapjax.training.train import check_finite, train
+from gapjax.training.workdirs import read_lines
 
 
 @pytest.fixture(scope='module')

@@ -11,15 +11,17 @@ import pytest
 from conftest import tiny_config
 from test_convert import MOBILENET, NETWORKS, PLUS, network_config, their_arrays
 
-from gapjax import build, models
 from gapjax import config as configs
+from gapjax import models
 from gapjax.errors import Interrupted, TrainingFailed, UsageError
-from gapjax.plan import Plan
-from gapjax.pytorch import names, weights
+from gapjax.training import build
+from gapjax.training.plan import Plan
+from gapjax.weights import files as weights
+from gapjax.weights import names
 
 torch = pytest.importorskip('torch')
 
-from gapjax.pytorch import recipe, train, twin  # noqa: E402 - only where torch is
+from gapjax.pytorch import recipe, train, twin  # noqa: E402
 
 F = torch.nn.functional
 PAIRS = {'task': 'classification', 'augshift.crops': 2, 'augshift.max_shift': 2,

@@ -8,12 +8,14 @@ import pytest
 from conftest import tiny_config
 from test_twin import PAIRS, one_thread  # noqa: F401 - a fixture
 
-from gapjax import cells, cli, report, suites
+from gapjax import cli
 from gapjax import config as configs
+from gapjax.report import page as report
+from gapjax.reproduce import cells, suites
 
 torch = pytest.importorskip('torch')
 
-from gapjax.pytorch import train  # noqa: E402 - only where torch is
+from gapjax.pytorch import train  # noqa: E402
 
 
 def found_in(path):

@@ -18,11 +18,12 @@ from safetensors.numpy import save_file
 
 from gapjax import config as configs
 from gapjax.errors import Interrupted, UsageError
-from gapjax.evaluate import open_run
 from gapjax.models.mobilenet import MobileNetV2
 from gapjax.models.resnet import ResNet
-from gapjax.pytorch import names, weights
-from gapjax.train import train
+from gapjax.training.evaluate import open_run
+from gapjax.training.train import train
+from gapjax.weights import files as weights
+from gapjax.weights import names
 
 draw = np.random.default_rng(0)
 GOLDEN = {'resnet18': (4, None), 'resnet50': (2, 8)}  # width and output stride
@@ -354,7 +355,7 @@ class Stopped(contextlib.nullcontext):
 def test_a_run_starts_from_them_and_goes_on_without(data_dir, tmp_path, monkeypatch):
   """Also when the file is gone, a run goes on and is evaluated; a file that does not fit leaves the
   workdir free for another."""
-  monkeypatch.setattr('gapjax.train.StopSignals', Stopped)
+  monkeypatch.setattr('gapjax.training.train.StopSignals', Stopped)
   config = tiny_config(**{**SCENES, 'model.stem': 'imagenet'})
 
   def start(file):

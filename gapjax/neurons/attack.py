@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gapjax import workdirs
+from gapjax import paths
 from gapjax.errors import UsageError
 from gapjax.neurons.network import Network
 from gapjax.tasks import segmentation
@@ -104,7 +104,7 @@ def from_records(records: Iterable[Mapping]) -> Sweep:
 
 def write_json(path, sweep: Sweep, **about) -> None:
   """Writes `sweep.records()`, a list of objects, what is said `about` them in each."""
-  workdirs.write_json(path, [{**record, **about} for record in sweep.records()])
+  paths.write_json(path, [{**record, **about} for record in sweep.records()])
 
 
 def write_csv(path, sweep: Sweep) -> None:
@@ -116,7 +116,7 @@ def write_csv(path, sweep: Sweep) -> None:
     name, count = record['cell'].split('/N=')
     lines.writerows([name, count, repeat, record['metric'], '' if value is None else value]
                     for repeat, value in enumerate(record['values']))
-  workdirs.write_bytes(path, text.getvalue().encode())
+  paths.write_bytes(path, text.getvalue().encode())
 
 
 # --- what is removed ---------------------------------------------------------------------------

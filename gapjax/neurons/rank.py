@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gapjax import workdirs
+from gapjax import paths
 from gapjax.errors import UsageError, check_choice, nearest
 from gapjax.models.layers import global_average_pool
 from gapjax.tasks import segmentation
@@ -228,7 +228,7 @@ def save(path, **orders) -> None:
   save('left.json', left=channels) is one of their files; several orders may share one.
   """
   lists = {name: [int(c) for c in channels] for name, channels in orders.items()}
-  workdirs.write_bytes(path, json.dumps(lists).encode())
+  paths.write_bytes(path, json.dumps(lists).encode())
 
 
 def load(path, *, num_channels: int) -> dict[str, np.ndarray]:
@@ -236,7 +236,7 @@ def load(path, *, num_channels: int) -> dict[str, np.ndarray]:
 
   Raises UsageError naming the file unless each is a list of distinct channels in [0, num_channels).
   """
-  orders = workdirs.read_json(path)
+  orders = paths.read_json(path)
   if not orders:
     raise UsageError(f'{path} holds no list of channels; it should look like '
                      '{"overall": [5, 0, 3]}')

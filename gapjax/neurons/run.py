@@ -11,11 +11,12 @@ from gapjax import config as configs
 from gapjax import paths
 from gapjax.data import load_scenes
 from gapjax.errors import UsageError, check_choice
-from gapjax.evaluate import Run, open_run
-from gapjax.evaluators import every_location
-from gapjax.neurons import attack, network, pictures, rank
-from gapjax.scene_evaluator import scene_batches
+from gapjax.neurons import attack, network, rank
+from gapjax.report.plots import neurons as pictures
 from gapjax.tasks.segmentation import object_classes, region
+from gapjax.training.evaluate import Run, open_run
+from gapjax.training.evaluators import every_location
+from gapjax.training.scene_evaluator import scene_batches
 
 log = logging.getLogger(__name__)
 

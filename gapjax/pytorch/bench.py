@@ -23,13 +23,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from gapjax import bench_data, build, workdirs
 from gapjax import config as configs
-from gapjax.bench import MODES, peak_rss
 from gapjax.errors import UsageError, check_choice
-from gapjax.plan import Plan
 from gapjax.pytorch import recipe, twin
-from gapjax.system import keep_freed_memory, usable_cores
+from gapjax.speed import bench_data
+from gapjax.speed.bench import MODES, peak_rss
+from gapjax.training import build, workdirs
+from gapjax.training.plan import Plan
+from gapjax.training.system import keep_freed_memory, usable_cores
 
 WARM_UP_STEPS = 3  # the second still chooses algorithms; the last is the guess of a step's time
 WORKERS = 4  # of the authors' DataLoader, where there are as many cores

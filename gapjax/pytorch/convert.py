@@ -13,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from gapjax import build, data, models, optimizer, workdirs
-from gapjax.checkpoint import Checkpoints, newest
+from gapjax import data, models
 from gapjax.errors import UsageError
-from gapjax.parallel import Devices
-from gapjax.pytorch import names, weights
-from gapjax.steps import TrainState
+from gapjax.training import build, optimizer, workdirs
+from gapjax.training.checkpoint import Checkpoints, newest
+from gapjax.training.devices import Devices
+from gapjax.training.steps import TrainState
+from gapjax.weights import files as weights
+from gapjax.weights import names
 
 log = logging.getLogger(__name__)
 

@@ -17,14 +17,16 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from gapjax import build, models, optimizer, steps
 from gapjax import config as configs
+from gapjax import models
 from gapjax.data.images import ImageDataset
 from gapjax.models.heads import Permute
-from gapjax.parallel import AXIS, Devices
-from gapjax.pytorch import names, weights
-from gapjax.render import Table
+from gapjax.report.render import Table
 from gapjax.tasks.segmentation import VOID
+from gapjax.training import build, optimizer, steps
+from gapjax.training.devices import AXIS, Devices
+from gapjax.weights import files as weights
+from gapjax.weights import names
 
 STEPS = 20
 # The largest relative difference (`difference`) that counts as rounding.

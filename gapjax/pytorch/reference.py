@@ -5,8 +5,9 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from gapjax.pytorch import names, parity, recipe, twin
-from gapjax.system import describe_devices, versions
+from gapjax.pytorch import parity, recipe, twin
+from gapjax.training.system import describe_devices, versions
+from gapjax.weights import names
 
 
 class Reference:

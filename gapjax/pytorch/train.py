@@ -20,14 +20,16 @@ from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from gapjax import build, optimizer, workdirs
 from gapjax import config as configs
+from gapjax import paths
 from gapjax.errors import Interrupted, TrainingFailed, UsageError
-from gapjax.evaluators import CanvasEvaluator, ShiftEvaluator
-from gapjax.metrics import Writer
-from gapjax.plan import Plan
-from gapjax.pytorch import names, recipe, twin, weights
-from gapjax.system import (
+from gapjax.pytorch import recipe, twin
+from gapjax.tasks.augshift import warm_up
+from gapjax.training import build, optimizer, workdirs
+from gapjax.training.evaluators import CanvasEvaluator, ShiftEvaluator
+from gapjax.training.log import Writer
+from gapjax.training.plan import Plan
+from gapjax.training.system import (
   Clock,
   StopSignals,
   commit,
@@ -35,7 +37,8 @@ from gapjax.system import (
   usable_cores,
   versions,
 )
-from gapjax.tasks.augshift import warm_up
+from gapjax.weights import files as weights
+from gapjax.weights import names
 
 WEIGHTS = 'weights.pth'
 
@@ -161,7 +164,7 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
       'canvas_size': build.input_shape(config, task, train_set)[1], 'chance': 1 / task.num_classes,
       'parameters': sum(arrays[name].size for name in names.names(config.model)
                         if 'running' not in name)}
-    workdirs.write_json(workdir / 'summary.json', summary)
+    paths.write_json(workdir / 'summary.json', summary)
     return summary
 
 

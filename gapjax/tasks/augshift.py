@@ -21,9 +21,9 @@ from jax import lax
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 from gapjax.errors import UsageError
-from gapjax.metrics import PairMetrics, TrainMetrics
 from gapjax.tasks import consistency
 from gapjax.tasks.images import normalise, random_flips
+from gapjax.tasks.metrics import PairMetrics, TrainMetrics
 
 
 @jax.jit

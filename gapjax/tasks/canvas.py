@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
-from gapjax.metrics import EvalMetrics, TrainMetrics
 from gapjax.tasks.images import normalise, random_flips
+from gapjax.tasks.metrics import EvalMetrics, TrainMetrics
 
 
 def place(patches: jax.Array, locations: jax.Array, *, grid: int, fill: jax.Array) -> jax.Array:

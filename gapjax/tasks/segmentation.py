@@ -14,8 +14,8 @@ from jax import lax
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 from gapjax.errors import UsageError, check_choice
-from gapjax.metrics import TrainMetrics
 from gapjax.tasks.images import normalise
+from gapjax.tasks.metrics import TrainMetrics
 
 VOID = 255
 # name -> (top, left, bottom, right), fractions of the image's size, rounded down to pixels: left

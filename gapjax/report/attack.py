@@ -1,0 +1,275 @@
+"""The report's third claim (the paper's section 5): channels that hold position can be removed."""
+
+import functools
+import re
+
+import numpy as np
+
+from gapjax import paths
+from gapjax.neurons import attack
+from gapjax.report.parts import (
+  CANVAS,
+  DASH,
+  both,
+  copied,
+  detail_curves,
+  learned,
+  number,
+  ours,
+  run_curves,
+  suite,
+)
+from gapjax.report.plots import base as plots
+from gapjax.report.plots import neurons as pictures
+from gapjax.report.render import Picture, Section, Table
+
+NETWORK = re.compile(r'(deeplab\w+)/([^/]+)')
+HEADING = 'Third claim: position channels can be found and removed'
+# Pictures that the attack leaves, the name of their copy, and what they show.
+LEFT = [('predictions.png', 'Predictions', 'Evaluated scenes, their labels, and the classes that '
+         'the network gives every pixel. Void is grey.'),
+        ('activations.png', 'Mean activations of the top left and right channels',
+         'The top channels of the left and the right ranking: mean activation over scenes with the '
+         'object on either side only, with its standard error.'),
+        ('attack_scenes.png', 'Predictions before and after removing channels',
+         'Evaluated scenes: predictions of the whole network, and without its first left or right '
+         'channels (or those of left_centred and right_centred), as many as tell the two halves of '
+         'the image furthest apart in the curves above.')]
+# How many values of N the table shows of a sweep.
+SHOWN = 3
+# A classifier's metrics, and what it got right.
+CLASSIFIED = {'location_accuracy': 'places', 'image_accuracy': 'images'}
+
+
+def match(record):
+  """The network of a record, if it is a segmentation network or was attacked; else None."""
+  if 'network' in record:
+    return record['network']
+  return record['cell'] if NETWORK.fullmatch(record['cell']) else None
+
+
+def place(record):
+  """Sort key: suite, network, what is removed, how much."""
+  name, _, count = record['cell'].partition('/N=')
+  known = ['clean', *pictures.LOOKS]
+  removed = 'network' in record
+  return (suite(record), match(record), removed,
+          int(count) if removed else 0, known.index(name) if name in known else len(known))
+
+
+def cells(source):
+  """The learning curves of every network."""
+  if source.summary is not None:
+    config = source.summary['config']
+    return [plots.Panel(config['model']['name'], config['data']['name'],
+                        **run_curves(source.workdir))]
+  return [plots.Panel(*match(record).split('/', 1), **detail_curves(record['detail']))
+          for record in source.records if record.get('detail')]
+
+
+def title(source):
+  if source.summary is not None:
+    return f'{source.cells[0].network_name} on {source.cells[0].target}'
+  return 'Which channels know where things are, and what is lost without them?'
+
+
+def lead(source):
+  """The claim and how it is tested, in paragraphs."""
+  if source.summary is not None:
+    return ['One training run: what it reached, what it predicts, how it learned, and the '
+            'configuration it used.']
+  return [
+    'The paper claims that some channels of a network encode position, that a mirror is enough to '
+    'find them, and that removing them damages segmentation, in a chosen half of the image if one '
+    'wants. A channel is ranked by how much its mean changes when the image is '
+    'mirrored: overall by the mean size of the change over all images, left and right by its '
+    'signed mean over images whose object of interest stands on that side only, left_centred and '
+    'right_centred by that less its mean over all images. Then the first N channels of a '
+    'ranking are set to zero, and as a baseline N channels drawn at random. If the claim holds, '
+    'the overall ranking costs more mIoU than chance does, left channels cost more in the left '
+    'half than right channels do, and the other way round.',
+    *(['Networks that classify lose channels, too: one that names the place of an image on its '
+       'canvas, and one that names the image. Left and right are then the columns of the canvas on '
+       'that side, and every test image is evaluated at every place.']
+      if any(record['metric'] in CLASSIFIED for record in source.records) else [])]
+
+
+def subject(name):
+  """What a network is called: 'GAPNet, 3 x 3' for those of both targets; others by their cell."""
+  found = CANVAS.fullmatch(name)
+  return f'{plots.NETWORKS[found[1]]}, {found[3]}{plots.TIMES}{found[3]}' if found else name
+
+
+def _removed(source):
+  """The records of what was removed: a suite's, or an attack's on a run's last checkpoint."""
+  if source.summary is None:
+    return [record for record in source.records if 'network' in record]
+  path = source.workdir / 'attack.json'
+  if not path.exists():
+    return []
+  config, sizes = source.summary['config'], source.summary.get('sizes') or {}
+  more = {'network': config['model']['name'],
+          **({'chance': sizes.get('chance')} if config.get('task') != 'segmentation' else {})}
+  return [{**record, **more} for record in paths.read_json(path, list)
+          if record.get('step') == source.summary['step']]
+
+
+def _attacks(source):
+  """[(what was attacked, Sweep, {metric: chance})]; a classifier's targets side by side if they
+  were asked for the same N."""
+  by_network, found = {}, {}
+  for record in _removed(source):
+    by_network.setdefault(record['network'], []).append(record)
+  for network, records in by_network.items():
+    sweep = attack.from_records(records)
+    metrics, chance = found.setdefault((subject(network), sweep.counts), ({}, {}))
+    metrics.update(sweep.metrics)
+    chance.update({r['metric']: r['chance'] for r in records if r.get('chance') is not None})
+  return [(name, attack.Sweep(counts, dict(sorted(metrics.items(), key=_column))), chance)
+          for (name, counts), (metrics, chance) in found.items()]
+
+
+def _column(item):
+  """Sort key of (metric, ...): the pictures' order, rectangles last."""
+  known = list(pictures.METRICS)
+  return known.index(item[0]) if item[0] in known else len(known)
+
+
+def shown(counts):
+  """SHOWN of the numbers of removed channels, in about equal distances, none of them 0; all, if no
+  more are there."""
+  counts = [n for n in counts if n]
+  if len(counts) <= SHOWN:
+    return counts
+  return [counts[i] for i in np.unique(np.linspace(0, len(counts) - 1, SHOWN + 1).round()
+                                       .astype(int))[:-1]]
+
+
+def tables(records):
+  """One table of the networks that mark pixels, one of those that classify."""
+  parts = [[r for r in records if (r['metric'] in CLASSIFIED) == classify]
+           for classify in (False, True)]
+  return [table(part) for part in parts if part]
+
+
+def table(records):
+  """One row for the whole network and for each order at some N: mIoU by region, or accuracy."""
+  there = dict.fromkeys(r['metric'] for r in records if 'network' in r)  # also rectangles'
+  there = there or dict.fromkeys(r['metric'] for r in records)
+  metrics = [*(m for m in pictures.METRICS if m in there),
+             *(m for m in there if m not in pictures.METRICS and m.startswith('miou_')
+               and m != 'miou_best')]
+  found, rows, breaks = {}, [], set()
+  for record in records:
+    name = subject(match(record))
+    if 'network' in record or record['metric'] in metrics:
+      found.setdefault(name, {}).setdefault(record['cell'], {})[record['metric']] = record
+  for network, by_cell in found.items():
+    counts = sorted({int(cell.split('/N=')[1]) for cell in by_cell if '/N=' in cell})
+    chosen = shown(counts)
+    for cell, values in by_cell.items():
+      removed, _, count = cell.partition('/N=')
+      if removed == attack.CLEAN:
+        if network in by_cell:  # the network's own row says the same
+          continue
+        count = ''
+      if count and int(count) not in chosen:
+        continue
+      if not count or removed == next(iter(pictures.LOOKS)):
+        breaks.add(len(rows))
+      rows.append([network, count or '0', removed if count else DASH,
+                   *(ours(values.get(metric)) for metric in metrics)])
+    chance = {r['metric']: r['chance'] for values in by_cell.values() for r in values.values()
+              if r.get('chance') is not None}
+    if chance:
+      breaks.add(len(rows))
+      rows.append([network, DASH, 'guessing', *(number(chance.get(m)) for m in metrics)])
+  names = [pictures.METRICS.get(metric, metric) for metric in metrics]
+  return Table(['network', 'N removed', 'by', *names], rows, text=3, breaks=frozenset(breaks - {0}),
+               strong=frozenset(range(3, 3 + len(names))),
+               caption='In percent. The whole network: mean \N{PLUS-MINUS SIGN} sample '
+               'standard deviation (seeds); with channels removed, over seeds and random orders.')
+
+
+def results(source, _):
+  """Facts and the table of a suite."""
+  facts = []
+  for _, sweep, _ in _attacks(source):
+    facts += _facts(sweep)
+  return Section('Results', facts=facts, tables=tables(source.records))
+
+
+def _facts(sweep):
+  """mIoU of the whole network, and at the largest N at which random channels leave half of it."""
+  orders = sweep.metrics.get('miou') or {}
+  if 'overall' not in orders or 'random' not in orders:
+    return []
+  left = orders['random'].mean(0)
+  chosen = max([i for i in range(1, len(left)) if left[i] >= left[0] / 2], default=1)
+  n = sweep.counts[chosen]
+  return [(f'{number(orders["overall"][:, 0].mean())}%', 'mIoU of the whole network'),
+          (f'{number(orders["overall"][:, chosen].mean())}%',
+           f'without the first {n} position channels'),
+          (f'{number(orders["random"][:, chosen].mean())}%', f'without {n} random channels')]
+
+
+def removed(source, folder):
+  """Also of a single canvas run that was attacked."""
+  drawn = []
+  for i, (name, sweep, chance) in enumerate(_attacks(source)):
+    what = 'Accuracy' if set(sweep.metrics) <= set(CLASSIFIED) else 'mIoU'
+    drawn.append(both(
+      functools.partial(pictures.curves, chance=chance), sweep, folder / f'attack{i or ""}.png',
+      alt=f'{what} against the number of removed channels',
+      caption=f'{"" if source.summary else f"{name}: "}{what} in percent against the number of '
+      f'removed channels{", every test image at every place" if chance else ""}; the band of the '
+      'random orders is from the lowest to the highest'
+      f'{", the dotted line is guessing" if chance else ""}.{_beside(sweep)}'))
+  if not drawn:
+    return None
+  return Section('What removing channels costs', pictures=drawn,
+                 tables=tables(_removed(source)) if source.summary else [])
+
+
+def _beside(sweep):
+  """A sentence on a classifier: what it gets right by rank beside at random, at the last N shown.
+  """
+  n, said = shown(sweep.counts)[-1], []
+  for metric, orders in sweep.metrics.items():
+    if metric in CLASSIFIED and {'overall', 'random'} <= set(orders):
+      i = sweep.counts.index(n)
+      whole, ranked, drawn = (number(values.mean()) for values in (
+        orders['overall'][:, 0], orders['overall'][:, i], orders['random'][:, i]))
+      said.append(f'{whole}, {ranked} and {drawn}% of {CLASSIFIED[metric]}')
+  return (f' The whole network, that without its first {n} position channels, and that without {n} '
+          f'random ones get right: {"; ".join(said)}.') if said else ''
+
+
+def classes(source, _):
+  """IoU of every class, a column a network."""
+  if source.summary is not None:
+    found = {source.cells[0].network_name: source.summary.get('per_class')}
+  else:
+    found = {match(r): r['detail'].get('per_class') for r in source.records if r.get('detail')}
+  found = {name: per_class for name, per_class in found.items() if per_class}
+  if not found:
+    return None
+  names = list(dict.fromkeys(name for per_class in found.values() for name in per_class))
+  return Section('Class by class', tables=[Table(
+    ['class', *found], [[name, *(number(per_class.get(name)) for per_class in found.values())]
+                        for name in names], caption='IoU in percent.')])
+
+
+def scenes(source, folder):
+  where = source.workdir if source.summary is not None else source.workdir / 'samples'
+  found = [Picture(copied(where / name, folder, name), alt, caption)
+           for name, alt, caption in LEFT if (where / name).exists()
+           and (name != 'attack_scenes.png' or _removed(source))]
+  return Section('What the network sees, and what is left', pictures=found) if found else None
+
+
+def curves(source, folder):
+  return learned(source, folder / 'segmentation.png')
+
+
+SECTIONS = [removed, scenes, classes, curves]

@@ -1,0 +1,176 @@
+"""The report's first claim (the paper's section 3): position survives global pooling."""
+
+import re
+
+from gapjax.report.attack import removed
+from gapjax.report.parts import (
+  CANVAS,
+  both,
+  copied,
+  detail_curves,
+  first,
+  learned,
+  number,
+  ours,
+  pytorch,
+  run_curves,
+  suite,
+)
+from gapjax.report.plots import base as plots
+from gapjax.report.render import Picture, Section, Table
+
+# config.model.head -> the cell's network
+HEADS = {'gap': 'gapnet', 'permuted': 'permutenet', 'linear': 'GAP and a linear layer'}
+PYTORCH = (' PyTorch: the same networks in plain PyTorch, on the same batches of images, under the '
+           'paper\'s protocol.')
+HEADING = 'First claim: position survives global pooling'
+
+
+def match(record):
+  """Whether a record is of a canvas cell: its network, target and grid."""
+  return CANVAS.fullmatch(record['cell'])
+
+
+def place(record):
+  """Sort key: the paper's order."""
+  network, target, k = match(record).groups()
+  return suite(record), *plots.order(plots.Panel(network, target, int(k)))
+
+
+def cells(source):
+  """What the pictures need, from the records that carry a detail, or from a single run."""
+  if source.summary is not None:
+    return [_run_cell(source)]
+  found = {}
+  for record in source.records:
+    if detail := record.get('detail'):
+      network, target, k = match(record).groups()
+      found[record['cell']] = plots.Panel(
+        network, target, int(k), _chance(target, int(k), detail), detail.get('per_location'),
+        **detail_curves(detail))
+  return list(found.values())
+
+
+def _chance(target, grid, detail):
+  return 1 / grid ** 2 if target == 'location' and grid else detail.get('chance')
+
+
+def _run_cell(source):
+  summary = source.summary
+  model, canvas = ((summary.get('config') or {}).get(key) or {} for key in ('model', 'canvas'))
+  per_location = summary.get('per_location')
+  grid = canvas.get('grid') or (len(per_location) if per_location else None)
+  target = str(canvas.get('target', 'accuracy'))
+  head = HEADS.get(model.get('head'), str(model.get('name', 'network')))
+  if head == 'permutenet' and model.get('permutation') == 'fixed':
+    head = 'permutenet_fixed'
+  chance = _chance(target, grid, summary.get('sizes') or {})
+  return plots.Panel(head, target, grid, chance, per_location, **run_curves(source.workdir))
+
+
+def title(source):
+  if source.summary is not None:
+    return f'{source.cells[0].network_name}: {source.cells[0].task_name.lower()}'
+  return 'Does global average pooling forget where things are?'
+
+
+def lead(source):
+  """The claim and how it is tested, in paragraphs."""
+  if source.summary is not None:
+    return ['One training run: what it reached, where on the canvas it succeeds, how it learned, '
+            'and the configuration it used.']
+  text = (
+    'Global average pooling is believed to erase where things are. The paper claims the '
+    'opposite: position survives, written in the order of the channels. The test pastes a small '
+    f'image at one of {plots.square("k")} places on an empty canvas and asks a network for the '
+    'place. GAPNet pools and answers. PermuteNet gets the pooled channels in a new random order '
+    'at every forward pass, so that nothing but their order is lost. If the claim holds, GAPNet '
+    'finds nearly every place and PermuteNet falls towards guessing. Naming the image falls too, '
+    'since shuffled channels leave the classifier little more than their mean; in the paper, '
+    'with 512 channels and 20,000 steps, it falls by less.')
+  if any(match(record)[1] == 'permutenet_fixed' for record in source.records):
+    text += (' As a control, a third network shuffles in one order fixed for the whole run, '
+             'which its linear layer can learn to undo.')
+  return [text]
+
+
+def table(records):
+  """One row a cell; the paper's number stands next to its protocol."""
+  found = {}
+  for record in records:
+    found.setdefault((suite(record), record['cell']), {})[record['metric']] = record
+  torch = any(r.get('torch') is not None for r in records)
+  several = len({name for name, _ in found}) > 1
+  blocks, rows = [], []
+  for (group, name), metrics in found.items():
+    network, target, k = CANVAS.fullmatch(name).groups()
+    exact, best = (metrics.get(f'{target}_accuracy{which}') for which in ('', '_best_random'))
+    chance = _chance(target, int(k), first((exact, best), 'detail') or {})
+    blocks.append((group, target, k))
+    rows.append([*([group] if several else []), plots.NETWORKS[network], target,
+                 f'{k}{plots.TIMES}{k}', number(first((best, exact), 'paper')),
+                 *([pytorch((best, exact))] if torch else []),
+                 ours(best), ours(exact), number(chance)])
+  breaks = frozenset(i for i in range(1, len(rows)) if blocks[i] != blocks[i - 1])
+  head = [*(['suite'] if several else []), 'network', 'target', 'grid', 'paper',
+          *(['PyTorch'] if torch else []), 'gapjax: best epoch, random placement',
+          'gapjax: every location, final weights', 'chance']
+  return Table(
+    head, rows, text=3 + several, breaks=breaks, strong=frozenset({len(head) - 3, len(head) - 2}),
+    caption='In percent. gapjax: mean \N{PLUS-MINUS SIGN} sample standard deviation (seeds). The '
+    'paper quotes the best epoch under random placement; the stricter column places every test '
+    f'image at every location with the final weights.{PYTORCH if torch else ""}')
+
+
+# --- sections: (Source, folder for pictures) -> Section or None -------------------------------
+
+
+def results(source, _):
+  """Facts and the table of a suite."""
+  exact, facts = {}, []
+  for record in source.records:
+    if record['metric'] == 'location_accuracy' and record['mean'] is not None:
+      network, _, k = match(record).groups()
+      exact[int(k), network] = record['mean']
+  for k in sorted({k for k, _ in exact}):
+    for network in ('gapnet', 'permutenet'):
+      if (k, network) in exact:
+        facts.append((f'{number(exact[k, network])}%',
+                      f'location accuracy of {plots.NETWORKS[network]}, {plots.square(k)}'))
+    facts.append((f'{100 / k ** 2:.1f}%', f'location accuracy of guessing, {plots.square(k)}'))
+  return Section('Results', facts=facts, tables=[table(source.records)])
+
+
+def samples(source, folder):
+  grids = {int(match(record)[3]) for record in source.records}  # shift cells leave a 1x1.png
+  found = [p for p in (source.workdir / 'samples').glob('*x*.png')
+           if re.fullmatch(r'(\d+)x\1', p.stem) and int(p.stem.split('x')[0]) in grids]
+  found = sorted(found, key=lambda p: int(p.stem.split('x')[0]))
+  found += [p for p in [source.workdir / 'canvas.png'] if source.summary and p.exists()]
+  pictures = []
+  for path in found:
+    k = path.stem.partition('x')[0]  # 'canvas' for a single run's
+    copy = copied(path, folder, path.name if k == 'canvas' else f'canvas_{path.name}')
+    name = 'Samples of the canvas' if k == 'canvas' else f'Samples of the {plots.square(k)} canvas'
+    pictures.append(Picture(copy, name, f'{name}. Thin lines mark the locations.'))
+  return Section('What the network sees', text=[
+    'Each image stands at one random place on an otherwise empty canvas. The location networks '
+    'must name the place, the image networks what stands there.'],
+                 pictures=pictures) if pictures else None
+
+
+def heatmaps(source, folder):
+  if all(cell.per_location is None for cell in source.cells):
+    return None
+  return Section('Where it succeeds', pictures=[both(
+    plots.location_heatmaps, source.cells, folder / 'locations.png',
+    alt='Accuracy at every location of the canvas, one map a network',
+    caption='Accuracy in percent of every test image at every location'
+    f'{", mean over seeds" if source.records else ""}; beside each name the mean.')])
+
+
+def curves(source, folder):
+  return learned(source, folder / 'curves.png')
+
+
+SECTIONS = [samples, heatmaps, removed, curves]

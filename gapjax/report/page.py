@@ -1,0 +1,286 @@
+"""From JSON on disk to a report a stranger can read: README.md, report.html and PNGs.
+
+A report is a list of sections. The paper's claims are a module each, report_canvas, report_shifts
+and report_attack, which know their cells, tables and words; each function in a module's `SECTIONS`
+looks at the `Source` and returns one `Section` (text, facts, tables, pictures) or None when it has
+nothing to say. Markdown and HTML are both rendered from that list. A new figure of the paper is one
+more function in `SECTIONS`. Nothing here depends on the clock: the same JSON gives the same bytes.
+"""
+
+import dataclasses
+import json
+
+from gapjax import paths
+from gapjax.errors import UsageError
+from gapjax.report import ablations as report_ablations
+from gapjax.report import attack as report_attack
+from gapjax.report import canvas as report_canvas
+from gapjax.report import compared as report_compared
+from gapjax.report import shifts as report_shifts
+from gapjax.report.parts import DASH, Source, number, ours, pytorch, suite
+from gapjax.report.render import Page, Section, Table, html_page, markdown, markdown_table
+
+CLAIMS = (report_canvas, report_shifts, report_attack)
+# What a report can tell: the paper's claims, and what it leaves open.
+PARTS = (*CLAIMS, report_ablations)
+# A single run's claim, by its task.
+TASKS = {'classification': report_shifts, 'segmentation': report_attack}
+PAPER = ('Islam, Kowal, Jia, Derpanis, Bruce: Global Pooling, More than Meets the Eye: Position '
+         'Information is Encoded Channel-Wise in CNNs. ICCV 2021, arXiv 2108.07884.')
+COMPARE = 'so compare the order of the rows with the paper\'s, not the values.'
+NARROW = ('This run uses a narrow ResNet-18 and a part of the training images for a few epochs, '
+          f'{COMPARE}')
+# What to say of a (suite, scale) that is not the paper's own; '' is any other suite.
+NOTES = {
+  ('', 'digits'): 'This run uses small handwritten digits in place of CIFAR-10, a narrow network '
+                  f'and a few hundred steps, {COMPARE}',
+  ('table1', 'small'): 'This run uses a quarter of the width, 10,000 training and 500 test images '
+                       'shrunk to 16 x 16, and 10, 6 and 4 epochs with cosine decay, '
+                       f'{COMPARE}',
+  ('attack', 'small'): 'This run uses CamVid in place of Cityscapes, at half the size, a narrow '
+                       f'ResNet-18 from scratch and a few thousand steps, {COMPARE} Classifiers '
+                       'are trained as in table 1 at this scale.',
+  ('ablations', 'small'): 'This run uses small handwritten digits in place of CIFAR-10, a narrow '
+                          'network and a few hundred steps.',
+  ('table2', 'small'): NARROW, ('augshift_sweep', 'small'): NARROW,
+  ('', 'small'): f'This run is smaller than the paper\'s, {COMPARE}',
+  ('', 'tiny'): 'This run shows that everything runs; its few steps show nothing else.'}
+
+
+def _load(workdir):
+  def read(name, kind):
+    path = workdir / name
+    return paths.read_json(path, kind) if path.exists() else None
+  run, records = read('run.json', dict) or {}, read('results.json', list)
+  if records == []:
+    raise UsageError(f'{workdir / "results.json"} is empty: no cell has finished yet; run again')
+  if records:
+    for i, record in enumerate(records):
+      for key in ('cell', 'metric', 'mean'):
+        if not isinstance(record, dict) or key not in record:
+          raise UsageError(f'{workdir / "results.json"} entry {i} has no `{key}`; run again')
+    return Source(workdir, records=records, run=run)
+  summary = read('summary.json', dict)
+  if summary is None:
+    raise UsageError(f'{workdir} holds neither results.json nor summary.json; '
+                     'give the --workdir of a `gapjax reproduce`, `quickstart` or `train`')
+  return Source(workdir, run=run, summary=summary)
+
+
+def _split(records):
+  """[(module, its records in its order)], in the order of PARTS; None's are all others."""
+  found = {claim: sorted((r for r in records if claim.match(r)), key=claim.place)
+           for claim in PARTS}
+  found[None] = [r for r in records if not any(claim.match(r) for claim in PARTS)]
+  return [(claim, some) for claim, some in found.items() if some]
+
+
+def _parts(source):
+  """[(module or None, Source with the records and cells of that claim)]."""
+  if source.summary is not None:
+    task = (source.summary.get('config') or {}).get('task')
+    found = [(TASKS.get(task, report_canvas), [])]
+  else:
+    found = _split(source.records)
+  parts = [(claim, dataclasses.replace(source, records=some)) for claim, some in found]
+  return [(claim, dataclasses.replace(part, cells=claim.cells(part)) if claim else part)
+          for claim, part in parts]
+
+
+def _plain_table(records):
+  torch = any(r.get('torch') is not None for r in records)
+  several = len({suite(r) for r in records}) > 1
+  rows = []
+  for r in records:
+    rows.append([*([suite(r)] if several else []), r['cell'], r['metric'],
+                 number(r.get('paper'), r['metric']), *([pytorch([r])] if torch else []), ours(r)])
+  head = [*(['suite'] if several else []), 'cell', 'metric', 'paper',
+          *(['PyTorch'] if torch else []), 'gapjax']
+  return Table(head, rows, text=2 + several, strong=frozenset({len(head) - 1}),
+               caption='Accuracy, consistency and mIoU in percent. gapjax: mean '
+               '\N{PLUS-MINUS SIGN} sample standard deviation (seeds).')
+
+
+def table(records):
+  """The results as Markdown, in percent, for a report, a terminal or a README.
+
+  The canvas cells (the paper's section 3) and the shift cells (section 4) take one row a cell in a
+  table each, what removing channels left (section 5) and the ablations a table or two; any others
+  one row a record in the last. `records`: a suite's results.json, dicts with
+  `cell`, `metric`, `mean`, and if known `paper`, `torch`, `std`, `n`, `suite`, `scale`,
+  `protocol`, `detail`.
+  """
+  return '\n\n'.join(markdown_table(table) for claim, some in _split(records)
+                     for table in _tables(claim, some))
+
+
+def _tables(claim, records):
+  if claim in (report_attack, report_ablations):  # whose cells are not all of one kind
+    return claim.tables(records)
+  return [(claim.table if claim else _plain_table)(records)]
+
+
+def scale_notes(records):
+  """A sentence for every suite and scale among the records that is not the paper's own, and for
+  every change to their configs."""
+  found = {(r.get('suite') if not r.get('changes') else '', r.get('scale')) for r in records}
+  found = {key if key in NOTES else ('', key[1]) for key in found}
+  changes = dict.fromkeys(', '.join(r['changes']) for r in records if r.get('changes'))
+  return list(dict.fromkeys([
+    *(sentence for key, sentence in NOTES.items() if key in found),
+    *(f'Every network is trained with {change}, other than the suite says.' for change in changes)
+  ]))
+
+
+# --- sections --------------------------------------------------------------------------------
+
+
+def _run_results(source):
+  rows = [[metric, number(value, metric)] for part in ('final', 'best')
+          for metric, value in (source.summary.get(part) or {}).items()
+          if metric != 'step' and isinstance(value, int | float)]
+  return Section('Results', tables=[Table(
+    ['metric', 'value'], rows, strong=frozenset({1}),
+    caption='Accuracies in percent.' if not any('consistency' in row[0] for row in rows)
+    else 'Accuracies and consistency in percent. feature_distance: '
+    f'{report_shifts.DISTANCE}; lower is more invariant.')])
+
+
+def _sections(parts, folder):
+  """All sections; with several claims, each of them is a heading and its sections stand below."""
+  several = len([claim for claim, _ in parts if claim]) > 1
+  sections = []
+  for claim, source in parts:
+    if claim is None:
+      heading = 'Other results' if len(parts) > 1 else 'Results'
+      sections.append(Section(heading, tables=[_plain_table(source.records)]))
+      continue
+    opening = claim.results(source, folder) if source.summary is None else _run_results(source)
+    if several:
+      opening = dataclasses.replace(opening, heading=claim.HEADING, text=claim.lead(source))
+    below = [section for make in (report_compared.section, *claim.SECTIONS)
+             if (section := make(source, folder))]
+    sections += [opening, *(dataclasses.replace(section, level=2 + several) for section in below)]
+  return sections
+
+
+def _seconds(value):
+  minutes, seconds = divmod(round(value), 60)
+  if minutes >= 60:
+    return f'{minutes // 60} h {minutes % 60} min'
+  return f'{minutes} min {seconds} s' if minutes else f'{value:.1f} s'
+
+
+# What a record's detail says about training, its label, and how to print it.
+DETAIL = [('model', 'model', str), ('parameters', 'parameters', '{:,}'.format),
+          ('train_images', 'training images', '{:,}'.format),
+          ('test_images', 'test images', '{:,}'.format), ('canvas_size', 'input, pixels', str),
+          ('epochs', 'epochs', str), ('steps', 'steps', '{:,}'.format),
+          ('batch_size', 'batch', str), ('seeds', 'seeds', lambda v: ', '.join(map(str, v))),
+          ('wall_seconds', 'time a seed', lambda v: _seconds(sum(v) / len(v)) if v else DASH),
+          ('images_per_second', 'images/s', '{:,.0f}'.format)]
+
+
+def _how(source):
+  """What is the same everywhere goes into one list, what differs into a row a cell."""
+  about = source.summary or source.run
+  days = dict.fromkeys(filter(None, [about.get('began'), about.get('ended')]))
+  rows = [['date', ' to '.join(days)]] if days else []
+  for key, name, show in (
+      ('device', 'device', str), ('step', 'steps', '{:,}'.format),
+      ('wall_seconds', 'duration', _seconds), ('images_per_second', 'images/s', '{:,.0f}'.format),
+      ('versions', 'versions', lambda v: ', '.join(f'{k} {n}' for k, n in v.items()))):
+    if about.get(key):
+      rows.append([name, show(about[key])])
+  trained = [{**r['detail'], 'seeds': r.get('seeds'), 'cell': r['cell']}
+             for r in source.records if r.get('detail')]
+  differ = []
+  for key, name, show in DETAIL:
+    said = [show(t[key]) if t.get(key) is not None else DASH for t in trained]
+    if len(set(said)) == 1 and said[0] != DASH:
+      rows.append([name, said[0]])
+    elif len(set(said)) > 1:
+      differ.append((name, said))
+  tables = [Table(['', ''], rows, text=2)] if rows else []
+  if differ:
+    names, columns = zip(*differ, strict=True)
+    lines = zip((t['cell'] for t in trained), *columns, strict=True)
+    tables.append(Table(['cell', *names], list(lines)))
+  if source.summary:
+    tables.append(Table(['config field', 'value'], _flat(source.summary.get('config') or {}),
+                        text=2))
+  command = str(source.run.get('command', ''))
+  return Section('How it was made', code=command, tables=tables) if command or tables else None
+
+
+def _flat(config, prefix=''):
+  """[['optimizer.lr', '0.001'], ...]: the names that --config.optimizer.lr= takes."""
+  return [row for key, value in config.items() for row in (
+    _flat(value, f'{prefix}{key}.') if isinstance(value, dict)
+    else [[f'{prefix}{key}', json.dumps(value, ensure_ascii=False)]])]
+
+
+def _told(claims):
+  if set(claims) >= set(CLAIMS):
+    return 'one after the other'
+  return ' and '.join(f'the {name}' for name, claim in zip(('first', 'second', 'third'), CLAIMS,
+                                                           strict=True) if claim in claims)
+
+
+def _page(source, parts, sections):
+  """Title and lead: those of the one claim that is told, or of all."""
+  claims = [(claim, part) for claim, part in parts if claim]
+  suites = ', '.join(dict.fromkeys(suite(r) for r in source.records if suite(r)))
+  if len(claims) == 1:
+    (claim, part), = claims
+    title, lead = claim.title(part), claim.lead(part)
+  elif claims:  # nothing in SUITES has ablations beside a claim
+    title = 'What global average pooling keeps, and how a network can shed it'
+    lead = ['The paper makes three claims about convolutional networks that end in global average '
+            'pooling. Position survives the pooling, in the order of the channels. A loss '
+            'that drives it out of the pooled features makes a network more translation '
+            'invariant. And the channels that carry it can be found and removed. This page tells '
+            f'{_told([claim for claim, _ in claims])}.']
+  else:
+    title = 'Results beside the paper'
+    lead = ['Every cell of the suite, the published number beside what gapjax measures.']
+  said = 'a single run' if source.summary is not None else suites or 'results'
+  subtitle = f'gapjax: {said}. Islam et al., ICCV 2021, reproduced in JAX.'
+  return Page(title, subtitle, [*lead, *scale_notes(source.records)], sections, PAPER)
+
+
+def build(workdir):
+  """Writes README.md, report.html and PNGs to workdir/report; returns the path of report.html.
+
+  `workdir` holds results.json (a suite; with run.json and samples/KxK.png if they exist) or
+  summary.json (a run; with metrics.jsonl and canvas.png if they exist). Raises UsageError when
+  neither is there or one of the files is broken.
+  """
+  source = _load(paths.of(workdir))
+  folder = source.workdir / 'report'
+  paths.make(folder)
+  parts = _parts(source)
+  sections = [*_sections(parts, folder), *filter(None, [_how(source)])]
+  page = _page(source, parts, sections)
+  # Bytes, not text: Windows would turn the line ends around.
+  (folder / 'README.md').write_bytes(markdown(page).encode())
+  (folder / 'report.html').write_bytes(html_page(page).encode())
+  return folder / 'report.html'
+
+
+def build_all(folder):
+  """`build` of a workdir, or of all suites and runs in a folder; returns the paths of their pages.
+
+  Raises UsageError when nothing is there to report, or one of the files is broken.
+  """
+  folder = paths.of(folder)
+  if not folder.is_dir() or _is_reported(folder):
+    return [build(folder)]
+  # Other things have a results.json, too; a suite's has a run.json beside it.
+  below = [path for path in sorted(folder.iterdir()) if (path / 'summary.json').exists()
+           or ((path / 'run.json').exists() and _is_reported(path))]
+  return [build(path) for path in below or [folder]]
+
+
+def _is_reported(workdir):
+  return (workdir / 'results.json').exists() or (workdir / 'summary.json').exists()

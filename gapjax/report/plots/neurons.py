@@ -1,0 +1,207 @@
+"""The pictures of section 5: what position channels do, and what removing them costs.
+
+As in plots.py every function writes one PNG, light or dark, and the same arguments give the same
+bytes.
+"""
+
+import colorsys
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from gapjax.errors import UsageError
+from gapjax.neurons.attack import Sweep
+from gapjax.report.plots import base as plots
+
+# An order's colour in plots.LINES and its dashes; the baseline is grey. Others take what is left.
+LOOKS = {'overall': (1, '-'), 'left': (0, '-'), 'right': (2, '-'), 'top': (3, '-'),
+         'bottom': (4, '-'), 'left_centred': (0, plots.DOTTED), 'right_centred': (2, plots.DOTTED),
+         'random': ('soft', plots.BROKEN)}
+METRICS = {'miou': 'mIoU, all pixels', 'miou_left': 'mIoU, left half',
+           'miou_right': 'mIoU, right half', 'miou_top': 'mIoU, top half',
+           'miou_bottom': 'mIoU, bottom half', 'miou_center': 'mIoU, centre',
+           'location_accuracy': 'location accuracy', 'image_accuracy': 'image accuracy'}
+
+
+def _looks(names, dark):
+  names = list(names)
+  others = [name for name in names if name not in LOOKS]
+  def look(name):
+    color, dashes = (LOOKS[name] if name in LOOKS
+                     else ((5 + others.index(name)) % 6, plots.DASHES[2]))
+    color = plots.PAGE[dark][color] if isinstance(color, str) else plots.LINES[dark][color]
+    return {'color': color, 'linestyle': dashes}
+  return {name: look(name) for name in names}
+
+
+def curves(sweep: Sweep, path, *, chance: Mapping[str, float] | None = None, dark=False):
+  """Draws every metric against the number of removed channels: a panel a metric, a line an order.
+
+  An order with several repeats is drawn as their mean in a band from the lowest to the highest. The
+  y axis begins at 0 and is the same for all panels.
+
+  Args:
+    sweep: an `attack.Sweep`.
+    path: where the PNG goes.
+    chance: what guessing gets, {metric: fraction}: a dotted line.
+    dark: draw for a dark page.
+
+  Raises:
+    UsageError: the sweep has no metric.
+  """
+  if not sweep.metrics:
+    raise UsageError('the sweep has no metric to draw; sweep at least one region')
+  names = dict.fromkeys(name for by_order in sweep.metrics.values() for name in by_order)
+  look = _looks(names, dark)
+  columns = min(len(sweep.metrics), 2)
+  rows = -(-len(sweep.metrics) // columns)
+  handles = [Line2D([], [], linewidth=1.8, label=order_name(name), **style)
+             for name, style in look.items()]
+  if chance:
+    guessing = {'color': plots.PAGE[dark]['soft'], 'linestyle': ':', 'linewidth': 1.2}
+    handles.append(Line2D([], [], label='chance', **guessing))
+  size = (7.8, 2.6 * rows + plots.legend_height(handles))  # the legend's width
+  with plots.drawing(path, size=size, dark=dark) as figure:
+    figure.get_layout_engine().set(w_pad=.06, h_pad=.07, wspace=.03)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for axis in axes.ravel()[len(sweep.metrics):]:
+      axis.set_axis_off()
+    for axis, (metric, by_order) in zip(axes.ravel(), sweep.metrics.items(), strict=False):
+      for name, values in by_order.items():
+        _curve(axis, sweep.counts, values, look[name])
+      if metric in (chance or {}):
+        axis.axhline(chance[metric], **guessing)
+      axis.set_title(METRICS.get(metric, metric.replace('_', ' ')), loc='left')
+      axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+      axis.yaxis.set_major_formatter(plots.PERCENT)
+      axis.grid(axis='y')
+      axis.tick_params(length=0, labelbottom=True)
+      axis.margins(x=.02)
+      axis.set_xlabel('channels removed')
+    axes[0, 0].set_ylim(bottom=0)
+    plots.legend(figure, handles)
+
+
+def _curve(axis, counts, values, look):
+  known = np.isfinite(values)
+  if len(values) > 1:
+    axis.fill_between(counts, np.where(known, values, np.inf).min(0),
+                      np.where(known, values, -np.inf).max(0), where=known.any(0),
+                      color=look['color'], alpha=.18, linewidth=0)
+  mean = np.where(known, values, 0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
+  axis.plot(counts, mean, linewidth=1.6, **look)
+
+
+def order_name(name):
+  """'left channels, centred' for 'left_centred'."""
+  side, _, centred = name.partition('_')
+  return ('position channels, overall' if name == 'overall' else
+          f'{side} channels{", centred" if centred else ""}')
+
+
+def activations(groups: Mapping[str, np.ndarray], path, *, channels: Mapping[str, Sequence[int]],
+                top: int = 12, dark=False):
+  """Draws the mean activation of each order's top channels, with the object here against there.
+
+  A panel an order, a row a channel; a dot for every group of images, its bar the standard error. A
+  left channel is high with the object left and low with it right.
+
+  Args:
+    groups: {'left': (n, c), 'right': (m, c)}: z of every image of the group, as
+      `rank.mean_activations` gives it, by where the object stands.
+    path: where the PNG goes.
+    channels: {'left': channels, 'right': channels}: the orders, first channel first.
+    top: how many channels of each.
+    dark: draw for a dark page.
+
+  Raises:
+    UsageError: there is no group or order, a group has no image, or a channel is none of it.
+  """
+  groups = {name: np.asarray(z, float) for name, z in groups.items()}
+  chosen = {name: np.asarray(order)[:top] for name, order in channels.items()}
+  if not groups or not chosen or not all(map(len, [*groups.values(), *chosen.values()])):
+    raise UsageError('there is nothing to draw: every group needs an image, every order a channel')
+  highest, known = max(c.max() for c in chosen.values()), min(z.shape[1] for z in groups.values())
+  if highest >= known:
+    raise UsageError(f'channel {highest} is none of the {known} that the activations have; '
+                     'take both from the same network')
+  look = _looks(groups, dark)
+  handles = [Line2D([], [], marker='o', linestyle='', color=style['color'], label=f'object {name}')
+             for name, style in look.items()]
+  height = .24 * max(map(len, chosen.values())) + .8 + plots.legend_height(handles)
+  with plots.drawing(path, size=(3.9 * len(chosen), height), dark=dark) as figure:
+    axes = figure.subplots(1, len(chosen), squeeze=False, sharex=True)[0]
+    for axis, (name, order) in zip(axes, chosen.items(), strict=True):
+      rows = np.arange(len(order))
+      means = {group: z[:, order].mean(0) for group, z in groups.items()}
+      axis.hlines(rows, np.min(list(means.values()), 0), np.max(list(means.values()), 0),
+                  color=plots.PAGE[dark]['rule'], linewidth=3)
+      for group, z in groups.items():
+        error = z[:, order].std(0, ddof=1) / np.sqrt(len(z)) if len(z) > 1 else 0 * rows
+        axis.errorbar(means[group], rows, xerr=error, fmt='o', markersize=4.5, elinewidth=1,
+                      color=look[group]['color'])
+      axis.set_yticks(rows, order.tolist())
+      axis.invert_yaxis()
+      axis.set_title(f'top {order_name(name)}', loc='left')
+      axis.set_xlabel('mean activation')
+      axis.grid(axis='x')
+      axis.tick_params(length=0)
+    axes[0].set_ylabel('channel')
+    plots.legend(figure, handles)
+
+
+def palette(num_classes: int) -> np.ndarray:
+  """(num_classes, 3) colours in [0, 1]; neighbours in number are far apart in hue and lightness."""
+  golden = (5 ** .5 - 1) / 2
+  return np.array([colorsys.hls_to_rgb(.58 + golden * i % 1, (.38, .55, .7)[i % 3], .62)
+                   for i in range(num_classes)])
+
+
+def side_by_side(rows: Sequence[Mapping], path, *, num_classes: int,
+                 names: Sequence[str] | None = None, colors=None, dark=False):
+  """Draws image, truth and predictions before and after removing channels, a row an image.
+
+  Args:
+    rows: dicts of 'image' (h, w, 3) uint8 or in [0, 1], 'truth' (h, w) labels, void outside
+      [0, num_classes), and under any further names predictions (h, w), such as 'before',
+      'without left channels', 'without right channels'; the same names in every row.
+    path: where the PNG goes.
+    num_classes: K.
+    names: K class names for a legend of those that occur; None draws none.
+    colors: (K, 3) in [0, 1], such as the dataset's own; None takes `palette`.
+    dark: draw for a dark page.
+
+  Raises:
+    UsageError: there is no row, or rows differ in what they have.
+  """
+  if not rows or {'image', 'truth'} - set(rows[0]) or any(list(r) != list(rows[0]) for r in rows):
+    raise UsageError('every row needs an image, a truth and the same predictions in the same order')
+  colors = palette(num_classes) if colors is None else np.asarray(colors, float)
+  table = np.vstack([colors, to_rgb(plots.PAGE[dark]['rule'])])  # the last is void
+  titles, columns = list(rows[0]), len(rows[0])
+  shape = np.shape(rows[0]['truth'])
+  side = 9.6 / columns
+  present = sorted({int(c) for row in rows for title in titles if title != 'image'
+                    for c in np.unique(row[title]) if 0 <= c < num_classes})
+  handles = [] if names is None else [Patch(color=colors[c], label=names[c]) for c in present]
+  height = len(rows) * (side * shape[0] / shape[1] + .1) + .3
+  height += plots.legend_height(handles) if handles else 0
+  with plots.drawing(path, size=(9.6, height), dark=dark) as figure:
+    figure.get_layout_engine().set(w_pad=.02, h_pad=.02, wspace=.01, hspace=.01)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for number, (axes_, row) in enumerate(zip(axes, rows, strict=True)):
+      for axis, title in zip(axes_, titles, strict=True):
+        axis.set_axis_off()
+        picture = np.asarray(row[title])
+        if title != 'image':
+          void = (picture < 0) | (picture >= num_classes)
+          picture = table[np.where(void, num_classes, picture)]
+        axis.imshow(picture, interpolation='nearest')
+        if not number:
+          axis.set_title(title, fontsize=8.5, pad=4)
+    if handles:
+      plots.legend(figure, handles)

@@ -1,0 +1,289 @@
+"""The report's second claim (the paper's section 4): AugShift makes CNNs translation invariant."""
+
+import re
+
+from gapjax.report.parts import (
+  DASH,
+  both,
+  copied,
+  detail_curves,
+  first,
+  learned,
+  number,
+  ours,
+  pytorch,
+  run_curves,
+  suite,
+)
+from gapjax.report.plots import base as plots
+from gapjax.report.plots import shifts as plots_shifts
+from gapjax.report.render import Picture, Section, Table
+
+CELL = re.compile(r'((?:resnet\d+|blurpool|aps|two_crops|augshift|augshift_blurpool|augshift_aps)'
+                  r'(?:,\w+=[\d.e-]+)*)/([^/]+)')
+METRICS = ('image_accuracy', 'consistency', 'feature_distance', 'image_accuracy_best')
+DOWNSAMPLING = {'blur': 'blurpool', 'polyphase': 'aps'}  # config.model.downsample -> network
+HEADING = 'Second claim: AugShift makes networks translation invariant'
+# What the lead says of the networks beside AugShift and the plain one.
+OTHERS = {'blurpool': 'BlurPool, which blurs before every stride (Zhang 2019)',
+          'aps': 'APS, which keeps the strongest of a stride\'s possible grids (Chaman and '
+                 'Dokmanic 2021)'}
+PROTOCOLS = {'pad': 'each shift uniform in \N{PLUS-MINUS SIGN}s pixels down and across, zero '
+                    'filled',
+             'crop': 'two random windows, of the old size, of the image enlarged by 2s pixels',
+             'circular': 'each shift uniform in \N{PLUS-MINUS SIGN}s pixels down and across, '
+                         'rolled'}
+PYTORCH = (' PyTorch: the same networks in plain PyTorch, on the same batches of images, by the '
+           'same protocol.')
+DISTANCE = ('the mean squared distance of the pooled features of two random shifts of an image '
+            'over the features\' variance')
+
+
+def match(record):
+  """Whether a record is of a shift cell: its network with its settings, and its dataset."""
+  return CELL.fullmatch(record['cell']) if record['metric'] in METRICS else None
+
+
+def place(record):
+  """Sort key: suite, dataset, network, settings."""
+  return suite(record), *plots.order(plots.Panel(*match(record).groups()))
+
+
+def _by_cell(records):
+  """{(suite, cell): {metric: record}}."""
+  found = {}
+  for record in records:
+    found.setdefault((suite(record), record['cell']), {})[record['metric']] = record
+  return found
+
+
+def cells(source):
+  """What the pictures need, of a suite or a single run."""
+  if source.summary is not None:
+    return [_run_cell(source)]
+  found = []
+  for (_, name), metrics in _by_cell(source.records).items():
+    detail = first(metrics.values(), 'detail') or {}
+    accuracy, consistency = (metrics.get(name, {}).get('mean') for name in METRICS[:2])
+    found.append(plots_shifts.ShiftPanel(
+      *CELL.fullmatch(name).groups(), chance=detail.get('chance'), accuracy=accuracy,
+      consistency=consistency, **_shifts(detail.get('shifts')), **detail_curves(detail)))
+  return found
+
+
+def _shifts(said):
+  said = said or {}
+  several = len(said.get('offsets') or []) > 1  # eval.max_shift=0 leaves a map of one point
+  return {'protocols': said.get('protocols') or {}, 'offsets': said.get('offsets'),
+          'accuracy_map': said.get('accuracy_map') if several else None}
+
+
+def _run_cell(source):
+  summary = source.summary
+  config, final = summary.get('config') or {}, summary.get('final') or {}
+  model, augshift, data = (config.get(key) or {} for key in ('model', 'augshift', 'data'))
+  plain = DOWNSAMPLING.get(model.get('downsample'))
+  network = plain or str(model.get('name', 'network'))
+  if augshift.get('crops') == 2:
+    network = f'augshift_{plain}' if plain else 'augshift'
+    if not augshift.get('weight'):
+      network = 'two_crops'
+      if plain:  # no cell of a suite, so it has no name of its own
+        network = f'Two crops at weight 0 + {plots.network_name(plain)}'
+  return plots_shifts.ShiftPanel(
+    network, str(data.get('name', 'images')), chance=(summary.get('sizes') or {}).get('chance'),
+    accuracy=final.get('image_accuracy'), consistency=final.get('consistency'),
+    **_shifts(summary.get('shifts')), **run_curves(source.workdir))
+
+
+def _is_sweep(source):
+  return any(plots.settings(cell.network) for cell in source.cells)
+
+
+def title(source):
+  if source.summary is not None:
+    return f'{source.cells[0].network_name} on {source.cells[0].target}'
+  if _is_sweep(source):
+    return 'AugShift: how strong a loss, how far a shift?'
+  return 'Can a loss make a network translation invariant?'
+
+
+def lead(source):
+  """The claim, what is compared and what is measured, in paragraphs."""
+  protocols = _protocols(source)
+  measure = ('Consistency is how often the top-1 class is the same for two random shifts of the '
+             f'same image{"" if protocols else "."}')
+  if protocols:
+    measure += '; protocol ' + ', and '.join(
+      f'{name} ({PROTOCOLS[kind]})' if (kind := name.split(',')[0]) in PROTOCOLS else name
+      for name in protocols) + '.'
+  if source.summary is not None:
+    return ['One training run: what it reached, how steady its answers are when the image moves, '
+            f'how it learned, and the configuration it used. {measure}']
+  claim = (
+    'Where an object stands should not change what a network calls it, yet moving an image by a '
+    'few pixels often does. The paper\'s second claim is that a loss can mend this without any '
+    'change to the network. AugShift shows it two random shifts of each training image and adds '
+    'to the cross entropy of both, times a weight, the mean squared distance of their features '
+    'after global average pooling. ')
+  if _is_sweep(source):
+    claim += ('Our sources give neither the weight nor the range of the shifts, so this page '
+              'tries several: a larger weight should buy consistency, at some point for accuracy.')
+  else:
+    claim += ('If the claim holds, AugShift is more consistent than the network alone, at nearly '
+              'the same accuracy.')
+  return [claim, ' '.join([*_compared(source), measure])]
+
+
+def _compared(source):
+  """Sentences on the networks beside AugShift, as far as they are there."""
+  networks = {cell.network for cell in source.cells}
+  said = [words for name, words in OTHERS.items() if name in networks]
+  if said:
+    yield f'It is compared with the plain network and with {", and with ".join(said)}.'
+  if 'two_crops' in networks:
+    yield ('AugShift sees each image twice, so the fair control is two crops at weight 0: the same '
+           'training without the pairwise loss.')
+  elif any(plots.settings(name).get('weight') == 0 for name in networks):
+    yield 'Weight 0, which sees each image twice too, is the fair control.'
+
+
+def _protocols(source):
+  if source.summary is not None:
+    said = (source.summary.get('shifts') or {}).get('protocol')
+    shift = ((source.summary.get('config') or {}).get('eval') or {}).get('shift')
+    return [said] if said else [f'pad, s = {shift}'] if shift else []
+  return list(dict.fromkeys(r['protocol'] for r in source.records if r.get('protocol')))
+
+
+def table(records):
+  """One row a network and dataset; the consistency's head, or a column, names the protocol."""
+  found = _by_cell(records)
+  several = len({group for group, _ in found}) > 1
+  torch, paper = (any(r.get(who) is not None for r in records) for who in ('torch', 'paper'))
+  protocols = list(dict.fromkeys(m['consistency'].get('protocol') for m in found.values()
+                                 if 'consistency' in m))
+  apart = len(protocols) > 1
+  blocks, rows = [], []
+  for (group, name), metrics in found.items():
+    network, dataset = CELL.fullmatch(name).groups()
+    blocks.append((group, dataset))
+    row = [*([group] if several else []), plots.network_name(network), dataset]
+    accuracy, consistency, distance = (metrics.get(metric) for metric in METRICS[:3])
+    if apart:
+      row.append((consistency or {}).get('protocol') or DASH)
+    for record in (accuracy, consistency):
+      row += [*([number(first([record], 'paper'))] if paper else []),
+              *([pytorch([record])] if torch else []), ours(record)]
+    rows.append([*row, ours(distance)])
+  unstated = ' The protocol behind the paper\'s consistency is not known to gapjax.' \
+    if paper else ''
+  named = f' ({protocols[0]})' if protocols and protocols[0] and not apart else ''
+  head = [*(['suite'] if several else []), 'network', 'dataset', *(['protocol'] if apart else [])]
+  for what, protocol in (('top-1', ''), ('consistency', named)):
+    head += [*([f'paper: {what}'] if paper else []), *([f'PyTorch: {what}'] if torch else []),
+             f'gapjax: {what}{protocol}']
+  return Table(
+    [*head, 'gapjax: feature distance'], rows, text=2 + several + apart,
+    strong=frozenset({len(head) - 2 - torch - paper, len(head) - 1}),
+    breaks=frozenset(i for i in range(1, len(rows)) if blocks[i] != blocks[i - 1]),
+    caption='Top-1 and consistency in percent. gapjax: mean \N{PLUS-MINUS SIGN} sample standard '
+    f'deviation (seeds), final weights.{unstated} Feature distance: {DISTANCE}; lower is '
+    f'more invariant.{PYTORCH if torch else ""}')
+
+
+# --- sections: (Source, folder for pictures) -> Section or None -------------------------------
+
+
+def results(source, _):
+  """Facts and the table of a suite."""
+  facts, columns = [], set()
+  groups = plots.rows_of([cell for cell in source.cells if cell.consistency is not None])
+  for group in groups:
+    facts_ = [_fact(cell) for cell in _told(group)]
+    columns.add(len(facts_))
+    facts += facts_
+  return Section('Results', facts=facts, tables=[table(source.records)],
+                 fact_columns=2 if columns == {2} else 3)
+
+
+def _told(group):
+  """The plain network, its fair control and AugShift; of a sweep, the most consistent setting."""
+  tried = [cell for cell in group if plots.settings(cell.network)]
+  best = max(tried, key=lambda cell: cell.consistency, default=None)
+  return [cell for cell in group if cell.network.startswith('resnet')
+          or cell.network in ('two_crops', 'augshift') or cell is best]
+
+
+def _fact(cell):
+  best = ', the most consistent setting' if plots.settings(cell.network) else ''
+  accuracy = '' if cell.accuracy is None else f' (top-1 {number(cell.accuracy)}%)'
+  return (f'{number(cell.consistency)}%',
+          f'consistency on {cell.target}: {cell.network_name}{best}{accuracy}')
+
+
+def samples(source, folder):
+  """The training's inputs: canvas.png of a run, samples/1x1.png of a suite."""
+  single = source.summary is not None
+  path = source.workdir / ('canvas.png' if single else 'samples/1x1.png')
+  if not path.exists():
+    return None
+  return Section('What the network sees', pictures=[Picture(
+    copied(path, folder, path.name if single else 'images.png'),
+    'Training images', 'Training images as the network sees them; with two crops, pairs stand one '
+    'above the other.')])
+
+
+def consistency(source, folder):
+  if not any(map(len, (v for cell in source.cells for v in cell.protocols.values()))):
+    return None
+  return Section('How far the image moves', pictures=[both(
+    plots_shifts.consistency_curves, source.cells, folder / 'consistency.png',
+    alt='Consistency against the size of the shift, one panel a protocol',
+    caption='How often the top-1 class is the same for two random shifts of up to s pixels'
+    f'{_counted(source)}. The vertical axis does not begin at zero.')])
+
+
+def maps(source, folder):
+  if all(cell.accuracy_map is None for cell in source.cells):
+    return None
+  return Section('Where accuracy is lost', pictures=[both(
+    plots_shifts.accuracy_maps, source.cells, folder / 'accuracy_maps.png',
+    alt='Accuracy for every shift of the image, one map a network',
+    caption='Top-1 accuracy when every test image is moved by the same dx and dy, zero filled'
+    f'{_counted(source)}. The colours span the values of a dataset, not 0 to 100%.')])
+
+
+def _counted(source):
+  """', on 500 test images, mean over seeds', as far as it is known."""
+  if source.summary is not None:
+    images = {(source.summary.get('shifts') or {}).get('images')}
+  else:
+    images = {((r['detail'] or {}).get('shifts') or {}).get('images')
+              for r in source.records if r.get('detail')}
+  images = [f'{n:,}' for n in sorted(images - {None})]
+  said = f', on {" or ".join(images)} test images' if images else ''
+  return said + (', mean over seeds' if source.records else '')
+
+
+def sweep(source, folder):
+  if not _is_sweep(source) or not any(
+      cell.accuracy is not None and cell.consistency is not None for cell in source.cells):
+    return None
+  return Section('Weight and shift', pictures=[both(
+    plots_shifts.sweep, source.cells, folder / 'sweep.png',
+    alt='Consistency against accuracy, one point a setting of AugShift',
+    caption='One point a setting: the number beside it and its colour are the weight, its marker '
+    'the largest shift in training. Crosses: networks without the pairwise loss. Neither axis '
+    'begins at zero.')])
+
+
+def curves(source, folder):
+  summed = any(cell.network.startswith(('augshift', 'two_crops')) for cell in source.cells)
+  return learned(
+    source, folder / ('curves.png' if source.summary else 'shift_curves.png'),
+    remark=' With two crops the loss is the sum over both, with the pairwise term.'
+    if summed else '')
+
+
+SECTIONS = [samples, sweep, consistency, maps, curves]

@@ -1,0 +1,1 @@
+"""Suites of cells: what to train, the records, the loop over cells and seeds."""

@@ -1,0 +1,1 @@
+"""The loop and what it needs; devices.py alone calls pmap."""

@@ -1,0 +1,164 @@
+"""Checkpoints with orbax: saved on any number of devices, restored on any, checked when read."""
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import shutil
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from gapjax import paths
+from gapjax.errors import TrainingFailed, UsageError
+from gapjax.training.devices import is_first, wait_for_all
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+  """The checkpoints of a run: `workdir/checkpoints/STEP`.
+
+  Each holds the state and a `meta` dict with the state's digest: a file that was truncated or
+  altered without the format noticing is found all the same.
+  """
+
+  def __init__(self, workdir, *, keep: int = 1, read_only: bool = False):
+    workdir = paths.of(workdir)
+    if not paths.is_remote(workdir):  # orbax takes no relative path
+      workdir = workdir.absolute()
+    self.directory, self._read_only = workdir / 'checkpoints', read_only
+    options = (ocp.CheckpointManagerOptions(read_only=True) if read_only else
+               ocp.CheckpointManagerOptions(max_to_keep=keep, create=True))
+    self.manager = ocp.CheckpointManager(self.directory, options=options)
+
+  def __enter__(self):
+    self._hook = sys.unraisablehook
+    sys.unraisablehook = self._unraisable
+    return self
+
+  def __exit__(self, kind, *_):
+    with self._disk():
+      self.manager.close()
+    if kind is None or not issubclass(kind, OSError | ValueError):
+      sys.unraisablehook = self._hook  # else threads of a write that failed may still speak up
+
+  def _unraisable(self, event):
+    """A read or write that failed once has raised already; tensorstore's other threads then find
+    its event loop closed, and would print a traceback each."""
+    if str(event.exc_value) != 'Event loop is closed':
+      self._hook(event)
+
+  def save(self, step: int, state, meta: dict) -> None:
+    """Saves numpy arrays in the background; a step that is there already is left alone.
+
+    Raises TrainingFailed, and saves nothing, when a value is not finite: the newest checkpoint is
+    always a good one. Raises OSError when the disk is full.
+    """
+    if step in self.manager.all_steps():
+      return
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
+      raise TrainingFailed(
+        f'a parameter is not finite after step {step}; the last good checkpoint is kept: try a '
+        'lower optimizer.lr, schedule.warmup_epochs or optimizer.clip_norm in a new workdir')
+    self._check_space(state)
+    with self._disk():
+      self.manager.save(step, args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        meta=ocp.args.JsonSave({**meta, 'digest': digest(state)})))
+
+  def wait(self) -> None:
+    """Returns when the last save is on disk; raises what went wrong with it."""
+    with self._disk():
+      self.manager.wait_until_finished()
+
+  def _check_space(self, state):
+    """Raises OSError on a disk too full for the state, before anything is half written."""
+    if paths.is_remote(self.directory):
+      return
+    needed = 1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2 ** 20
+    if shutil.disk_usage(self.directory).free < needed:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory))
+
+  @contextlib.contextmanager
+  def _disk(self):
+    """Turns tensorstore's report of a full disk, a ValueError, into the OSError that it is."""
+    try:
+      yield
+    except ValueError as error:
+      if os.strerror(errno.ENOSPC) not in str(error):
+        raise
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory)) from error
+
+  def restore(self, like):
+    """The newest checkpoint that is whole, as (step, state, meta), or None if there is none at all.
+
+    like: a state of numpy arrays with the shapes and types to expect. A broken checkpoint is
+    reported, the one before used, and then the broken one moved to `workdir/checkpoints_broken/`
+    (unless read_only).
+
+    Raises UsageError when there are checkpoints but none can be read: starting again from nothing
+    would lose them. Raises OSError when it is the disk or the permissions that fail, and what
+    gcsfs and tensorstore raise when it is the way to the bucket.
+    """
+    broken = {}
+    for step in sorted(self.manager.all_steps(), reverse=True):
+      try:
+        found = self.manager.restore(step, args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()))
+        if digest(found.state) != found.meta['digest']:
+          raise ValueError('its contents do not match its digest')
+      except Exception as error:  # a broken file shows as almost any exception
+        missing = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+        if isinstance(error, MemoryError) or getattr(error, 'errno', None) not in missing:
+          raise
+        if paths.is_remote(self.directory) and paths.unreachable(error):
+          raise
+        broken[step] = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        log.warning('checkpoint %d is broken (%s); trying the one before', step, broken[step])
+        continue
+      if not self._read_only and broken:
+        self._set_aside(broken)
+      return step, jax.tree.map(np.asarray, found.state), found.meta
+    if broken:
+      raise UsageError(f'no checkpoint in {self.directory} can be read (the newest: '
+                       f'{broken[max(broken)]}); use another --workdir, or remove that folder to '
+                       'train from the start')
+    return None
+
+  def _set_aside(self, steps):
+    """Out of the way of new checkpoints of the same steps, but not lost."""
+    wait_for_all('broken checkpoints were read')
+    for step in steps if is_first() else ():
+      target = self.directory.parent / 'checkpoints_broken' / str(step)
+      paths.move(self.directory / str(step), target)
+    wait_for_all('broken checkpoints are set aside')
+    self.manager.reload()
+
+
+def newest(workdir, like):
+  """(step, state) of a run's newest checkpoint, read only; like: as `Checkpoints.restore` takes it.
+
+  Raises UsageError where there is none.
+  """
+  workdir, found = paths.of(workdir), None
+  if (workdir / 'checkpoints').exists():
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+      found = checkpoints.restore(like)
+  if not found:
+    raise UsageError(f'{workdir} holds no checkpoint; train first: gapjax train --config=FILE '
+                     f'--workdir={workdir}')
+  return found[:2]
+
+
+def digest(tree) -> str:
+  """BLAKE2 of every leaf's name, type, shape and bytes."""
+  sums = hashlib.blake2b(digest_size=16)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    values = np.asarray(leaf)
+    sums.update(f'{jax.tree_util.keystr(path)} {values.dtype} {values.shape}'.encode())
+    sums.update(values.tobytes())
+  return sums.hexdigest()

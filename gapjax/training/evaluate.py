@@ -1,0 +1,54 @@
+"""A finished run opened again, and the verb `evaluate`: all metrics of its newest checkpoint."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from gapjax import paths
+from gapjax.training import build, workdirs
+from gapjax.training.checkpoint import newest
+from gapjax.training.devices import Devices
+from gapjax.training.plan import Plan
+from gapjax.training.steps import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run on disk: its config, data, task, network and, on the host, its newest state."""
+  config: ConfigDict
+  train_set: Any
+  test_set: Any
+  task: Any
+  model: Any
+  state: TrainState
+  step: int
+
+
+def open_run(workdir, *, data_dir=None) -> Run:
+  """Reads a run's config, data and newest checkpoint. Raises UsageError where there is none."""
+  workdir = paths.of(workdir)
+  config = workdirs.read_config(workdir)
+  train_set, test_set, task = build.load(config, data_dir=data_dir)
+  plan = Plan.of(config, num_images=len(train_set))
+  model, state, _, _ = build.create(config, task, train_set, plan,
+                                    platform=jax.default_backend())
+  step, state = newest(workdir, Devices.to_host(state))
+  return Run(config, train_set, test_set, task, model, state, step)
+
+
+def evaluate(workdir, *, data_dir=None, devices=None) -> dict:
+  """All metrics of the newest checkpoint in workdir; also written to `workdir/evaluation.json`.
+
+  Returns {'step', 'loss', and those of the task}: on a canvas '<target>_accuracy' (every place),
+  '<target>_accuracy_random' (the authors' test script) and 'per_location'; in classification
+  'image_accuracy', 'consistency' with its 'protocol', 'feature_distance' and 'shifts'; in
+  segmentation 'miou', 'miou_left' and so on, 'pixel_accuracy' and 'per_class'.
+  """
+  workdir, devices = paths.of(workdir), Devices(devices)
+  run = open_run(workdir, data_dir=data_dir)
+  evaluator = build.create_evaluator(run.config, run.model, run.task, run.test_set, devices)
+  result = {'step': run.step, **evaluator.report(devices.replicate(run.state))}
+  paths.write_json(workdir / 'evaluation.json', result)
+  return result

@@ -1,0 +1,96 @@
+"""Where metrics are written: JSON lines and TensorBoard event files."""
+
+import json
+import time
+import warnings
+
+from gapjax import paths
+
+
+class Writer:
+  """Appends metrics to `workdir/metrics.jsonl` and to TensorBoard event files.
+
+  Lines of steps beyond `step` are those of a run that was killed after its last checkpoint, and
+  final ones those of a run that was killed before its summary: they are dropped, since the run
+  repeats them. Read only, it keeps `lines` and writes nothing.
+
+  A remote workdir gets both as `paths.Staged` says: now and then, at `upload` and at the end.
+  """
+
+  def __init__(self, workdir, *, step: int, read_only: bool = False):
+    name = 'metrics.jsonl'
+    self.lines = [line for line in paths.read_lines(paths.of(workdir) / name)
+                  if line['step'] <= step and line['split'] != 'final']
+    self._read_only = read_only
+    if read_only:
+      return
+    self._staged = paths.Staged(workdir)
+    path = self._staged.folder / name
+    paths.write_bytes(path, ''.join(map(self._text, self.lines)).encode())
+    self._file = path.open('a')
+    self._events = EventFile(self._staged.folder, step=step)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    if self._read_only:
+      return
+    try:
+      self._file.close()
+    finally:
+      self._events.close()
+      self._staged.close()
+
+  def write(self, step: int, split: str, **values) -> None:
+    """One line; numbers go to the event files too, as `split/name`."""
+    line = {'step': step, 'split': split, **values}
+    self.lines.append(line)
+    if self._read_only:
+      return
+    self._file.write(self._text(line))
+    self._file.flush()
+    self._events.write(step, {f'{split}/{name}': value for name, value in values.items()
+                              if isinstance(value, (int, float))})
+    self._staged.upload(due=split == 'train')
+
+  def upload(self) -> None:
+    """Brings all lines to a remote workdir now; a local one has them already."""
+    if not self._read_only:
+      self._staged.upload()
+
+  @staticmethod
+  def _text(line):
+    return json.dumps(line, allow_nan=False) + '\n'
+
+  def evaluated(self, step: int) -> bool:
+    """Whether the evaluation of this step is written already."""
+    return any(line['step'] == step and line['split'] == 'eval' for line in self.lines)
+
+
+class EventFile:
+  """A TensorBoard event file, by tensorboardX's own writer of events.
+
+  Its SummaryWriter would do the same from a thread, which cannot be told of a full disk.
+  """
+
+  def __init__(self, folder, *, step: int):
+    with warnings.catch_warnings():  # its protobuf stubs warn, depending on protobuf's version
+      warnings.simplefilter('ignore')
+      from tensorboardX import event_file_writer, summary
+      from tensorboardX.proto import event_pb2
+    self._scalar, self._event = summary.scalar, event_pb2.Event
+    self._file = event_file_writer.EventsWriter(str(folder / 'events'), f'.{step}')
+    # TensorBoard forgets what an earlier, killed process wrote of these steps.
+    self._file.write_event(self._event(
+      step=step + 1, wall_time=time.time(),
+      session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START)))
+
+  def write(self, step: int, scalars: dict[str, float]) -> None:
+    for tag, value in scalars.items():
+      self._file.write_event(self._event(step=step, wall_time=time.time(),
+                                         summary=self._scalar(tag, value)))
+    self._file.flush()
+
+  def close(self) -> None:
+    self._file.close()

@@ -1,0 +1,225 @@
+"""The training loop, read top to bottom."""
+
+import contextlib
+import logging
+import sys
+
+import jax
+import numpy as np
+from clu import metrics as clu_metrics
+from clu import parameter_overview
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from gapjax import config as configs
+from gapjax import paths
+from gapjax.errors import Interrupted, TrainingFailed
+from gapjax.tasks.segmentation import object_classes
+from gapjax.training import build, steps, workdirs
+from gapjax.training.checkpoint import Checkpoints
+from gapjax.training.devices import Devices, agree, is_alone, is_first, wait_for_all
+from gapjax.training.log import Writer
+from gapjax.training.plan import Plan
+from gapjax.training.system import Clock, StopSignals, commit, describe_devices, versions
+
+log = logging.getLogger(__name__)
+
+
+def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dict:
+  """Trains and evaluates one network; goes on where workdir's newest checkpoint stands.
+
+  Args:
+    config: see gapjax/config.py.
+    workdir: the folder where everything goes, local or gs://BUCKET/FOLDER.
+    data_dir: where datasets are; None is TFDS' default.
+    devices: jax devices; None for all, of all processes.
+    progress: whether to show a progress bar.
+
+  Returns:
+    The summary, as in `workdir/summary.json`.
+
+  Raises:
+    UsageError: a config that cannot be; a workdir of another config; data that is not there.
+    TrainingFailed: a loss, gradient or parameter is not finite.
+    Interrupted: SIGTERM or Ctrl-C, after saving.
+  """
+  configs.validate(config)
+  devices = Devices(devices)
+  devices.check_batch(config.batch_size)
+  workdir = paths.of(workdir)
+
+  with contextlib.ExitStack() as stack:
+    stop = stack.enter_context(StopSignals())
+
+    # ---- Data ---------------------------------------------------------------------------------
+    train_set, test_set, task = build.load(config, data_dir=data_dir)
+    if config.task == 'segmentation':  # what the attack will ask for
+      object_classes(config.neurons.classes, train_set.class_names, dataset=config.data.name)
+
+    # ---- Workdir: new, or of the same config; nobody else's meanwhile --------------------------
+    if is_first():  # the process that writes
+      stack.enter_context(workdirs.lock(workdir))
+    config = workdirs.settle(workdir, config, platform=devices.platform)
+    finished = workdirs.read_summary(workdir)
+    if finished:
+      log.info('%s is finished; nothing to do', workdir)
+      return finished
+
+    # ---- Network, optimiser, compiled steps ----------------------------------------------------
+    plan = Plan.of(config, num_images=len(train_set))
+    model, state, rule, schedule = build.create(config, task, train_set, plan,
+                                                 platform=devices.platform)
+    log.info('%s\n%s', describe(config, plan, devices),
+             parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    train_steps = build.create_train_steps(model, task, rule, devices)
+    evaluator = build.create_evaluator(config, model, task, test_set, devices)
+
+    # ---- Resume, or begin: the workdir is this config's ----------------------------------------
+    checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
+    found = checkpoints.restore(devices.to_host(state))
+    step, state, meta = found or (0, build.pretrained(config, state), {'wall_seconds': 0.0})
+    if is_first():
+      workdirs.claim(workdir, config)
+    if found:
+      log.info('resumed from step %d of %d', step, plan.total_steps)
+    clock = Clock(meta['wall_seconds'])
+    writer = stack.enter_context(Writer(workdir, step=step, read_only=not is_first()))
+    feed = build.create_feed(config, task, train_set, plan)
+    if is_first():
+      feed.save_samples(workdir / 'canvas.png')
+
+    # ---- On the device: the training set if it fits, the state, the key ------------------------
+    data = devices.replicate(feed.data)
+    state = devices.replicate(state)
+    key = devices.replicate(steps.stream(config.seed, steps.TRAIN))
+
+    stack.enter_context(logging_redirect_tqdm())
+    bar = stack.enter_context(tqdm(
+      total=plan.total_steps * config.batch_size, initial=step * config.batch_size, unit='img',
+      unit_scale=True, disable=not (progress and is_first()), file=sys.stderr, dynamic_ncols=True))
+    pending = []  # (step, metrics still on the device)
+    batches = feed.batches(step)
+
+    def log_line(pending):
+      """Stops at a loss that is not finite."""
+      line = summarise(pending, schedule, clock, config.batch_size)
+      writer.write(pending[-1][0], 'train', **line)
+      bar.set_postfix(loss=f'{line["loss"]:.3f}', accuracy=f'{line["accuracy"]:.3f}')
+      return []
+
+    while True:
+      marked = plan.logs(step) or plan.evaluates(step) or plan.saves(step)
+      stopping = agree(stop.requested, ask=marked)
+
+      # What follows waits for the device anyway, and must not come before the log.
+      if pending and (plan.evaluates(step) or plan.saves(step) or stopping):
+        pending = log_line(pending)
+
+      # ---- Evaluate, as the authors do each epoch ----------------------------------------------
+      if plan.evaluates(step) and not writer.evaluated(step) and not stopping:
+        with clock.paused():
+          result = evaluator.during(state, stop=stop if is_alone() else None)
+        if result is None:
+          stopping = True  # saved at this step, so that going on begins with the evaluation
+        else:
+          check_finite(result['loss'], step)
+          writer.write(step, 'eval', **result)
+          bar.set_postfix(test_accuracy=f'{result["accuracy"]:.3f}')
+
+      # ---- Checkpoint --------------------------------------------------------------------------
+      if plan.saves(step) or stopping:
+        writer.upload()  # a run that goes on from here has the lines up to here
+        checkpoints.save(step, devices.to_host(state), {'wall_seconds': clock.wall_seconds()})
+      if stopping:
+        checkpoints.wait()
+        raise Interrupted(f'stopped at step {step} of {plan.total_steps}, saved in {workdir}; '
+                          'the same command goes on from there', code=stop.code)
+      if step >= plan.total_steps:
+        break
+
+      # ---- Train: `steps_per_call` steps in one dispatch ---------------------------------------
+      batch = next(batches)  # (steps, batch, ...)
+      state, metrics = train_steps(state, key, data, devices.split(batch, axis=1, local=feed.local))
+
+      # ---- Log: brings the last call's metrics home while the device is at work on this one ------
+      if pending and plan.logs(step):
+        pending = log_line(pending)
+      step += plan.steps_per_call
+      pending.append((step, metrics))
+      bar.update(plan.steps_per_call * config.batch_size)
+
+    # ---- Final: every test image at every location; consistency; mIoU --------------------------
+    checkpoints.wait()
+    final = evaluator.final(state, stop=stop if is_alone() else None,
+                            progress=progress and is_first())
+    if final is None:
+      raise Interrupted(f'stopped in the final evaluation; training is complete in {workdir}; '
+                        'the same command evaluates', code=stop.code)
+    check_finite(final['loss'], step)
+    if is_first():
+      evaluator.save_pictures(state, workdir)
+    writer.write(step, 'final', **final)
+    evaluations = [line for line in writer.lines if line['split'] == 'eval']
+    summary = {
+      'config': configs.as_json(config), 'step': step, **evaluator.summary(final, evaluations),
+      'wall_seconds': clock.wall_seconds(), 'images_per_second': clock.images_per_second(),
+      'device': describe_devices(devices.devices), 'versions': versions(),
+      'commit': commit()}
+    summary['sizes'] = {
+      'train_images': len(train_set), 'test_images': len(test_set),
+      'canvas_size': build.input_shape(config, task, train_set)[1],
+      'chance': 1 / task.num_classes,
+      'parameters': sum(x.size for x in jax.tree.leaves(state.params))}
+    if is_first():
+      paths.write_json(workdir / 'summary.json', summary)
+    wait_for_all('finished')
+    return summary
+
+
+def describe(config, plan, devices) -> str:
+  """One line on what is about to run."""
+  m, k, pair = config.model, config.canvas.grid, config.augshift
+  what = {'canvas': f'head {m.head}, {config.canvas.target} on a {k}x{k} canvas of',
+          'classification': f'head {m.head}, ' + (
+            f'two crops, pairwise weight {pair.weight} on' if pair.crops == 2 else 'one crop of'),
+          'segmentation': f'{m.backbone}, output stride {m.output_stride}, scenes of'}
+  return (f'{m.name} width {m.width}, padding {m.padding}, {m.dtype}; '
+          f'{what[config.task]} {config.data.name}; {plan.total_steps} steps of batch '
+          f'{config.batch_size} on {describe_devices(devices.devices)}')
+
+
+def check_finite(loss: float, step: int) -> None:
+  """Raises TrainingFailed when an evaluation's loss is not finite."""
+  if not np.isfinite(loss):
+    raise TrainingFailed(
+      f'the evaluation after step {step} has loss {loss}; the last good checkpoint is kept: try a '
+      'lower optimizer.lr, schedule.warmup_epochs or optimizer.clip_norm in a new workdir')
+
+
+def summarise(pending, schedule, clock, batch_size) -> dict:
+  """Fetches the metrics of [(step after the call, metrics)] and averages them over all examples,
+  or pixels that are not void: a mean over none is 0.
+
+  Raises TrainingFailed, naming the step, at the first loss or gradient that is not finite.
+  """
+  pending = [(step, Devices.to_host(metrics)) for step, metrics in pending]
+  totals = {}
+  for step, metrics in pending:
+    batch, norms = metrics['batch'], metrics['grad_norm']
+    losses = batch.loss.total / np.maximum(batch.loss.count, 1)  # (steps in the call,)
+    bad = ~(np.isfinite(losses) & np.isfinite(norms))
+    if bad.any():
+      first = step - len(losses) + int(bad.argmax()) + 1
+      raise TrainingFailed(
+        f'the loss or its gradient is not finite at step {first} (loss {losses[bad.argmax()]}, '
+        f'gradient norm {norms[bad.argmax()]}); the last good checkpoint is kept: try a lower '
+        'optimizer.lr, schedule.warmup_epochs or optimizer.clip_norm in a new workdir')
+    means = {name: (mean.total, mean.count) for name, mean in vars(batch).items()
+             if isinstance(mean, clu_metrics.Average)}
+    for name, sums in {**means, 'grad_norm': (norms, np.ones_like(norms))}.items():
+      totals.setdefault(name, []).append(np.array(sums, np.float64))  # (2, steps in the call)
+  line = {name: total / max(count, 1)
+          for name, (total, count) in ((name, np.concatenate(sums, 1).sum(1).tolist())
+                                       for name, sums in totals.items())}
+  rate = clock.lap(batch_size * sum(sums.shape[1] for sums in totals['loss']))
+  return {**line, 'learning_rate': float(schedule(pending[-1][0] - 1)), 'images_per_second': rate}

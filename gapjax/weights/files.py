@@ -1,0 +1,288 @@
+"""PyTorch's weights by name: files of them, and their layouts.
+
+`convert` takes our variables from weights by a name map (names.py), and `export` gives them back:
+all of it or none.
+"""
+
+import io
+import logging
+import pathlib
+import pickle
+import re
+import zipfile
+import zlib
+from collections.abc import Collection
+
+import jax.numpy as jnp
+import numpy as np
+
+from gapjax import paths
+from gapjax.errors import UsageError, check_choice
+from gapjax.weights.names import backbone_names
+
+log = logging.getLogger(__name__)
+
+# Where training scripts put the weights beside other things: the authors' two, and a common third.
+WRAPPERS = ('net', 'model_state', 'state_dict')
+SUFFIXES = ('.npz', '.safetensors', '.pth', '.pt')
+# What a file of a backbone may hold beside it: ImageNet's classifier, of MobileNetV2 with the
+# convolution before it; a segmentation net's heads.
+HEADS = ('fc.', 'classifier.', 'features.18.')
+SEGMENTATION_HEADS = ('classifier.', 'aux_classifier.')
+
+
+# ---- Files ---------------------------------------------------------------------------------------
+
+
+def read(path) -> dict[str, np.ndarray]:
+  """The arrays in a file by their names, as PyTorch lays them out.
+
+  Args:
+    path: a .npz or .safetensors file, or a .pth or .pt file, which needs PyTorch and is read
+      without executing what a pickle may hold: tensors, plain values and NumPy's scalars. Of
+      {'net': ...}, {'model_state': ...} and {'state_dict': ...} the inner dict is taken; `module.`
+      before every name (DataParallel's) is removed.
+
+  Raises UsageError when the file is not there, of another kind, broken, or holds anything else.
+  """
+  path = pathlib.Path(path).expanduser()
+  if path.suffix not in SUFFIXES:
+    raise UsageError(f'weights are read from {", ".join(SUFFIXES)} files, which {path} is not; '
+                     'save them in one of these')
+  if not path.is_file():
+    raise UsageError(f'no file of weights `{path}`; download or save it there, or correct the path')
+  readers = {'.npz': _read_npz, '.safetensors': _read_safetensors}
+  weights = readers.get(path.suffix, _read_torch)(path)
+  if weights and all(name.startswith('module.') for name in weights):
+    weights = {name.removeprefix('module.'): value for name, value in weights.items()}
+  return weights
+
+
+def _read_npz(path):
+  try:
+    with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
+      return dict(arrays)
+  except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, TypeError) as error:
+    raise _unreadable(path, error) from None
+
+
+def _read_safetensors(path):
+  from safetensors import SafetensorError, safe_open
+  try:
+    with safe_open(path, framework='numpy') as file:
+      arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+  except SafetensorError as error:
+    raise _unreadable(path, error) from None
+  return {name: x.astype(np.float32) if x.dtype == jnp.bfloat16 else x
+          for name, x in arrays.items()}
+
+
+def _read_torch(path):
+  torch = require_torch(f'reading {path}', 'save the weights as .npz or .safetensors where it is '
+                   'installed')
+  try:
+    with torch.serialization.safe_globals(_numpy_scalars()):
+      found = torch.load(path, weights_only=True, map_location='cpu')
+  except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    raise _unreadable(path, error) from None
+  if isinstance(found, dict):
+    found = next((found[key] for key in WRAPPERS if isinstance(found.get(key), dict)), found)
+  if not isinstance(found, dict) or not all(isinstance(x, torch.Tensor) for x in found.values()):
+    raise UsageError(f'{path} holds something else than tensors by their names; save it with '
+                     'torch.save(network.state_dict(), PATH)')
+  return {name: (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+          for name, x in found.items()}
+
+
+def require_torch(what: str, otherwise: str):
+  """The module torch. Raises UsageError where it is not installed: what needs it, and what to do
+  otherwise."""
+  try:
+    import torch
+  except ImportError:
+    raise UsageError(f'{what} needs PyTorch: pip install torch, or {otherwise}') from None
+  return torch
+
+
+def _numpy_scalars():
+  """What the pickle of a NumPy scalar names, such as the best score beside the authors' weights;
+  NumPy 1 had its function elsewhere."""
+  scalar = np.float64(0).__reduce__()[0]
+  kinds = np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?'
+  return [scalar, (scalar, 'numpy.core.multiarray.scalar'), np.dtype,
+          *{type(np.dtype(kind)) for kind in kinds}]
+
+
+def _unreadable(path, error):
+  """A UsageError with the first line of `error`, or with the object that torch.load refused."""
+  line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip('.')
+  if isinstance(error, pickle.UnpicklingError):  # several lines on how to read it all the same
+    refused = re.search(r'GLOBAL (\S+)', str(error))
+    line = f'refused: {refused[1]}' if refused else 'no tensors'
+  return UsageError(f'{path} cannot be read, or holds more than arrays ({line}); download or save '
+                    'it again, the weights alone: torch.save(network.state_dict(), PATH)')
+
+
+def write(path, arrays: dict[str, np.ndarray], *, wrap: str | None = None) -> pathlib.Path:
+  """Writes arrays by their names to a new file, all of them or nothing.
+
+  Args:
+    path: a .npz, .safetensors, .pth or .pt file; the last two need PyTorch. Its folder is made.
+    arrays: as PyTorch lays them out.
+    wrap: one of WRAPPERS: the key of a dict around them, in .pth and .pt files.
+
+  Returns:
+    The path, `~` expanded.
+
+  Raises UsageError when the file is there already, of another kind, or cannot be wrapped.
+  """
+  path = pathlib.Path(path).expanduser()
+  if path.suffix not in SUFFIXES:
+    raise UsageError(f'weights are written to {", ".join(SUFFIXES)} files, which {path} is not; '
+                     'give it one of these endings')
+  if path.exists():
+    raise UsageError(f'{path} is there already; remove it, or give another name')
+  if wrap is not None:
+    check_choice(wrap, WRAPPERS, what='wrapper')
+    if path.suffix not in ('.pth', '.pt'):
+      raise UsageError(f'a {path.suffix} file is not wrapped in `{wrap}`, but a .pth file is; '
+                       'leave --wrap out, or name a .pth file')
+  arrays = {name: np.asarray(x, order='C') for name, x in arrays.items()}
+  data = io.BytesIO()
+  if path.suffix == '.npz':
+    np.savez(data, **arrays)
+  elif path.suffix == '.safetensors':
+    from safetensors.numpy import save
+    data.write(save(arrays))
+  else:
+    torch = require_torch(f'writing {path}', 'name a .safetensors or .npz file')
+    state = {name: torch.tensor(x) for name, x in arrays.items()}
+    torch.save({wrap: state} if wrap else state, data)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  paths.write_bytes(path, data.getvalue())
+  return path
+
+
+# ---- Layouts -------------------------------------------------------------------------------------
+
+
+def to_jax(x: np.ndarray) -> np.ndarray:
+  """Kernels OIHW -> HWIO and (out, in) -> (in, out); vectors as they are."""
+  return {4: lambda: x.transpose(2, 3, 1, 0), 2: lambda: x.T}.get(x.ndim, lambda: x)()
+
+
+def to_torch(x: np.ndarray) -> np.ndarray:
+  """Kernels HWIO -> OIHW and (in, out) -> (out, in): the inverse of `to_jax`."""
+  return {4: lambda: x.transpose(3, 2, 0, 1), 2: lambda: x.T}.get(x.ndim, lambda: x)()
+
+
+def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+  """The shape in PyTorch of an array of ours: the inverse of `to_jax`."""
+  return {4: (*shape[:1:-1], *shape[:2]), 2: shape[::-1]}.get(len(shape), shape)
+
+
+def convert(variables, weights: dict[str, np.ndarray], names: dict[str, str], *,
+            what: str, unread: Collection[str] = ()) -> dict:
+  """Our variables with every value taken from PyTorch's weights.
+
+  Args:
+    variables: {'params': ..., 'batch_stats': ...}, whose shapes and types the result has.
+    weights: arrays by PyTorch's names.
+    names: PyTorch's names -> paths in `variables`, all of them.
+    what: what the weights are and what they are for, for the message.
+    unread: names that `weights` may hold too; so may it any num_batches_tracked.
+
+  Returns:
+    A new tree of numpy arrays like `variables`, which stay as they are.
+
+  Raises:
+    UsageError: it lists every name that is missing or left over, every wrong shape, and every
+      array that is not of finite numbers.
+  """
+  weights = {name: x for name, x in weights.items()
+             if name not in unread and not name.endswith('num_batches_tracked')}
+  leaves = _leaves(variables, names)
+  known = [name for name in names if name in weights]
+  shapes = {name: torch_shape(leaves[names[name]].shape) for name in known}
+  problems = {
+    'missing': [name for name in names if name not in weights],
+    'left over': [name for name in weights if name not in names],
+    'of another shape': [f'{name} {weights[name].shape} (here: {shapes[name]})' for name in known
+                         if weights[name].shape != shapes[name]],
+    'not of finite numbers': [name for name in known if not _finite(weights[name])]}
+  if any(problems.values()):
+    raise UsageError(f'{what} do not fit: ' + '; '.join(
+      f'{len(names)} {kind}: {", ".join(names)}' for kind, names in problems.items() if names)
+      + '; take the file of that network, or set the model to the file\'s')
+  new = {}
+  for name, path in names.items():
+    *parents, last = path.split('/')
+    node = new
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = np.array(to_jax(weights[name]), leaves[path].dtype, order='C')
+  return new
+
+
+def export(variables, names: dict[str, str], *, unread: dict[str, tuple[str, int]]) -> dict:
+  """Our variables as PyTorch's weights: the inverse of `convert`.
+
+  Args:
+    variables: {'params': ..., 'batch_stats': ...}.
+    names: PyTorch's names -> paths in `variables`, all of them.
+    unread: what PyTorch has beside them, as names.unread gives it; filled with zeros.
+
+  Returns:
+    New arrays by PyTorch's names, in its layouts.
+  """
+  leaves = _leaves(variables, names)
+  arrays = {name: np.array(to_torch(leaves[path]), order='C') for name, path in names.items()}
+  for name, (like, n) in unread.items():
+    arrays[name] = np.zeros(arrays[like].shape[:n], arrays[like].dtype if n else np.int64)
+  return arrays
+
+
+def _leaves(variables, names):
+  """The arrays by their paths, which must be those that `names` has."""
+  leaves = dict(flatten(variables))
+  if unmapped := set(leaves) ^ set(names.values()):
+    raise ValueError(f'the name map does not fit the network: {sorted(unmapped)}')
+  return leaves
+
+
+def _finite(x):
+  return np.issubdtype(x.dtype, np.number) and bool(np.isfinite(x.astype(np.float64)).all())
+
+
+def flatten(tree, prefix=''):
+  """{'params': {'conv1': {'kernel': x}}} -> ('params/conv1/kernel', x), ..."""
+  for name, value in tree.items():
+    if hasattr(value, 'items'):
+      yield from flatten(value, f'{prefix}{name}/')
+    else:
+      yield f'{prefix}{name}', value
+
+
+def load_backbone(variables, path, *, variant: str) -> dict:
+  """The variables of a backbone without a head, with the weights in a file.
+
+  Args:
+    variables: {'params', 'batch_stats'} of the backbone, which stay as they are.
+    path: a file as `read` takes it, of torchvision's names: a classifier, whose last layers are
+      left out, or a segmentation net with its backbone under `backbone.`, whose heads are.
+    variant: the backbone's name, such as 'resnet50'.
+
+  Returns:
+    New {'params', 'batch_stats'} of numpy arrays.
+
+  Raises UsageError as `read` and `convert` do.
+  """
+  weights = read(path)
+  inside = any(name.startswith('backbone.') for name in weights)
+  weights = {re.sub(r'^(backbone\.)?((low|high)_level_(?=features))?', '', name): x
+             for name, x in weights.items()
+             if not name.startswith(SEGMENTATION_HEADS if inside else HEADS)}
+  found = convert(variables, weights, backbone_names(variant),
+                  what=f'the weights in {path} and the backbone {variant} of this model')
+  log.info('the backbone %s starts from %s', variant, path)
+  return found
