@@ -24,10 +24,10 @@ from conftest import ROOT, XLA_FLAGS, newest, same
 from gapjax import paths
 from gapjax.errors import UsageError
 from gapjax.neurons.rank import load
+from gapjax.paths import read_json, read_lines
 from gapjax.report import page as report
 from gapjax.training.evaluate import evaluate
 from gapjax.training.log import Writer
-from gapjax.training.workdirs import read_json, read_lines
 
 STEPS = 40  # of 4 epochs; saved every 5
 

@@ -14,9 +14,9 @@ from disks import mount_tmpfs
 
 from gapjax import config as configs
 from gapjax.errors import Interrupted
+from gapjax.paths import read_lines
 from gapjax.training.evaluators import CanvasEvaluator
 from gapjax.training.train import train
-from gapjax.training.workdirs import read_lines
 
 
 @pytest.fixture(scope='module')

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import reference
 
+from gapjax import config, models
 from gapjax.errors import UsageError
-from gapjax.models import convolution, layers
-from gapjax.models.convolution import kernel_gradient
+from gapjax.models import convolution, layers, on_cpu
 from gapjax.training.devices import AXIS, Devices
 
 draw = np.random.default_rng(0)
@@ -30,53 +30,58 @@ def test_conv_equals_its_definition(padding, kernel_size, stride, dilation, shap
   np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(('kernel_size', 'stride', 'padding', 'dilation', 'channels'), [
-  (3, 1, 0, 1, 9), (3, 1, 1, 1, 80), (3, 2, 1, 1, 9), (1, 2, 0, 1, 9), (1, 1, 0, 1, 9),
-  (3, 1, 2, 2, 9), (3, 1, 3, 3, 80), (3, 2, 0, 2, 9)])
-@pytest.mark.parametrize(('shape', 'part'), [((7, 9), 10 ** 6), ((8, 8), 10 ** 6), ((7, 9), 2000),
-                                             ((8, 8), 1)])
-def test_kernel_gradient_by_its_definition(monkeypatch, kernel_size, stride, padding, dilation,
-                                           channels, shape, part):
-  """Every path of the CPU's products: few and many channels, strided, dilated, 1x1; in parts."""
-  monkeypatch.setattr(convolution, 'PART', part)
-  features = 64 if channels == 80 else 10
-  x = draw.normal(size=(6, *shape, channels))
+@pytest.mark.parametrize(('kernel_size', 'stride', 'padding', 'dilation'), [
+  (3, 1, 0, 1), (3, 1, 1, 1), (3, 2, 1, 1), (1, 2, 0, 1), (1, 1, 0, 1), (3, 1, 2, 2), (7, 2, 3, 1)])
+@pytest.mark.parametrize('part', [10 ** 6, 1500, 1])
+def test_convolutions_on_cpu_by_their_definition(monkeypatch, kernel_size, stride, padding,
+                                                 dilation, part):
+  """Whole, in parts of unequal size, image by image: the output and its kernel's gradient."""
+  monkeypatch.setattr(on_cpu, 'PART', part)
+  x = draw.normal(size=(7, 8, 9, 5))
+  kernel = draw.normal(size=(kernel_size, kernel_size, 5, 4))
+  padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
   reach = dilation * (kernel_size - 1) + 1
-  h, w = ((n + 2 * padding - reach) // stride + 1 for n in shape)
-  gradient = draw.normal(size=(6, h, w, features))
+  h, w = ((n + 2 * padding - reach) // stride + 1 for n in (8, 9))
+  windows = np.stack([np.stack([
+    padded[:, stride * i:stride * i + reach:dilation, stride * j:stride * j + reach:dilation]
+    for j in range(w)], 1) for i in range(h)], 1)  # (b, h', w', k, k, c)
+  weight = draw.normal(size=(7, h, w, 4))
   with jax.enable_x64(True):
-    found = kernel_gradient(x, gradient, size=kernel_size, stride=stride, padding=padding,
-                            dilation=dilation)
-  x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-  expected = np.zeros((kernel_size, kernel_size, channels, features))
-  for i in range(h):
-    for j in range(w):
-      here = x[:, stride * i:stride * i + reach:dilation, stride * j:stride * j + reach:dilation]
-      expected += np.einsum('bo,bhwc->hwco', gradient[:, i, j], here)
-  np.testing.assert_allclose(found, expected, atol=1e-9)
+    found, transpose = jax.vjp(
+      lambda k: on_cpu.convolve(jnp.asarray(x), k, stride, padding, dilation), jnp.asarray(kernel))
+    gradient, = transpose(jnp.asarray(weight))
+  np.testing.assert_allclose(found, np.einsum('bhwijc,ijco->bhwo', windows, kernel), atol=1e-10)
+  np.testing.assert_allclose(gradient, np.einsum('bhwijc,bhwo->ijco', windows, weight), atol=1e-10)
 
 
-@pytest.mark.parametrize(('batch', 'channels'), [(2, 9), (60, 9), (60, 3)])
-def test_gradients_of_small_and_large_convolutions_are_xlas(monkeypatch, batch, channels):
-  """By products or not, on either side of the threshold: both gradients as XLA has them."""
-  monkeypatch.setattr(convolution, 'WORTH_PRODUCTS', 20_000)
-  x, kernel = draw.normal(size=(batch, 8, 8, channels)), draw.normal(size=(3, 3, channels, 10))
+@pytest.mark.parametrize('convolve', [convolution.convolve, on_cpu.convolve])
+def test_networks_are_differentiated_forwards_too(convolve):
+  """jvp, jacfwd and linearize, which a custom gradient would refuse, against a difference."""
   with jax.enable_x64(True):
-    values = [jax.grad(lambda x, k, c=c: (c(x, k, 1, 1, 2) ** 2).sum(), (0, 1))(x, kernel)
-              for c in (convolution.convolve, convolution._convolve)]
-  for ours, theirs in zip(*values, strict=True):
-    np.testing.assert_allclose(ours, theirs, atol=1e-9 * np.abs(theirs).max())
+    conv = layers.Conv(2, dtype=jnp.float64, convolve=convolve)
+    x, direction = (jnp.asarray(draw.normal(size=(2, 5, 5, 3))) for _ in range(2))
+    variables = conv.init(jax.random.key(0), x)
+    def f(x):
+      return jnp.tanh(conv.apply(variables, x))
+    _, found = jax.jvp(f, (x,), (direction,))
+    difference = (f(x + 1e-6 * direction) - f(x - 1e-6 * direction)) / 2e-6
+    np.testing.assert_allclose(found, difference, atol=1e-8)
+    np.testing.assert_allclose(jax.linearize(f, x)[1](direction), found, atol=1e-12)
+    np.testing.assert_allclose(jnp.tensordot(jax.jacfwd(f)(x), direction, 4), found, atol=1e-12)
 
 
-def test_products_are_for_large_convolutions_on_cpu_alone():
-  """Lowered for a GPU or TPU, the gradient of a convolution is two convolutions, no product."""
-  gradient = jax.jit(jax.grad(lambda x, k: convolution.convolve(x, k, 1).sum(), (0, 1)))
-  kernel = jax.ShapeDtypeStruct((3, 3, 16, 16), np.float32)
-  for batch, platform, products in ((64, 'cuda', 0), (64, 'tpu', 0), (64, 'cpu', 3), (2, 'cpu', 0)):
-    x = jax.ShapeDtypeStruct((batch, 34, 34, 16), np.float32)
-    text = gradient.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
-    assert text.count('dot_general') == products
-    assert text.count('stablehlo.convolution') == (1 if products else 2)
+def test_only_networks_on_cpu_convolve_in_parts():
+  """Many convolutions on CPU, one for each layer anywhere else."""
+  c = config.default().model
+  c.update(name='resnet10', width=8)
+  images = jax.ShapeDtypeStruct((64, 96, 96, 3), jnp.float32)
+
+  def count(platform):
+    model = models.create(c, num_classes=9, platform=platform)
+    return str(jax.make_jaxpr(lambda x: model.init_with_output(
+      jax.random.key(0), x, train=False)[0])(images)).count('conv_general_dilated[')
+
+  assert count('gpu') == count('tpu') == count(None) == 13 < count('cpu')
 
 
 def test_paddings_differ_at_the_border_only():

@@ -12,10 +12,10 @@ import pytest
 from conftest import SCENES, newest, same, tiny_config
 
 from gapjax.errors import Interrupted, UsageError
+from gapjax.paths import read_json, read_lines
 from gapjax.training.checkpoint import Checkpoints
 from gapjax.training.devices import initialize, told_by_environment
 from gapjax.training.train import train
-from gapjax.training.workdirs import read_json, read_lines
 
 PERMUTED = {'model.head': 'permuted', 'eval.batch_size': 8}
 KILLED = {**PERMUTED, 'num_epochs': 4, 'eval.every_epochs': 2, 'model.dtype': 'float64'}

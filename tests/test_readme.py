@@ -13,10 +13,10 @@ import pytest
 from conftest import ROOT
 
 from gapjax import cli, config
+from gapjax.paths import read_json
 from gapjax.pytorch import parity
 from gapjax.report.render import markdown_table
 from gapjax.reproduce import cells, suites
-from gapjax.training.workdirs import read_json
 
 sys.path.append(str(ROOT / 'benchmarks'))
 import compile_table

@@ -14,6 +14,7 @@ from test_devices import assert_close
 
 from gapjax import data
 from gapjax.errors import TrainingFailed, UsageError
+from gapjax.paths import read_lines
 from gapjax.tasks.metrics import TrainMetrics
 from gapjax.training import build, workdirs
 from gapjax.training import train as train_module
@@ -25,7 +26,6 @@ from gapjax.training.log import Writer
 from gapjax.training.plan import Plan
 from gapjax.training.system import Clock
 from gapjax.training.train import check_finite, train
-from gapjax.training.workdirs import read_lines
 
 
 @pytest.fixture(scope='module')
@@ -276,7 +276,7 @@ def test_the_log_survives_a_disk_that_is_full_when_a_run_goes_on(tmp_path):
   with Writer(tmp_path, step=0) as writer:
     for step in range(1, 400):
       writer.write(step, 'eval', accuracy=0.5)
-  limited = ('import resource, sys; from gapjax.metrics import Writer; '
+  limited = ('import resource, sys; from gapjax.training.log import Writer; '
              'resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); '
              'import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
              f'Writer({str(tmp_path)!r}, step=300)')
