@@ -7,8 +7,8 @@ Networks: gapnet, permutenet, permutenet_fixed.
 
 Steps: 583 of batch 48 (20 epochs).
 Time: 21 to 25 s on 2 cores of an AMD EPYC.
-Measured (results/quickstart, one seed, so no spread; percent at every location with the final
-  weights): location gapnet 100.0, permutenet 29.9, permutenet_fixed 100.0; image gapnet 95.8,
+Measured: results/quickstart, one seed, so no spread; percent at every location with the final
+  weights. Location: gapnet 100.0, permutenet 29.9, permutenet_fixed 100.0. Image: gapnet 95.8,
   permutenet 21.1. Another CPU rounds otherwise, which moves permutenet by a few points.
 """
 

@@ -74,8 +74,7 @@ def test_config_says_how_to_run_it_and_what_it_takes(path):
   """The command of each variant; epochs * images / batch, in the text's steps; what to expect."""
   text = path.read_text().split('"""')[1]
   commands = re.findall(r'gapjax train --config=configs/(\S+)', text)
-  assert commands[0] == path.name and re.search('^Time: ', text, re.M)
-  assert re.search(r'^(Measured|Paper)\b.*: ', text, re.M)
+  assert commands[0] == path.name and '\nTime: ' in text and '\nMeasured: ' in text
   for command in commands:
     c = config.from_flags([f'--config={path.parent / command}'])
     split = c.data.train_split
