@@ -101,7 +101,9 @@ def sections(entry):
     if kind == 'text':
       yield value
     elif kind == 'returns':
-      yield 'Returns: ' + ' '.join(one_line(item.description) for item in value)
+      [item] = value  # what stands before a colon passes for a type
+      said = '' if str(item.annotation) == str(entry.returns) else f'{item.annotation}: '
+      yield f'Returns: {one_line(said + item.description)}'
     else:  # parameters, attributes, raises
       title = section.title or kind.capitalize()
       yield '\n'.join([f'{title}:\n', *(
