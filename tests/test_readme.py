@@ -6,8 +6,6 @@ import shlex
 import subprocess
 import sys
 
-import jax
-import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -92,29 +90,6 @@ def test_compiled_steps_are_of_these_configs():
     c.steps_per_call = found['config']['steps_per_call']  # settled for a TPU
     different = config.difference(c, found['config'])  # how it is evaluated is not in the step
     assert [field for field in different if not field.startswith('eval.')] == []
-
-
-def example(page, name):
-  """The code of a page below its line `<!-- example: NAME -->`."""
-  return page.split(f'<!-- example: {name} -->\n```python\n')[1].split('```')[0]
-
-
-def test_the_examples_of_a_network_of_ones_own_run(capsys):
-  """60 steps of the first: the loss falls. The second prints a share of the images."""
-  names, draw = {}, np.random.default_rng(0)
-  exec(example(README, 'your own network'), names)
-  labels = draw.integers(0, 10, 16)
-  images = np.float32(draw.normal(size=(16, 12, 12, 3)) + labels[:, None, None, None])
-  params = names['network'].init(jax.random.key(0), images)
-  opt_state, losses = names['optimizer'].init(params), []
-  for step in range(60):
-    params, opt_state, loss, parts = names['train_step'](params, opt_state, jax.random.key(step),
-                                                         images, labels)
-    losses.append(float(loss))
-    assert 0 < float(parts['relative_distance']) < 2
-  assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
-  exec(example(README, 'consistency'), names | dict(params=params, images=images))
-  assert float(capsys.readouterr().out) * 16 in range(17)
 
 
 @pytest.mark.parametrize('page', PAGES + MADE, ids=lambda page: str(page.relative_to(ROOT)))
