@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from gapjax.models.convolution import convolve
 from gapjax.models.downsample import halve
-from gapjax.models.heads import Head, Permute
+from gapjax.models.heads import Permute, make_head
 from gapjax.models.layers import BatchNorm, Conv, global_average_pool, max_pool
 
 # name -> (blocks a stage, is the block a bottleneck)
@@ -86,7 +86,8 @@ class ResNet(nn.Module):
   Call: (images, train=...) -> (logits (b, num_classes), features), features a dict of 'stem',
   'stage1' to 'stage4' (b, h, w, c) and 'pooled' (b, c). `permute`, if any, is applied before the
   stage that `permute_at` names, or to the pooled features; in mode 'batch' it needs the rng
-  stream 'permutation'. Without a head (None), the logits are None.
+  stream 'permutation', and it is what head 'permuted' has where none is given. Without a head
+  (None), the logits are None.
   """
   variant: str
   num_classes: int
@@ -103,6 +104,11 @@ class ResNet(nn.Module):
   output_stride: int | None = None
   momentum: float = 0.1  # BatchNorm's
   convolve: Callable = convolve
+
+  def __post_init__(self):
+    if self.head == 'permuted' and self.permute is None:
+      self.permute = Permute()
+    super().__post_init__()
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -134,8 +140,7 @@ class ResNet(nn.Module):
       features[f'stage{s}'] = x  # (b, h, w, c) -> (b, h / stride, w / stride, c')
     if self.head is None:
       return None, {**features, 'pooled': global_average_pool(x)}
-    logits, features['pooled'] = Head(
-      self.num_classes, self.head, self.padding,
-      self.permute if self.permute_at == 'pooled' else None, self.dtype, self.convolve,
-      name='head')(x)
+    logits, features['pooled'] = make_head(
+      self.head, self.num_classes, padding=self.padding, dtype=self.dtype, convolve=self.convolve,
+      permute=self.permute if self.permute_at == 'pooled' else None, name='head')(x)
     return logits, features
