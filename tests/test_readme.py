@@ -6,9 +6,6 @@ import shlex
 import subprocess
 import sys
 
-import flax.linen as nn
-import jax
-import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -71,39 +68,6 @@ def test_compiled_steps_are_of_these_configs():
                            *compile_table.FIELDS.get(topology, [])])
     c.steps_per_call = found['config']['steps_per_call']  # settled for a TPU
     assert found['config'] == config.as_json(c)
-
-
-def test_the_example_of_a_network_of_ones_own_trains():
-  """60 steps of it, as it stands in the README: the loss falls."""
-  names, draw = {}, np.random.default_rng(0)
-  exec(README.split('<!-- example: your own network -->\n```python\n')[1].split('```')[0], names)
-  labels = draw.integers(0, 10, 16)
-  images = np.float32(draw.normal(size=(16, 12, 12, 3)) + labels[:, None, None, None])
-  params = names['network'].init(jax.random.key(0), images)
-  opt_state, losses = names['optimizer'].init(params), []
-  for step in range(60):
-    params, opt_state, loss, distance = names['train_step'](params, opt_state, jax.random.key(step),
-                                                            images, labels)
-    losses.append(float(loss))
-    assert 0 < float(distance) < 2
-  assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
-
-
-def test_the_example_of_ranking_and_attack_runs(tmp_path, monkeypatch):
-  """With networks of one's own in place of `body` and `head`: 20 N, two orders, a CSV file."""
-  draw = np.random.default_rng(0)
-  body = nn.Sequential([nn.Conv(2048, (1, 1)), nn.relu])
-  head = nn.Dense(3)
-  images = draw.normal(size=(2, 4, 6, 3)).astype(np.float32)
-  variables = {**body.init(jax.random.key(0), images)}
-  last = head.init(jax.random.key(1), np.zeros((1, 2048), np.float32))
-  names = {'body': body, 'variables': variables, 'images': images,
-           'head': type('Head', (), {'apply': staticmethod(lambda v, x: head.apply(last, x))}),
-           'batches': [{'images': images, 'labels': draw.integers(0, 3, (2, 4, 6))}]}
-  monkeypatch.chdir(tmp_path)
-  exec(README.split('<!-- example: ranking and attack -->\n```python\n')[1].split('```')[0], names)
-  assert sorted(names['overall']) == list(range(2048))
-  assert len((tmp_path / 'attack.csv').read_text().splitlines()) == 1 + 4 * (1 + 20 * 6)
 
 
 @pytest.mark.parametrize('page', PAGES + MADE, ids=lambda page: str(page.relative_to(ROOT)))
