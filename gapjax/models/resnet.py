@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from gapjax.models.convolution import convolve
 from gapjax.models.downsample import halve
-from gapjax.models.heads import Head, Permute
+from gapjax.models.heads import Head, Permute, check_permute
 from gapjax.models.layers import BatchNorm, Conv, global_average_pool, max_pool
 
 # name -> (blocks a stage, is the block a bottleneck)
@@ -103,6 +103,10 @@ class ResNet(nn.Module):
   output_stride: int | None = None
   momentum: float = 0.1  # BatchNorm's
   convolve: Callable = convolve
+
+  def __post_init__(self):
+    check_permute(self)
+    super().__post_init__()
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from gapjax.errors import UsageError
 from gapjax.models.convolution import convolve
 from gapjax.models.downsample import halve
-from gapjax.models.heads import Head, Permute
+from gapjax.models.heads import Head, Permute, check_permute
 from gapjax.models.layers import BatchNorm, Conv, max_pool, pad
 
 # name -> convolutions a stage; each stage ends in a max-pool. Channels: width x 1, 2, 4, 8, 8.
@@ -36,6 +36,10 @@ class VGG(nn.Module):
   axis_name: str | None = None
   dtype: Any = jnp.float32
   convolve: Callable = convolve
+
+  def __post_init__(self):
+    check_permute(self)
+    super().__post_init__()
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
