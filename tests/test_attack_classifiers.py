@@ -22,7 +22,7 @@ def classifier(model):
 
 @pytest.fixture(scope='module')
 def permuted():
-  return classifier(ResNet('resnet10', 6, 4, head='permuted'))
+  return classifier(ResNet('resnet10', 6, 4, head='permuted', permute=Permute()))
 
 
 def test_accuracy_after_removal_by_definition(permuted):

@@ -1,6 +1,7 @@
 """The public names: by their definitions, with any framework, and as the pages print them."""
 
 import ast
+import functools
 import importlib
 import re
 import subprocess
@@ -210,14 +211,14 @@ def test_permute_head_permutes_anew_for_every_key():
   np.testing.assert_array_equal(*(fixed.apply(variables, IMAGES)[0] for _ in range(2)))
 
 
-@pytest.mark.parametrize('network', [ResNet('resnet10', 4, 4, head='permuted'),
-                                     VGG('vgg11', 4, 4, head='permuted')])
-def test_a_network_with_a_permuted_head_permutes(network):
-  images = draw.normal(size=(2, 32, 32, 3)).astype(np.float32)
-  variables = jax.jit(lambda: network.init(jax.random.key(0), images, train=False))()
-  found = [network.apply(variables, images, train=False,
-                         rngs={'permutation': jax.random.key(i)})[0] for i in (0, 1)]
-  assert np.abs(found[0] - found[1]).max() > 1e-3
+@pytest.mark.parametrize('network', [functools.partial(ResNet, 'resnet10', 4),
+                                     functools.partial(VGG, 'vgg11', 4)])
+def test_a_network_that_cannot_permute_is_refused(network):
+  """It would be silently no PermuteNet."""
+  with pytest.raises(UsageError, match=r"head='permuted' .* give permute=Permute\(\)"):
+    network(head='permuted')
+  with pytest.raises(UsageError, match="head='gap' has no pooled features to permute"):
+    network(permute=Permute())
 
 
 # --- position channels ---------------------------------------------------------------------------

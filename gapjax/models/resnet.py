@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from gapjax.models.convolution import convolve
 from gapjax.models.downsample import halve
-from gapjax.models.heads import Permute, make_head
+from gapjax.models.heads import Permute, check_permute, make_head
 from gapjax.models.layers import BatchNorm, Conv, global_average_pool, max_pool
 
 # name -> (blocks a stage, is the block a bottleneck)
@@ -86,8 +86,7 @@ class ResNet(nn.Module):
   Call: (images, train=...) -> (logits (b, num_classes), features), features a dict of 'stem',
   'stage1' to 'stage4' (b, h, w, c) and 'pooled' (b, c). `permute`, if any, is applied before the
   stage that `permute_at` names, or to the pooled features; in mode 'batch' it needs the rng
-  stream 'permutation', and it is what head 'permuted' has where none is given. Without a head
-  (None), the logits are None.
+  stream 'permutation'. Without a head (None), the logits are None.
   """
   variant: str
   num_classes: int
@@ -106,8 +105,7 @@ class ResNet(nn.Module):
   convolve: Callable = convolve
 
   def __post_init__(self):
-    if self.head == 'permuted' and self.permute is None:
-      self.permute = Permute()
+    check_permute(self)
     super().__post_init__()
 
   @nn.compact

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from gapjax.errors import UsageError
 from gapjax.models.convolution import convolve
 from gapjax.models.downsample import halve
-from gapjax.models.heads import Permute, make_head
+from gapjax.models.heads import Permute, check_permute, make_head
 from gapjax.models.layers import BatchNorm, Conv, max_pool, pad
 
 # name -> convolutions a stage; each stage ends in a max-pool. Channels: width x 1, 2, 4, 8, 8.
@@ -38,8 +38,7 @@ class VGG(nn.Module):
   convolve: Callable = convolve
 
   def __post_init__(self):
-    if self.head == 'permuted' and self.permute is None:
-      self.permute = Permute()
+    check_permute(self)
     super().__post_init__()
 
   @nn.compact
