@@ -304,9 +304,8 @@ def bench(argv):
   parser.add_argument('--output', metavar='FILE', type=local, help='write everything as JSON')
   arguments, chosen = parse_with_config(parser, argv)
   from gapjax import config
-  if not arguments.config:  # the recipe of configs/gapnet_cifar10.py, which may not be there
-    chosen = [f'--config={config.__file__}', *chosen]
-  chosen_config = config.from_flags(chosen)
+  chosen_config = (config.from_flags(chosen) if arguments.config else
+                   config.with_fields(config.default(), chosen))
   check_output(arguments.output)
   from gapjax.speed import bench
   result = bench.bench(chosen_config, steps_per_round=arguments.steps, rounds=arguments.rounds,

@@ -12,7 +12,7 @@ from conftest import ROOT
 from gapjax import config
 from gapjax.data import ImageDataset
 from gapjax.training import build, steps, workdirs
-from gapjax.training.devices import AXIS, Devices
+from gapjax.training.devices import Devices
 from gapjax.training.plan import Plan
 
 draw = np.random.default_rng(0)
@@ -45,17 +45,16 @@ def test_config_takes_a_step(path):
   c = config.from_flags([f'--config={path}', *SMALL, *(SMALL_SCENES if scenes else [])])
   train_set = Scenes() if scenes else images(c.data.name)
   devices = Devices(jax.local_devices()[:1])
-  plan = Plan.of(workdirs.settle('new', c, platform='cpu'), num_images=64)
+  plan = Plan.of(workdirs.settled(c, platform='cpu'), num_images=64)
   task = build.create_task(c, train_set)
   model, state, rule, _ = build.create(c, task, train_set, plan)
   before = Devices.to_host(state.params)
-  step = devices.pmap(steps.many(steps.make_train_step(model, task, rule, axis_name=AXIS)),
-                      split=(False, False, False, True), donate=0)
+  step = build.create_train_steps(model, task, rule, devices)
   feed = build.create_feed(c, task, train_set, plan)
   data = devices.replicate(feed.data)
   key, state = devices.replicate((steps.stream(0, steps.TRAIN), state))
   for batch in itertools.islice(feed.batches(0), 2):  # a warm-up's first step has rate 0
-    state, metrics = step(state, key, data, devices.split(batch, axis=1))
+    state, metrics = step(state, key, data, devices.split(batch, axis=1), np.int32(1))
   loss = metrics['batch'].loss
   assert np.isfinite(loss.total).all()
   assert int(loss.count[0]) == (8 if not scenes else 8 * 17 * 17 - int(

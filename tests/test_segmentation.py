@@ -302,7 +302,7 @@ def test_the_backbone_has_its_own_rate_and_momentum(data_dir):
   np.testing.assert_allclose(updates['classifier']['a'], -1, rtol=1e-6)
   train_set, _, task = build.load(config, data_dir=data_dir)
   model, state, *_ = build.create(config, task, train_set, Plan.of(
-    workdirs.settle('new', config, platform='cpu'), num_images=len(train_set)))
+    workdirs.settled(config, platform='cpu'), num_images=len(train_set)))
   images = jnp.asarray(draw.normal(size=(2, 24, 32, 3)), jnp.float32)
   _, updates = model.clone(axis_name=None, dropout=0.0).apply(
     {'params': state.params, 'batch_stats': state.batch_stats}, images, train=True,
@@ -331,7 +331,7 @@ def test_a_mobilenet_with_a_separable_head_trains(data_dir, tmp_path, monkeypatc
   assert summary['step'] == 1 and 0 <= summary['final']['miou'] <= 1
   train_set, _, task = build.load(config, data_dir=data_dir)
   _, start, *_ = build.create(config, task, train_set, Plan.of(
-    workdirs.settle(tmp_path, config, platform='cpu'), num_images=len(train_set)))
+    workdirs.settled(config, platform='cpu'), num_images=len(train_set)))
   params = newest(tmp_path)[1]['params']
   assert params['branch_convs_2']['depthwise']['kernel'].shape == (3, 3, 1, 16)
   stays = jax.tree.map(lambda a, b: bool((a == b).all()), params, start.params)
@@ -349,7 +349,7 @@ def test_a_mobilenet_with_a_separable_head_trains(data_dir, tmp_path, monkeypatc
   ({'task': 'canvas'}, 'do not fit'),
   ({'model.output_stride': 32}, '8 or 16'),
   ({'segmentation.crop': (0, 32)}, r'segmentation\.crop must be a number at least 1'),
-  ({'segmentation.crop': (32,)}, 'two numbers'),
+  ({'segmentation.crop': (32,)}, '2 numbers'),
   ({'segmentation.crop': (32.5, 32)}, 'whole pixels'),
   ({'model.output_stride': 16}, 'stem=cifar has a stride of 8'),
   ({'segmentation.scale': (2.0, 1.0)}, r'\(least, largest\)'),

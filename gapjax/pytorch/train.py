@@ -8,7 +8,6 @@ rest, set XLA_PYTHON_CLIENT_PREALLOCATE=false.
 
 import contextlib
 import dataclasses
-import itertools
 import operator
 import pathlib
 import sys
@@ -62,6 +61,7 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
     Interrupted: SIGTERM or Ctrl-C; the same command begins again.
   """
   configs.validate(config)
+  config = workdirs.settled(config, platform='cpu')  # it trains step by step, anywhere
   if config.task == 'segmentation' or config.model.dtype == 'bfloat16':
     raise UsageError('the PyTorch twin is trained in the tasks canvas and classification, in '
                      f'float32 or float64; not in {config.task}, {config.model.dtype}: leave it '
@@ -74,15 +74,14 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
   with contextlib.ExitStack() as stack:
     stop = stack.enter_context(StopSignals())
 
-    # ---- Data and workdir ---------------------------------------------------------------------
-    train_set, test_set, task = build.load(config, data_dir=data_dir)
-    stack.enter_context(workdirs.lock(workdir))
-    config = workdirs.settle(workdir, config, platform='cpu' if device.type == 'cpu' else 'gpu')
-    finished = workdirs.read_summary(workdir)
+    # ---- Workdir and data: a finished run needs none --------------------------------------------
+    finished = workdirs.finished(workdir, config)
     if (workdir / 'checkpoints').exists() or (finished and 'torch' not in finished['versions']):
       raise UsageError(f'{workdir} holds a run of gapjax; give the PyTorch twin another folder')
     if finished:
       return finished
+    train_set, test_set, task = build.load(config, data_dir=data_dir)
+    stack.enter_context(workdirs.lock(workdir))
     workdirs.claim(workdir, config)
 
     # ---- Network, optimiser, and what changes from step to step ----------------------------------
@@ -103,12 +102,11 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
       total=plan.total_steps * config.batch_size, unit='img', unit_scale=True, desc='PyTorch',
       disable=not progress, file=sys.stderr, dynamic_ncols=True))
     pending = []  # losses still on the device
-    calls = map(plan.batch_indices, range(0, plan.total_steps, plan.steps_per_call))
 
-    for step, indices in enumerate(itertools.chain.from_iterable(calls), 1):
+    for step in range(1, plan.total_steps + 1):
       # ---- Train ------------------------------------------------------------------------------
       network.train()
-      which = torch.as_tensor(indices, dtype=torch.int64, device=device)
+      which = torch.as_tensor(plan.batch_indices(step - 1)[0], dtype=torch.int64, device=device)
       batch = recipe.training_batch(images[which], labels[which], task)
       loss, _ = recipe.loss_of(network, batch, config, weight=pair_weights[step - 1])
       for group, share in zip(rule.param_groups, shares, strict=True):
@@ -122,7 +120,7 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
       bar.update(config.batch_size)
 
       # ---- Log: brings the losses home, and stops at one that is not finite ----------------------
-      if plan.logs(step) or plan.evaluates(step):
+      if plan.logs(range(step - 1, step)) or plan.evaluates(step):
         losses = torch.stack(pending).tolist()
         for number, value in enumerate(losses, step - len(losses) + 1):
           check_finite(value, number)

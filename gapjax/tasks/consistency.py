@@ -9,15 +9,79 @@ image is the image moved by an offset (dy, dx), content down and right by so man
 - `circular`: rolled; nothing leaves the image.
 
 Consistency at s is the share of images whose two views, with independent uniform offsets in
-[-s, s]^2, get the same top-1 class. The headline is `pad` with s = 4, on CIFAR.
+[-s, s]^2, get the same top-1 class. The headline is `pad` with s = 4, on CIFAR. `consistency`
+measures it of any network.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Shaped
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
+from gapjax.errors import UsageError, check_choice
+from gapjax.tasks.images import check_images, check_shift
+
 PROTOCOLS = ('pad', 'crop', 'circular')
+
+
+class Consistency(NamedTuple):
+  """How many of `count` images got one class twice: `agree`. Batches add up: sum(batches).value."""
+  agree: ArrayLike
+  count: ArrayLike
+
+  @property
+  def value(self) -> float:
+    """The share, in [0, 1]."""
+    return float(self.agree / self.count)
+
+  def __add__(self, other):
+    return Consistency(self.agree + other.agree, self.count + other.count)
+
+  def __radd__(self, zero):
+    return self  # sum() begins with 0
+
+
+def consistency(predict: Callable, images: Float[ArrayLike, 'b h w c'],
+                key: Shaped[Array, '*key'], max_shift: int = 4,
+                protocol: str = 'pad') -> Consistency:
+  """Shift consistency of a network: is the top-1 class the same for two random shifts of an image?
+
+      found = sum(consistency(predict, images, jax.random.fold_in(key, i))
+                  for i, images in enumerate(batches))
+      print(found.value)
+
+  Args:
+    predict: images (b, h, w, c) -> logits (b, k), called twice; jit it. Any framework's.
+    images: (b, h, w, c), normalised, so that the zeros that fill the border are the mean colour.
+    key: one key; another for every batch.
+    max_shift: s, pixels; both shifts of an image are uniform in [-s, s]^2.
+    protocol: 'pad', 'crop' or 'circular', as above.
+
+  Returns:
+    Consistency(agree, count): integers. Logits that are NaN agree with nothing.
+
+  Raises:
+    UsageError: `images` or what `predict` returns has another shape, the shift does not fit the
+      images, or there is no such protocol.
+  """
+  check_choice(protocol, PROTOCOLS, what='protocol')
+  check_images(images)
+  b, h, w, _ = jnp.shape(images)
+  check_shift('max_shift', max_shift, h, w)
+  offsets = jax.random.randint(key, (b, 2, 2), -max_shift, max_shift + 1)
+  views = _views(images, offsets, protocol=PROTOCOLS.index(protocol), max_shift=max_shift)
+  logits = [jnp.asarray(predict(view)) for view in (views[:b], views[b:])]
+  if any(x.ndim != 2 or len(x) != b for x in logits):
+    raise UsageError(f'`predict` maps images {views[:b].shape} to {logits[0].shape}; it should '
+                     'return logits (b, k)')
+  first, second = (jnp.where(jnp.isnan(x).any(1), -1 - i, x.argmax(1))
+                   for i, x in enumerate(logits))
+  return Consistency((first == second).sum(dtype=jnp.int32), jnp.int32(b))
 
 
 def shifted_views(images: jax.Array, offsets: jax.Array, *, protocol: jax.Array,
@@ -36,6 +100,9 @@ def shifted_views(images: jax.Array, offsets: jax.Array, *, protocol: jax.Array,
   views = jax.vmap(lambda offset: lax.switch(
     protocol, (_pad, _crop, _roll), images, offset, max_shift), 1)(offsets)  # (v, b, h, w, c)
   return views.reshape(-1, *images.shape[1:])
+
+
+_views = jax.jit(shifted_views)
 
 
 def _pad(images, offsets, _):

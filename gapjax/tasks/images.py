@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from gapjax.errors import UsageError
+
 # ImageNet's mean and standard deviation, red green blue on [0, 1]: segmentation's normalisation.
 IMAGENET = ((.485, .456, .406), (.229, .224, .225))
 
@@ -16,3 +18,16 @@ def random_flips(keys: jax.Array, images: jax.Array) -> jax.Array:
   """Flips each of images (b, h, w, c) left to right with probability 1/2, by its own key (b,)."""
   flips = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1)))(keys)
   return jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
+
+
+def check_images(images) -> None:
+  """Raises UsageError unless images are (b, h, w, c)."""
+  if jnp.ndim(images) != 4:
+    raise UsageError(f'images must be (b, h, w, c), not {jnp.shape(images)}')
+
+
+def check_shift(what: str, max_shift: int, height: int, width: int) -> None:
+  """Raises UsageError unless 0 <= max_shift < both sizes of the image, in pixels."""
+  if not 0 <= max_shift < min(height, width):
+    raise UsageError(f'{what} of {max_shift} pixels does not fit images of {height}x{width}; '
+                     f'choose one from 0 to {min(height, width) - 1}')

@@ -113,11 +113,11 @@ def create(config, task, train_set, plan, *, platform=None):
 
 def create_train_steps(model, task, rule, devices):
   """The program that trains, bench times and compile compiles: `steps.many` training steps in one
-  call, (state, key, data, batch) -> (state, metrics), the batch (steps, b, ...) split over devices,
-  the state donated.
+  call, (state, key, data, batch, count) -> (state, metrics), the batch (steps, b, ...) split over
+  devices, the state donated.
   """
   return devices.pmap(steps.many(steps.make_train_step(model, task, rule, axis_name=AXIS)),
-                      split=(False, False, False, True), donate=0)
+                      split=(False, False, False, True, False), donate=0)
 
 
 def pretrained(config, state):

@@ -1,8 +1,9 @@
 """What a training step gets from the host: indices of images that lie on the device, or scenes.
 
 A feed has `data`, placed on every device once; `batches(step)`, an endless iterator over the calls
-from `step` on, each a tree of arrays (steps_per_call, batch_size, ...); `local`, whether these are
-the process' share of the batch alone; and `save_samples(path)`.
+from `step` on, each a tree of arrays (steps_per_call, batch_size, ...), of which a call that ends
+early takes the first; `local`, whether these are the process' share of the batch alone; and
+`save_samples(path)`.
 """
 
 import itertools
@@ -25,7 +26,8 @@ class ImageFeed:
     self.data = {'images': train_set.images, 'labels': train_set.labels}
 
   def batches(self, step: int):
-    return map(self.plan.batch_indices, itertools.count(step, self.plan.steps_per_call))
+    k = self.plan.steps_per_call
+    return (self.plan.batch_indices(call.start, k) for call in self.plan.calls(step))
 
   def save_samples(self, path, count: int = 12) -> None:
     """A picture of the first training images, moved or placed at random as the network sees them.
@@ -65,9 +67,10 @@ class SceneFeed:
 
   def batches(self, step: int):
     batches = iter(self.source.iterate(step))
-    while True:
-      call = [next(batches) for _ in range(self.plan.steps_per_call)]
-      yield jax.tree.map(lambda *x: np.stack(x), *call)
+    for call in self.plan.calls(step):
+      taken = list(itertools.islice(batches, len(call)))
+      filling = taken[-1:] * (self.plan.steps_per_call - len(call))
+      yield jax.tree.map(lambda *x: np.stack(x), *taken, *filling)
 
   def save_samples(self, path, count: int = 6) -> None:
     """A picture of the first training crops and their labels."""
