@@ -66,6 +66,8 @@ def parse_with_neurons(parser, argv):
 
 def folder(path):
   """A folder on this machine, `~` expanded, or in a bucket."""
+  if not path:  # such as of an unset variable; pathlib takes it for the current folder
+    raise UsageError('a folder is named by nothing; the current one is `.`')
   path = os.path.expanduser(path)
   paths.of(path)  # is it one?
   return path
@@ -73,6 +75,8 @@ def folder(path):
 
 def local(path):
   """A file or folder on this machine, `~` expanded."""
+  if not path:
+    raise UsageError('a file or folder is named by nothing; the current folder is `.`')
   if '://' in path:
     raise UsageError(f'{path}: remote folders are not supported here; give a local path')
   return os.path.expanduser(path)
@@ -355,6 +359,9 @@ def main(argv=None) -> int:
   """Runs a verb. Exit codes: 0 done; 1 training or a check failed, or a bucket is out of reach; 2
   bad input or a full disk (one line); 130 Ctrl-C."""
   argv = sys.argv[1:] if argv is None else list(argv)
+  sys.stderr = Unbreakable(sys.stderr)
+  if hasattr(sys.stdout, 'reconfigure'):  # a terminal without our signs must not cost the work
+    sys.stdout.reconfigure(errors='replace')
   if not argv or argv[0] in ('-h', '--help'):
     print(USAGE)
     return 0 if argv else 2
@@ -381,6 +388,10 @@ def main(argv=None) -> int:
     if isinstance(error, OSError) and error.errno is not None:  # a disk's or a file's complaint
       where = f' `{error.filename}`' if error.filename else ''
       return complain(f'{os.strerror(error.errno)}{where}', code=2)
+    if asked_in_vain():
+      return complain(f'JAX_PLATFORMS={os.environ["JAX_PLATFORMS"]} asks for a device that is not '
+                      'here, or that the installed jax does not know; unset it, or set it to cpu',
+                      code=2)
     if type(error).__name__ == 'JaxRuntimeError' and 'RESOURCE_EXHAUSTED' in str(error):
       return complain(f'the device has too little memory ({str(error).splitlines()[0][:200]}); '
                       'take a smaller batch_size, or model.dtype=bfloat16', code=2)
@@ -388,6 +399,36 @@ def main(argv=None) -> int:
   except KeyboardInterrupt:
     return complain('interrupted', code=130)
   return 0
+
+
+def asked_in_vain() -> bool:
+  """Whether the environment asks jax for a platform that it cannot have."""
+  if not os.environ.get('JAX_PLATFORMS') or 'jax' not in sys.modules:
+    return False
+  try:
+    sys.modules['jax'].devices()
+  except (RuntimeError, AssertionError):  # the latter of a GPU that is not there
+    return True
+  return False
+
+
+class Unbreakable:
+  """What is written to stderr, whether it is closed or its reader has gone: no reason to end."""
+
+  def __init__(self, stream):
+    self._stream = stream
+
+  def __getattr__(self, name):
+    return getattr(self._stream, name)
+
+  def write(self, text):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+      self._stream.write(text)
+    return len(text)
+
+  def flush(self):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+      self._stream.flush()
 
 
 def complain(message, *, code):

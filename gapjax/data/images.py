@@ -78,7 +78,11 @@ def load(name, *, split, data_dir=None, image_size=None, limit=None):
   errors.check_choice(split, tuple(builder.info.splits), what=f'split of {name}')
   image_key, label_key = _keys(builder, name)
   encoded, labels = _records(builder, split, image_key=image_key, label_key=label_key, limit=limit)
-  images = [_decode(image, image_size) for image in encoded]
+  try:
+    images = [_decode(image, image_size) for image in encoded]
+  except (OSError, SyntaxError, ValueError) as error:  # Pillow's, of a file that is no image
+    raise errors.UsageError(f'{builder.data_dir} holds what is no image ({error}): remove it and '
+                            'prepare the dataset again') from error
   sizes = {image.shape for image in images}
   if len(sizes) > 1:
     raise errors.UsageError(f'the images of {name} differ in size; set data.image_size')
@@ -100,7 +104,7 @@ def normalisation(name, images=None):
     images: (n, h, w, 3) uint8 training images, for any other dataset.
 
   Returns:
-    Two (3,) float32 arrays.
+    Two (3,) float32 arrays. The deviation of a channel that never changes is 1, not 0.
 
   Raises:
     ValueError: no images for a dataset without published constants.
@@ -116,7 +120,8 @@ def normalisation(name, images=None):
   weights = counts / counts.sum(axis=1, keepdims=True)  # (3, 256)
   mean = weights @ values
   variance = (weights * (values - mean[:, None]) ** 2).sum(axis=1)
-  return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
+  std = np.where(np.ptp(images, axis=(0, 1, 2)) > 0, np.sqrt(variance), 1)
+  return mean.astype(np.float32), std.astype(np.float32)
 
 
 def _keys(builder, name):

@@ -51,10 +51,14 @@ class Scenes:
     try:
       record = self._records[self._indices[i]]
       image, label = (PIL.Image.open(io.BytesIO(record[key])) for key in ('image', 'label'))
-      image, label = image.convert('RGB'), label.convert('L')
+      image, numbers = image.convert('RGB'), np.asarray(label)  # of a palette, its indices
     except (RuntimeError, OSError) as error:  # array_record's, Pillow's
       raise errors.UsageError(f'{self._folder} is damaged ({error}): remove it and prepare the '
                               'dataset again') from error
+    if numbers.ndim != 2 or not 0 <= numbers.min() <= numbers.max() <= VOID:
+      raise errors.UsageError(f'the label of scene {i} in {self._folder} is no mask: its pixels '
+                              f'are {label.mode}, not one class number from 0 to {VOID} each')
+    label = PIL.Image.fromarray(numbers.astype(np.uint8))
     size = _shorter_side(image.size, self.image_size)
     return {'image': np.asarray(_resize(image, size)), 'label': np.asarray(_resize(label, size)),
             'id': record['id'] if isinstance(record['id'], str) else record['id'].decode()}

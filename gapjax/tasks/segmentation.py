@@ -22,7 +22,7 @@ VOID = 255
 # and right are the columns [0, w // 2) and [w // 2, w).
 REGIONS = {'all': (0.0, 0.0, 1.0, 1.0), 'left': (0.0, 0.0, 1.0, 0.5), 'right': (0.0, 0.5, 1.0, 1.0),
            'top': (0.0, 0.0, 0.5, 1.0), 'bottom': (0.5, 0.0, 1.0, 1.0),
-           'center': (0.25, 0.25, 0.75, 0.75)}
+           'center': (0.0, 0.25, 1.0, 0.75)}  # the authors': at full height
 
 
 def region(where: str | Sequence[float]) -> tuple[float, float, float, float]:
@@ -116,12 +116,14 @@ def _products(predicted, labels, *, num_classes):
 def iou(matrix) -> tuple[np.ndarray, float]:
   """Intersection over union of each class, (num_classes,), and their mean, from a confusion matrix.
 
-  A class that occurs in no label has NaN and is left out of the mean, as in the authors' code.
+  A class that occurs in no label and is never predicted has NaN and is left out of the mean; one
+  that is only predicted counts as 0, as in the authors' code.
   """
   matrix = np.asarray(matrix, np.int64)
   hit, true, taken = np.diag(matrix), matrix.sum(1), matrix.sum(0)
-  per_class = np.where(true > 0, hit / np.maximum(true + taken - hit, 1), np.nan)
-  return per_class, float(np.nanmean(per_class)) if (true > 0).any() else float('nan')
+  union = true + taken - hit
+  per_class = np.where(union > 0, hit / np.maximum(union, 1), np.nan)
+  return per_class, float(np.nanmean(per_class)) if union.any() else float('nan')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,7 +162,9 @@ class SegmentationTask:
     valid = (labels >= 0) & (labels < self.num_classes)
     losses = cross_entropy(logits, jnp.where(valid, labels, 0))
     if self.loss_name == 'focal':
-      losses = (1 - jnp.exp(-losses)) ** self.gamma * losses
+      wrong = -jnp.expm1(-losses)  # 1 - p; its power has no derivative at 0
+      factor = jnp.where(wrong > 0, jnp.where(wrong > 0, wrong, 1) ** self.gamma, 0 ** self.gamma)
+      losses = factor * losses
     return jnp.where(valid, losses, 0), valid
 
   def loss(self, network, batch, step) -> tuple[jax.Array, TrainMetrics]:
