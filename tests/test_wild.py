@@ -60,6 +60,12 @@ def test_images_that_do_not_decode_are_refused(tmp_path, file):
     data.load(folder, split='train')
 
 
+def test_images_of_sixteen_bits_are_not_cut(tmp_path):
+  deep = encoded(draw.integers(0, 65536, (8, 8)).astype(np.uint16))
+  with pytest.raises(UsageError, match='more than 8 bits a channel'):
+    data.load(write_images(tmp_path, [deep]), split='train')
+
+
 def test_a_channel_that_never_changes_is_centred_alone():
   images = draw.integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
   images[..., 2] = 7

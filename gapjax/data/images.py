@@ -80,6 +80,8 @@ def load(name, *, split, data_dir=None, image_size=None, limit=None):
   encoded, labels = _records(builder, split, image_key=image_key, label_key=label_key, limit=limit)
   try:
     images = [_decode(image, image_size) for image in encoded]
+  except errors.UsageError:
+    raise
   except (OSError, SyntaxError, ValueError) as error:  # Pillow's, of a file that is no image
     raise errors.UsageError(f'{builder.data_dir} holds what is no image ({error}): remove it and '
                             'prepare the dataset again') from error
@@ -156,10 +158,18 @@ def _records(builder, split, *, image_key, label_key, limit):
   return images, labels
 
 
+def as_rgb(picture):
+  """A Pillow image in RGB. Raises UsageError where its values are no bytes: Pillow would cut them."""
+  if picture.mode[0] in 'IF':  # 16 or 32 bits
+    raise errors.UsageError(f'an image has more than 8 bits a channel (Pillow calls it '
+                            f'{picture.mode}); save it with 8 and prepare the dataset again')
+  return picture.convert('RGB')
+
+
 def _decode(encoded, image_size):
   """One (h, w, 3) uint8 image of an encoded file, resized if asked."""
   import PIL.Image
-  image = PIL.Image.open(io.BytesIO(encoded)).convert('RGB')
+  image = as_rgb(PIL.Image.open(io.BytesIO(encoded)))
   if image_size and image.size != (image_size, image_size):
     whole = all(side % image_size == 0 for side in image.size)
     resampling = PIL.Image.Resampling.BOX if whole else PIL.Image.Resampling.BILINEAR

@@ -14,6 +14,7 @@ import numpy as np
 from gapjax import errors
 from gapjax.data import catalogue
 from gapjax.data.catalogue import VOID
+from gapjax.data.images import as_rgb
 
 # Batches made at once, each in a thread: Pillow decodes and resizes without Python's lock.
 _THREADS = 8
@@ -51,7 +52,7 @@ class Scenes:
     try:
       record = self._records[self._indices[i]]
       image, label = (PIL.Image.open(io.BytesIO(record[key])) for key in ('image', 'label'))
-      image, numbers = image.convert('RGB'), np.asarray(label)  # of a palette, its indices
+      image, numbers = as_rgb(image), np.asarray(label)  # of a palette, its indices
     except (RuntimeError, OSError) as error:  # array_record's, Pillow's
       raise errors.UsageError(f'{self._folder} is damaged ({error}): remove it and prepare the '
                               'dataset again') from error
