@@ -159,7 +159,7 @@ def _records(builder, split, *, image_key, label_key, limit):
 
 
 def as_rgb(picture):
-  """A Pillow image in RGB. Raises UsageError where its values are no bytes: Pillow would cut them."""
+  """A Pillow image in RGB. Raises UsageError where a value is more than a byte: it would be cut."""
   if picture.mode[0] in 'IF':  # 16 or 32 bits
     raise errors.UsageError(f'an image has more than 8 bits a channel (Pillow calls it '
                             f'{picture.mode}); save it with 8 and prepare the dataset again')
