@@ -30,7 +30,7 @@ setup(
     'clu>=0.0.12,<0.1',
     'numpy>=2.0',
     'scikit-learn>=1.5',  # ships the digits that quickstart trains on
-    'pillow>=10.0',
+    'pillow>=10.1',
     'matplotlib>=3.9',
     'tensorboardX>=2.6',
     'tqdm>=4.66',
