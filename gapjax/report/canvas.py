@@ -146,12 +146,12 @@ def samples(source, folder):
   found = [p for p in (source.workdir / 'samples').glob('*x*.png')
            if re.fullmatch(r'(\d+)x\1', p.stem) and int(p.stem.split('x')[0]) in grids]
   found = sorted(found, key=lambda p: int(p.stem.split('x')[0]))
-  found += [p for p in [source.workdir / 'canvas.png'] if source.summary and p.exists()]
+  found += [p for p in [source.workdir / 'samples.png'] if source.summary and p.exists()]
   pictures = []
   for path in found:
-    k = path.stem.partition('x')[0]  # 'canvas' for a single run's
-    copy = copied(path, folder, path.name if k == 'canvas' else f'canvas_{path.name}')
-    name = 'Samples of the canvas' if k == 'canvas' else f'Samples of the {plots.square(k)} canvas'
+    k = path.stem.partition('x')[0]  # 'samples' of a single run
+    copy = copied(path, folder, path.name if k == 'samples' else f'canvas_{path.name}')
+    name = 'Samples of the canvas' if k == 'samples' else f'Samples of the {plots.square(k)} canvas'
     pictures.append(Picture(copy, name, f'{name}. Thin lines mark the locations.'))
   return Section('What the network sees', text=[
     'Each image stands at one random place on an otherwise empty canvas. The location networks '

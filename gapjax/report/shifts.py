@@ -223,9 +223,9 @@ def _fact(cell):
 
 
 def samples(source, folder):
-  """The training's inputs: canvas.png of a run, samples/1x1.png of a suite."""
+  """The training's inputs: samples.png of a run, samples/1x1.png of a suite."""
   single = source.summary is not None
-  path = source.workdir / ('canvas.png' if single else 'samples/1x1.png')
+  path = source.workdir / ('samples.png' if single else 'samples/1x1.png')
   if not path.exists():
     return None
   return Section('What the network sees', pictures=[Picture(

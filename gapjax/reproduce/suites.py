@@ -11,12 +11,13 @@ import time
 from ml_collections import ConfigDict
 
 from gapjax import config as configs
-from gapjax import data, paths
+from gapjax import paths
 from gapjax.errors import UsageError, check_choice
 from gapjax.neurons.run import attack_run
 from gapjax.report import page as report
+from gapjax.report.plots import neurons as pictures
 from gapjax.reproduce.cells import SCALES, SUITES, Cell
-from gapjax.tasks.segmentation import object_classes
+from gapjax.tasks import TASKS
 from gapjax.training import workdirs
 from gapjax.training.system import versions
 from gapjax.training.train import train
@@ -64,12 +65,7 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
                      'or give another --workdir')
   train_twin = twin_of() if with_torch else None
   for c in (cell.config for cell in cells):  # before hours of training, not after
-    if c.task == 'segmentation':
-      for split in (c.data.train_split, c.data.eval_split, c.neurons.split):
-        scenes = data.load_scenes(c.data.name, split=split, data_dir=data_dir)
-        object_classes(c.neurons.classes, scenes.class_names, dataset=c.data.name)
-    else:
-      data.check(c.data.name, data_dir=data_dir)
+    TASKS[c.task].check_data(c, data_dir=data_dir)
   with workdirs.lock(workdir):  # results.json is read once, and written after every cell
     own = workdir / 'results.json'
     check_records(own, every)
@@ -117,8 +113,10 @@ def _train(cells, records, *, suite, scale, seeds, workdir, data_dir, command, t
           records = add(records, suite, scale, cell, seed, summary,
                         paths.read_lines(folder / 'metrics.jsonl'))
         if not attacked:
-          records = add_attack(records, suite, scale, cell, seed,
-                               attack_run(folder, data_dir=data_dir), chance=guessing(summary))
+          attacked = attack_run(folder, data_dir=data_dir)
+          pictures.save(folder, *attacked)
+          records = add_attack(records, suite, scale, cell, seed, attacked.sweep,
+                               chance=guessing(summary))
         keep_samples(folder, workdir / 'samples', cell.config)
         write_records(workdir / 'results.json', records)
       if not twinned:
@@ -368,4 +366,4 @@ def keep_samples(run, folder, config) -> None:
   grid = config.canvas.grid if config.task == 'canvas' else 1
   target = folder / f'{grid}x{grid}.png'
   if not target.exists() or pairs:
-    paths.write_bytes(target, (run / 'canvas.png').read_bytes())
+    paths.write_bytes(target, (run / 'samples.png').read_bytes())
