@@ -26,7 +26,7 @@ def _detail(k, accuracy, chance, steps=80):
     'curves': {'train_loss': [[i * 5, float(v)] for i, v in enumerate(falling)],
                'eval_accuracy': [[29, accuracy / 2], [400, accuracy]]},
     'wall_seconds': [14.0, 15.0], 'images_per_second': 2400.4, 'train_images': 1397,
-    'test_images': 400, 'epochs': 24, 'steps': 700, 'batch_size': 48, 'canvas_size': 48,
+    'test_images': 400, 'epochs': 24, 'steps': 700, 'batch_size': 48, 'input_size': 48,
     'model': 'resnet10 width 16', 'parameters': 310000}
 
 

@@ -29,7 +29,7 @@ def _detail(network, accuracy, consistency):
                'eval_consistency': [[50, consistency - .1], [90, consistency]]},
     'wall_seconds': [14.0, 15.0], 'images_per_second': 900.4, 'epochs': 8, 'steps': 700,
     'batch_size': 64, 'model': f'{network} width 16', 'train_images': 1000, 'test_images': 200,
-    'canvas_size': 32, 'chance': .1, 'parameters': 310000}
+    'input_size': 32, 'chance': .1, 'parameters': 310000}
 
 
 def _shift_records(networks=NETWORKS, datasets=('cifar10',), *, suite='table2', scale='small',

@@ -79,7 +79,7 @@ def test_commands_for_some_cells_add_up(monkeypatch, tmp_path, data_dir):
 
   def train(config, *, workdir, **_):
     workdir.mkdir(parents=True)
-    (workdir / 'canvas.png').write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(32))
+    (workdir / 'samples.png').write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(32))
     lines = [{'step': 5, 'split': 'eval', 'accuracy': .5, 'consistency': .7, 'loss': 1.0}]
     (workdir / 'metrics.jsonl').write_text(json.dumps(lines[0]) + '\n')
     cell = next(c for c in cells.quickstart('tiny') if not config_differs(c, config))
