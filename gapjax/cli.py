@@ -153,10 +153,12 @@ def rank(argv):
                       'by, in place of the masks')
   arguments, neurons = parse_with_neurons(parser, argv)
   from gapjax.neurons import run
+  from gapjax.report.plots import neurons as pictures
   ids = paths.read_json(arguments.ids) if arguments.ids else None
-  orders = run.rank_run(arguments.workdir, data_dir=arguments.data_dir,
-                        regions=arguments.regions, ids=ids, neurons=neurons)
-  for name, order in orders.items():
+  ranking = run.rank_run(arguments.workdir, data_dir=arguments.data_dir,
+                         regions=arguments.regions, ids=ids, neurons=neurons)
+  pictures.save(paths.of(arguments.workdir), ranking)
+  for name, order in ranking.orders.items():
     print(f'{name:10} {" ".join(map(str, order[:10]))} ...')
   print(f'{arguments.workdir}/{run.RANKING}')
 
@@ -173,11 +175,13 @@ def attack(argv):
   from gapjax.neurons import run
   from gapjax.report import attack as report_attack
   from gapjax.report import page as report
+  from gapjax.report.plots import neurons as pictures
   from gapjax.report.render import markdown_table
-  sweep = run.attack_run(arguments.workdir, data_dir=arguments.data_dir, ranking=arguments.ranking,
-                         regions=arguments.regions, neurons=neurons)
+  attacked = run.attack_run(arguments.workdir, data_dir=arguments.data_dir,
+                            ranking=arguments.ranking, regions=arguments.regions, neurons=neurons)
+  pictures.save(paths.of(arguments.workdir), *attacked)
   print(markdown_table(report_attack.table([{**record, 'cell': arguments.workdir}
-                                            for record in sweep.records()])))
+                                            for record in attacked.sweep.records()])))
   if (paths.of(arguments.workdir) / 'summary.json').exists():  # else it is still to be trained on
     print(f'report: {report.build(arguments.workdir)}')
 

@@ -17,11 +17,10 @@ from gapjax.models import mobilenet, resnet
 from gapjax.models.deeplab import DeepLab, resize
 from gapjax.models.layers import Conv, Dropout
 from gapjax.tasks import segmentation
-from gapjax.tasks.segmentation import SegmentationTask
+from gapjax.tasks.segmentation import SegmentationTask, scene_batches
 from gapjax.training import build, optimizer, workdirs
 from gapjax.training.devices import AXIS, Devices
 from gapjax.training.plan import Plan
-from gapjax.training.scene_evaluator import SceneEvaluator, scene_batches
 from gapjax.training.steps import TrainState
 from gapjax.training.train import train
 
@@ -259,6 +258,10 @@ def test_every_scene_is_in_one_batch_whole_and_the_rest_is_void(padded):
   assert sorted(found) == sorted((s['image'].tobytes(), s['label'].tobytes()) for s in scenes)
 
 
+class Scenes(list):
+  class_names = tuple('abcdefgh'[:K])
+
+
 class Brightness:
   """In place of a network: the class is the red value, modulo K."""
 
@@ -268,7 +271,7 @@ class Brightness:
 
 
 def test_evaluation_counts_every_pixel_of_every_size_once():
-  scenes = [scene(*size) for size in ((4, 6), (5, 3), (4, 6), (4, 6), (5, 7))]
+  scenes = Scenes(scene(*size) for size in ((4, 6), (5, 3), (4, 6), (4, 6), (5, 7)))
   task = SegmentationTask(np.zeros(3), np.ones(3), K)
   state = TrainState(np.int32(0), {}, {}, {})
   expected = [confusion_matrix(
@@ -280,8 +283,8 @@ def test_evaluation_counts_every_pixel_of_every_size_once():
     config = configs.default()
     config.eval.update(batch_size=2, padded=padded)
     devices = Devices(jax.local_devices()[:2])
-    evaluator = SceneEvaluator(config, Brightness(), task, scenes, devices)
-    found = evaluator.measure(state)
+    evaluation = build.create_evaluation(config, Brightness(), task, scenes, devices)
+    found = evaluation.final(state)
     for name, matrix in zip(('miou', 'miou_left', 'miou_right'), expected, strict=True):
       np.testing.assert_allclose(found[name], segmentation.iou(matrix)[1], rtol=1e-12)
     np.testing.assert_allclose(found['accuracy'], np.trace(expected[0]) / expected[0].sum())
@@ -296,7 +299,7 @@ def test_what_a_segmentation_run_leaves(scene_run):
   assert set(summary['final']) == {'pixel_accuracy', *(
     f'miou{region}' for region in ('', '_left', '_right', '_top', '_bottom', '_center'))}
   assert len(summary['per_class']) == 11 and 0 < summary['final']['pixel_accuracy'] < 1
-  for picture in ('canvas.png', 'predictions.png'):
+  for picture in ('samples.png', 'predictions.png'):
     assert (workdir / picture).stat().st_size > 1000
   assert json.loads((workdir / 'summary.json').read_text()) == summary
 

@@ -6,7 +6,7 @@ import io
 import numpy as np
 
 from gapjax import errors
-from gapjax.data import catalogue
+from gapjax.data import catalogue, disk
 
 # Published mean and standard deviation of the training pixels, red green blue, on [0, 1].
 _NORMALISATION = {
@@ -45,7 +45,7 @@ class ImageDataset:
 
 def check(name, *, data_dir=None):
   """Raises UsageError, as `load` would, unless the dataset is there and can be read."""
-  catalogue.open_set(name, data_dir, known=catalogue.IMAGES)
+  disk.open_set(name, data_dir, known=catalogue.IMAGES)
 
 
 def load(name, *, split, data_dir=None, image_size=None, limit=None):
@@ -74,7 +74,7 @@ def load(name, *, split, data_dir=None, image_size=None, limit=None):
   limit = limit or 0
   if limit < 0:
     raise errors.UsageError(f'limit is {limit}; it must be a number of images, or 0 for all')
-  builder = catalogue.open_set(name, data_dir, known=catalogue.IMAGES)
+  builder = disk.open_set(name, data_dir, known=catalogue.IMAGES)
   errors.check_choice(split, tuple(builder.info.splits), what=f'split of {name}')
   image_key, label_key = _keys(builder, name)
   encoded, labels = _records(builder, split, image_key=image_key, label_key=label_key, limit=limit)
