@@ -17,9 +17,9 @@ import compile_table
 from gapjax.pytorch import parity
 from gapjax.report import compared as report_compared
 from gapjax.report import page as report
+from gapjax.report import schema
 from gapjax.report.parts import DASH, number, ours
 from gapjax.report.render import Table, markdown_table
-from gapjax.reproduce import suites
 from gapjax.speed import bench
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -58,12 +58,12 @@ def read(path):
 
 def tables() -> dict[str, str]:
   """The Markdown of every table that a page may show, by its name."""
-  found = {suite: report.table(suites.read_records(RESULTS / suite / 'results.json'))
+  found = {suite: report.table(schema.read(RESULTS / suite / 'results.json'))
            for suite in SUITES}
   found['compared'] = markdown_table(report_compared.table([
     comparison for suite in ('table1', 'table2', 'attack') for comparison in
-    report_compared.compared([r for r in suites.read_records(RESULTS / suite / 'results.json')
-                              if suite != 'attack' or 'network' in r])]))
+    report_compared.compared([r for r in schema.read(RESULTS / suite / 'results.json')
+                              if suite != 'attack' or 'N' in r])]))
   networks = read('parity/results.json')['networks']
   for dtype, table in zip(parity.TOLERANCES, parity.tables(networks), strict=True):
     found[f'parity, {dtype}'] = markdown_table(table)
@@ -87,7 +87,7 @@ def overview() -> Table:
   Location accuracy by the paper's protocol; top-1 accuracy and shift consistency of the final
   weights; the mIoU that position channels cost beyond random ones, the mean over all N.
   """
-  records = {suite: suites.read_records(RESULTS / suite / 'results.json')
+  records = {suite: schema.read(RESULTS / suite / 'results.json')
              for suite in ('table1', 'table2', 'attack')}
   [scale] = {record['scale'] for some in records.values() for record in some}
 
@@ -99,7 +99,7 @@ def overview() -> Table:
             ' / '.join(ours(r).rpartition(' ')[0] for r in some), str(some[0]['n'])]
 
   [removed] = [comparison for comparison in report_compared.compared(
-    [record for record in records['attack'] if 'network' in record])
+    [record for record in records['attack'] if 'N' in record])
     if comparison.claim == 'position channels are missed more than random ones']
   lost = list(removed.found.values())
   return Table(['network, dataset', 'measured', 'paper', f'gapjax, scale {scale}', 'n'], [

@@ -15,11 +15,11 @@ Paper: curves without values. Removing the top-N position channels hurts mIoU fa
 Measured: not run.
 """
 
-from gapjax.reproduce import cells
+from gapjax import recipes
 
 
 def get_config():
-  config = cells.deeplab('cityscapes')
+  config = recipes.deeplab('cityscapes')
   config.num_epochs = 161  # 30,000 steps of batch 16 over 2,975 images
   config.segmentation.crop = (768, 768)
   config.neurons.classes = ('person', 'rider')
