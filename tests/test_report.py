@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gapjax.data.sheet import Sheet
 from gapjax.errors import UsageError
 from gapjax.report import page as report
 from gapjax.report import parts as report_parts
@@ -55,10 +56,9 @@ def _write(path, value):
   path.write_text(json.dumps(value), encoding='utf-8')
 
 
-def _canvases(n=4, grid=3, side=8):
-  canvases = np.full((n, grid * side, grid * side, 3), .4, np.float32)
-  canvases[:, :side, :side] = [.9, .1, .1]
-  return canvases
+def save_samples(path, grid):
+  """A picture of two training inputs."""
+  Sheet([(name, np.full((8, 8, 3), 102, np.uint8)) for name in 'ab'], 2, grid=grid).save(path)
 
 
 @pytest.fixture(scope='module')
@@ -71,7 +71,7 @@ def suite(tmp_path_factory):
     'versions': {'gapjax': '0.1.0', 'jax': '0.10.2'}, 'wall_seconds': 180.3,
     'began': '2026-11-25', 'ended': '2026-11-26'})
   (workdir / 'samples').mkdir()
-  plots.canvas_samples(_canvases(), labels=list('abcd'), path=workdir / 'samples/3x3.png', grid=3)
+  save_samples(workdir / 'samples/3x3.png', 3)
   report.build(workdir)
   return workdir
 
@@ -242,7 +242,7 @@ def run(tmp_path):
   points += [{'step': 19, 'split': 'eval', 'accuracy': a, 'loss': 1.} for a in (.1, .4)]
   points += [{'step': 19, 'split': 'final', 'accuracy': .4}]
   (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(p) + '\n' for p in points))
-  plots.canvas_samples(_canvases(), labels=list('abcd'), path=tmp_path / 'canvas.png', grid=3)
+  save_samples(tmp_path / 'samples.png', 3)
   return tmp_path
 
 
@@ -294,5 +294,5 @@ def test_broken_metrics_and_pictures(run):
     file.write('\n')
   _refused(run, 'metrics.jsonl line 6')
   (run / 'metrics.jsonl').unlink()
-  (run / 'canvas.png').write_bytes(b'GIF89a')
-  _refused(run, 'canvas.png')
+  (run / 'samples.png').write_bytes(b'GIF89a')
+  _refused(run, 'samples.png')

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from test_plots import _line, _pixels
-from test_report import _html, _markdown, _records, _rows, _write
+from test_report import _html, _markdown, _records, _rows, _write, save_samples
 
 from gapjax.report import page as report
 from gapjax.report.plots import base as plots
@@ -62,8 +62,7 @@ def shifts(tmp_path_factory):
   _write(workdir / 'results.json', _shift_records(('resnet18', 'two_crops', 'augshift')))
   _write(workdir / 'run.json', {'command': 'gapjax reproduce table2'})
   (workdir / 'samples').mkdir()
-  plots.canvas_samples(np.full((2, 8, 8, 3), .4), labels=['a', 'b'], grid=1,
-                       path=workdir / 'samples/1x1.png')
+  save_samples(workdir / 'samples/1x1.png', 1)
   report.build(workdir)
   return workdir
 
@@ -187,8 +186,7 @@ def test_both_claims_on_one_page(tmp_path):
     *_records(), {'cell': 'overall/N=100', 'metric': 'miou', 'mean': .5}])
   (tmp_path / 'samples').mkdir()
   for k in (1, 3):
-    plots.canvas_samples(np.full((2, 8, 8, 3), .4), labels=['a', 'b'], grid=k,
-                         path=tmp_path / f'samples/{k}x{k}.png')
+    save_samples(tmp_path / f'samples/{k}x{k}.png', k)
   page = report.build(tmp_path).read_text(encoding='utf-8')
   assert re.findall(r'!\[.*\]\((.*)\)', _markdown(tmp_path)) == [
     'canvas_3x3.png', 'locations.png', 'curves.png', 'images.png', 'consistency.png',
@@ -232,8 +230,7 @@ def test_single_run(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(point) + '\n' for point in (
     {'step': 9, 'split': 'train', 'loss': 2., 'accuracy': .2, 'relative_distance': .1},
     {'step': 9, 'split': 'eval', 'accuracy': .5, 'consistency': .6, 'loss': 1.})))
-  plots.canvas_samples(np.full((2, 8, 8, 3), .4), labels=['a', 'b'], grid=1,
-                       path=tmp_path / 'canvas.png')
+  save_samples(tmp_path / 'samples.png', 1)
   page = report.build(tmp_path).read_text(encoding='utf-8')
   for text in ('>91.2<', '>87.6<', '>0.032<', '>0.5<', 'protocol pad, s = 2', 'pairs stand one',
                'consistency; the dotted'):
