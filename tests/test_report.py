@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gapjax.data.sheet import Sheet
 from gapjax.errors import UsageError
 from gapjax.report import page as report
 from gapjax.report import parts as report_parts
@@ -57,10 +58,10 @@ def _write(path, value):
   path.write_text(json.dumps(value), encoding='utf-8')
 
 
-def _canvases(n=4, grid=3, side=8):
-  canvases = np.full((n, grid * side, grid * side, 3), .4, np.float32)
-  canvases[:, :side, :side] = [.9, .1, .1]
-  return canvases
+def save_samples(path, grid, value=.4):
+  """A picture of two training inputs."""
+  pixels = np.full((8, 8, 3), round(255 * value), np.uint8)
+  Sheet([(name, pixels) for name in 'ab'], 2, grid=grid).save(path)
 
 
 @pytest.fixture(scope='module')
@@ -74,7 +75,7 @@ def suite(tmp_path_factory):
     'began': '2026-11-25', 'ended': '2026-11-26'})
   run = workdir / 'cells/gapnet/location/3x3/seed1'  # the first seed's may be lost
   run.mkdir(parents=True)
-  plots.canvas_samples(_canvases(), labels=list('abcd'), path=run / 'samples.png', grid=3)
+  save_samples(run / 'samples.png', 3)
   report.build(workdir)
   return workdir
 
@@ -246,7 +247,7 @@ def run(tmp_path):
   points += [{'step': 19, 'split': 'eval', 'accuracy': a, 'loss': 1.} for a in (.1, .4)]
   points += [{'step': 19, 'split': 'final', 'accuracy': .4}]
   (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(p) + '\n' for p in points))
-  plots.canvas_samples(_canvases(), labels=list('abcd'), path=tmp_path / 'samples.png', grid=3)
+  save_samples(tmp_path / 'samples.png', 3)
   return tmp_path
 
 

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from test_plots import _line, _pixels
-from test_report import _html, _markdown, _records, _rows, _write
+from test_report import _html, _markdown, _records, _rows, _write, save_samples
 
 from gapjax.report import page as report
 from gapjax.report.plots import base as plots
@@ -60,8 +60,7 @@ def _shift_records(networks=NETWORKS, datasets=('cifar10',), *, suite='table2', 
 
 def _picture(run, value=.4, grid=1):
   run.mkdir(parents=True)
-  plots.canvas_samples(np.full((2, 8, 8, 3), value), labels=['a', 'b'], grid=grid,
-                       path=run / 'samples.png')
+  save_samples(run / 'samples.png', grid, value)
 
 
 @pytest.fixture(scope='module')
@@ -254,8 +253,7 @@ def test_single_run(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(point) + '\n' for point in (
     {'step': 9, 'split': 'train', 'loss': 2., 'accuracy': .2, 'relative_distance': .1},
     {'step': 9, 'split': 'eval', 'accuracy': .5, 'consistency': .6, 'loss': 1.})))
-  plots.canvas_samples(np.full((2, 8, 8, 3), .4), labels=['a', 'b'], grid=1,
-                       path=tmp_path / 'samples.png')
+  save_samples(tmp_path / 'samples.png', 1)
   page = report.build(tmp_path).read_text(encoding='utf-8')
   for text in ('>91.2<', '>87.6<', '>0.032<', '>0.5<', 'protocol pad, s = 2', 'pairs stand one',
                'consistency; the dotted'):

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from gapjax import data, models
 from gapjax.errors import UsageError
+from gapjax.tasks import TASKS
 from gapjax.training import build, optimizer, workdirs
 from gapjax.training.checkpoint import Checkpoints, newest
 from gapjax.training.devices import Devices
@@ -103,7 +104,7 @@ def to_file(source, target, *, wrap: str | None = None) -> pathlib.Path:
 def describe(config: ConfigDict) -> str:
   """The network of a config, in a few words."""
   m = config.model
-  return f'{m.name}, ' + (m.backbone if config.task == 'segmentation' else f'head {m.head}') + (
+  return f'{m.name}, ' + (m.backbone if TASKS[config.task].dense else f'head {m.head}') + (
     f', width {m.width}')
 
 
@@ -117,8 +118,8 @@ def expected_classes(config: ConfigDict) -> int | None:
     return data.CLASSES[name]
   if os.sep in name and not os.path.exists(os.path.expanduser(name)):
     return None
-  load = data.load_scenes if config.task == 'segmentation' else data.load
-  return len(load(name, split=config.data.train_split, limit=1).class_names)
+  return len(TASKS[config.task].load_split(name, split=config.data.train_split,
+                                           limit=1).class_names)
 
 
 def initial_state(config: ConfigDict, num_classes: int) -> TrainState:
