@@ -1,7 +1,6 @@
 """Reports: numbers against the JSON, bytes against a rebuild."""
 
 import base64
-import io
 import json
 import re
 import shutil
@@ -94,8 +93,7 @@ def _rows(markdown):
 def test_rebuilding_changes_no_byte(suite):
   folder = suite / 'report'
   before = {path.name: path.read_bytes() for path in folder.iterdir()}
-  assert set(before) == {'README.md', 'report.html', 'canvas_3x3.png', 'locations.png',
-                         'locations-dark.png', 'curves.png', 'curves-dark.png'}
+  assert set(before) == {'README.md', 'report.html', 'locations.png', 'curves.png'}
   assert report.build(str(suite)) == folder / 'report.html'
   assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
   assert not any(b'Software' in data for data in before.values())
@@ -123,21 +121,22 @@ def test_every_suite_and_run_of_a_folder_is_reported(suite, tmp_path):
 def test_html_loads_nothing_from_elsewhere(suite):
   page = _html(suite)
   loads = re.findall(r'(?:src|srcset|href|data|action)\s*=\s*["\']?([^"\'\s>]{0,20})', page)
-  assert len(loads) == 5 and all(load.startswith('data:image/png;base64'[:20]) for load in loads)
+  assert len(loads) == 3 and all(load.startswith('data:image/png;base64'[:20]) for load in loads)
   assert not re.search(r'https?://|url\(|@import|<script|<link|<iframe', page)
   assert 'prefers-color-scheme:dark' in page and 'name="viewport"' in page
 
 
-def test_embedded_pictures_are_the_pngs_of_the_folder(suite):
-  found = re.findall(r'data:image/png;base64,([A-Za-z0-9+/=]+)', _html(suite))
-  data = {base64.b64decode(text, validate=True) for text in found}
-  assert data == {path.read_bytes() for path in (suite / 'report').glob('*.png')}
-  for png in data:
-    with Image.open(io.BytesIO(png)) as image:
-      image.load()
-      assert 400 < image.width < 3000 and 200 < image.height < 6000
+def test_embedded_pictures_are_the_pngs_on_a_card_of_their_own(suite):
   links = re.findall(r'!\[[^\]]+\]\(([^)]+)\)', _markdown(suite))
-  assert links == ['canvas_3x3.png', 'locations.png', 'curves.png']
+  assert links == ['../samples/3x3.png', 'locations.png', 'curves.png']
+  found = re.findall(r'base64,([A-Za-z0-9+/=]+)" width="(\d+)"', _html(suite))
+  for (text, width), link in zip(found, links, strict=True):
+    path = suite / 'report' / link
+    assert base64.b64decode(text, validate=True) == path.read_bytes()
+    with Image.open(path) as image:
+      assert 400 < image.width < 3000 and 200 < image.height < 6000
+      assert int(width) == round(.6 * image.width)  # 160 dots an inch, of which CSS has 96
+      assert image.convert('RGBA').getpixel((0, 0)) == (255, 255, 255, 255)
 
 
 def test_days_are_told(suite):

@@ -120,8 +120,8 @@ def test_tables_come_in_the_papers_order_and_unknown_cells_last():
 
 
 def test_a_table_of_many_columns_may_leave_the_margins(tmp_path):
-  for torch, wide in ((None, False), (.771, True)):
-    _write(tmp_path / 'results.json', [{**r, 'detail': None} for r in _shift_records(torch=torch)])
+  for more, wide in (({'paper': None}, False), ({'torch': .771}, True)):
+    _write(tmp_path / 'results.json', [{**r, 'detail': None, **more} for r in _shift_records()])
     page = report.build(tmp_path).read_text(encoding='utf-8')
     assert ('<div class="scroll wide">' in page) == wide
 
@@ -152,9 +152,8 @@ def test_a_map_of_one_point_is_not_drawn(tmp_path):
 def test_rebuilding_changes_no_byte(shifts):
   folder = shifts / 'report'
   before = {path.name: path.read_bytes() for path in folder.iterdir()}
-  assert set(before) == {'README.md', 'report.html', 'images.png', *(
-    f'{name}{dark}.png' for name in ('consistency', 'accuracy_maps', 'shift_curves')
-    for dark in ('', '-dark'))}
+  assert set(before) == {'README.md', 'report.html', 'consistency.png', 'accuracy_maps.png',
+                         'shift_curves.png'}
   report.build(shifts)
   assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
   assert not any(b'Software' in data for data in before.values())
@@ -191,7 +190,7 @@ def test_both_claims_on_one_page(tmp_path):
                          path=tmp_path / f'samples/{k}x{k}.png')
   page = report.build(tmp_path).read_text(encoding='utf-8')
   assert re.findall(r'!\[.*\]\((.*)\)', _markdown(tmp_path)) == [
-    'canvas_3x3.png', 'locations.png', 'curves.png', 'images.png', 'consistency.png',
+    '../samples/3x3.png', 'locations.png', 'curves.png', '../samples/1x1.png', 'consistency.png',
     'accuracy_maps.png', 'shift_curves.png']
   assert '<h1>What global average pooling keeps' in page
   headings = re.findall(r'<(h[23])>(.*?)</h', page)
@@ -259,7 +258,7 @@ def test_consistency_is_drawn_higher_for_the_more_consistent(tmp_path):
   plots_shifts.consistency_curves(cells, tmp_path / 'x.png')
   pixels = _pixels(tmp_path / 'x.png')[120:]  # without the legend
   pad = pixels[:, :pixels.shape[1] // 2]  # the known order of protocols, not the dict's
-  better, worse = (_line(pad, plots.LINES[False][i]) for i in (0, 3))
+  better, worse = (_line(pad, plots.LINES[i]) for i in (0, 3))
   assert len(better) and len(worse)
   assert better[:, 0].max() < worse[:, 0].max() - 100
   assert worse[worse[:, 0].argmax(), 1] > worse[:, 1].mean()  # it falls to the right
@@ -282,12 +281,6 @@ def test_a_map_is_hot_where_the_accuracy_is(tmp_path):
   assert full[:, 0].min() > np.median(left[:, 0]) and full[:, 1].max() < np.median(left[:, 1])
 
 
-def test_maps_without_contrast_and_with_one_offset(tmp_path):
-  plots_shifts.accuracy_maps([ShiftPanel('aps', 'digits', offsets=[0], accuracy_map=[[.5]])],
-                             tmp_path / 'x.png', dark=True)
-  assert _pixels(tmp_path / 'x.png')[0, 0].tolist() == [0x12, 0x16, 0x1b]
-
-
 def test_a_sweep_is_one_point_a_setting(tmp_path):
   networks = ['resnet18', *(f'augshift,weight={w},max_shift={s}' for s in (8, 4)
                             for w in ('10', '0.3', '1'))]
@@ -299,7 +292,7 @@ def test_a_sweep_is_one_point_a_setting(tmp_path):
   assert names == ['ResNet-18', *(f'AugShift, weight {w}, shift {s}' for s in (4, 8)
                                   for w in ('0.3', '1', '10'))]
   pixels = _pixels(tmp_path / 'report/sweep.png')
-  heat = [_line(pixels, plots.weight_color(rank, 3, dark=False)) for rank in range(3)]
+  heat = [_line(pixels, plots.weight_color(rank, 3)) for rank in range(3)]
   assert all(len(found) > 150 for found in heat)
 
 
@@ -308,40 +301,12 @@ def test_a_sweeps_better_setting_stands_up_and_right(tmp_path):
            for w, at in (('0', .7), ('1', .9))]
   plots_shifts.sweep(cells, tmp_path / 'x.png')
   pixels = _pixels(tmp_path / 'x.png')
-  worse, better = (_line(pixels, plots.weight_color(rank, 2, dark=False)).mean(0)
+  worse, better = (_line(pixels, plots.weight_color(rank, 2)).mean(0)
                    for rank in (0, 1))
   assert better[0] < worse[0] - 100 and better[1] > worse[1] + 100
 
 
-def test_labels_cover_neither_each_other_nor_points():
-  rng = np.random.default_rng(0)
-  for _ in range(20):
-    points = rng.uniform(60, [840, 540], (12, 2))
-    points[6:] = points[:6] + rng.uniform(12, 30, (6, 2))  # neighbours
-    sizes = np.column_stack([rng.uniform(14, 60, 12), np.full(12, 16)])
-    centres = plots_shifts.place_labels(points, sizes, lines=np.zeros((0, 2)), radius=8,
-                                        bounds=(0, 0, 900, 600))
-    boxes = np.hstack([centres - sizes / 2, centres + sizes / 2])
-    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= [900, 600]).all()
-    for i in range(12):
-      away = (boxes[:, :2] >= boxes[i, 2:]) | (boxes[:, 2:] <= boxes[i, :2])
-      assert away.any(1).sum() == 11
-    nearest = np.maximum(abs(points - centres) - sizes / 2, 0)
-    assert (nearest < 70).all()
-    line = np.linspace([0, 300], [900, 300], 200)
-  assert abs(plots_shifts.place_labels([[450, 300]], [[30, 16]], lines=line, radius=8,
-                                       bounds=(0, 0, 900, 600))[0, 1] - 300) > 8
-
-
-@pytest.mark.parametrize('draw', [plots_shifts.consistency_curves, plots_shifts.accuracy_maps,
-                                  plots_shifts.sweep])
-def test_pictures_of_nothing_are_refused(tmp_path, draw):
-  with pytest.raises(ValueError, match='no cell'):
-    draw([ShiftPanel('augshift', 'cifar10')], tmp_path / 'x.png')
-
-
 def test_one_look_a_network_and_all_different():
-  for dark in (False, True):
-    looks = plots.looks([*NETWORKS, 'mine', 'other'], dark=dark)
-    assert len({str(look) for look in looks.values()}) == len(looks)
-    assert looks['augshift'] == plots.looks(['augshift'], dark=dark)['augshift']
+  looks = plots.looks([*NETWORKS, 'mine', 'other'])
+  assert len({str(look) for look in looks.values()}) == len(looks)
+  assert looks['augshift'] == plots.looks(['augshift'])['augshift']

@@ -10,9 +10,8 @@ from gapjax.neurons import attack
 from gapjax.report.parts import (
   CANVAS,
   DASH,
-  both,
-  copied,
   detail_curves,
+  drawn,
   learned,
   number,
   ours,
@@ -25,7 +24,7 @@ from gapjax.report.render import Picture, Section, Table
 
 NETWORK = re.compile(r'(deeplab\w+)/([^/]+)')
 HEADING = 'Third claim: position channels can be found and removed'
-# Pictures that the attack leaves, the name of their copy, and what they show.
+# Pictures that training and the attack leave, and what they show.
 LEFT = [('predictions.png', 'Predictions', 'Evaluated scenes, their labels, and the classes that '
          'the network gives every pixel. Void is grey.'),
         ('activations.png', 'Mean activations of the top left and right channels',
@@ -215,19 +214,19 @@ def _facts(sweep):
 
 def removed(source, folder):
   """Also of a single canvas run that was attacked."""
-  drawn = []
+  found = []
   for i, (name, sweep, chance) in enumerate(_attacks(source)):
     what = 'Accuracy' if set(sweep.metrics) <= set(CLASSIFIED) else 'mIoU'
-    drawn.append(both(
+    found.append(drawn(
       functools.partial(pictures.curves, chance=chance), sweep, folder / f'attack{i or ""}.png',
       alt=f'{what} against the number of removed channels',
       caption=f'{"" if source.summary else f"{name}: "}{what} in percent against the number of '
       f'removed channels{", every test image at every place" if chance else ""}; the band of the '
       'random orders is from the lowest to the highest'
       f'{", the dotted line is guessing" if chance else ""}.{_beside(sweep)}'))
-  if not drawn:
+  if not found:
     return None
-  return Section('What removing channels costs', pictures=drawn,
+  return Section('What removing channels costs', pictures=found,
                  tables=tables(_removed(source)) if source.summary else [])
 
 
@@ -260,9 +259,9 @@ def classes(source, _):
                         for name in names], caption='IoU in percent.')])
 
 
-def scenes(source, folder):
+def scenes(source, _):
   where = source.workdir if source.summary is not None else source.workdir / 'samples'
-  found = [Picture(copied(where / name, folder, name), alt, caption)
+  found = [Picture(where / name, alt, caption)
            for name, alt, caption in LEFT if (where / name).exists()
            and (name != 'attack_scenes.png' or _removed(source))]
   return Section('What the network sees, and what is left', pictures=found) if found else None

@@ -5,9 +5,8 @@ import re
 from gapjax.report.attack import removed
 from gapjax.report.parts import (
   CANVAS,
-  both,
-  copied,
   detail_curves,
+  drawn,
   first,
   learned,
   number,
@@ -17,6 +16,7 @@ from gapjax.report.parts import (
   suite,
 )
 from gapjax.report.plots import base as plots
+from gapjax.report.plots import locations
 from gapjax.report.render import Picture, Section, Table
 
 # config.model.head -> the cell's network
@@ -141,7 +141,7 @@ def results(source, _):
   return Section('Results', facts=facts, tables=[table(source.records)])
 
 
-def samples(source, folder):
+def samples(source, _):
   grids = {int(match(record)[3]) for record in source.records}  # shift cells leave a 1x1.png
   found = [p for p in (source.workdir / 'samples').glob('*x*.png')
            if re.fullmatch(r'(\d+)x\1', p.stem) and int(p.stem.split('x')[0]) in grids]
@@ -150,9 +150,8 @@ def samples(source, folder):
   pictures = []
   for path in found:
     k = path.stem.partition('x')[0]  # 'canvas' for a single run's
-    copy = copied(path, folder, path.name if k == 'canvas' else f'canvas_{path.name}')
     name = 'Samples of the canvas' if k == 'canvas' else f'Samples of the {plots.square(k)} canvas'
-    pictures.append(Picture(copy, name, f'{name}. Thin lines mark the locations.'))
+    pictures.append(Picture(path, name, f'{name}. Thin lines mark the locations.'))
   return Section('What the network sees', text=[
     'Each image stands at one random place on an otherwise empty canvas. The location networks '
     'must name the place, the image networks what stands there.'],
@@ -160,10 +159,11 @@ def samples(source, folder):
 
 
 def heatmaps(source, folder):
-  if all(cell.per_location is None for cell in source.cells):
+  panels = [cell for cell in source.cells if cell.per_location is not None]
+  if not panels:
     return None
-  return Section('Where it succeeds', pictures=[both(
-    plots.location_heatmaps, source.cells, folder / 'locations.png',
+  return Section('Where it succeeds', pictures=[drawn(
+    locations.heatmaps, panels, folder / 'locations.png',
     alt='Accuracy at every location of the canvas, one map a network',
     caption='Accuracy in percent of every test image at every location'
     f'{", mean over seeds" if source.records else ""}; beside each name the mean.')])

@@ -263,7 +263,7 @@ def build(workdir):
   sections = [*_sections(parts, folder), *filter(None, [_how(source)])]
   page = _page(source, parts, sections)
   # Bytes, not text: Windows would turn the line ends around.
-  (folder / 'README.md').write_bytes(markdown(page).encode())
+  (folder / 'README.md').write_bytes(markdown(page, folder).encode())
   (folder / 'report.html').write_bytes(html_page(page).encode())
   return folder / 'report.html'
 

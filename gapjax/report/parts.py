@@ -1,12 +1,11 @@
-"""What the reports of all claims share: the source, numbers as text, pictures in two versions."""
+"""What the reports of all claims share: the source, numbers as text, pictures."""
 
 import dataclasses
 import pathlib
 import re
 
 from gapjax import paths
-from gapjax.errors import UsageError
-from gapjax.report.plots import base as plots
+from gapjax.report.plots import learning
 from gapjax.report.render import Picture, Section
 
 DASH = '\N{EN DASH}'
@@ -85,32 +84,21 @@ def run_curves(workdir):
   return {name: sorted(points.items()) for name, points in found.items()}
 
 
-def copied(path, folder, name):
-  """Copies training's own picture, so that the report's folder stands alone."""
-  data = path.read_bytes()
-  if not data.startswith(b'\x89PNG\r\n\x1a\n'):
-    raise UsageError(f'{path} is not a PNG; delete the file and run again')
-  (folder / name).write_bytes(data)
-  return folder / name
-
-
-def both(draw, cells, path, *, alt, caption):
-  """Draws the light and the dark version."""
-  dark = path.with_stem(f'{path.stem}-dark')
-  draw(cells, path)
-  draw(cells, dark, dark=True)
-  return Picture(path, alt, caption, dark)
+def drawn(draw, what, path, *, alt, caption):
+  """Draws `what` to `path`."""
+  draw(what, path)
+  return Picture(path, alt, caption)
 
 
 def learned(source, path, *, remark=''):
   """The section of learning curves, drawn to `path`; `remark` ends its caption. None without."""
-  if not any(len(getattr(cell, name)) for cell in source.cells for name in CURVES):
+  panels = [cell for cell in source.cells if any(len(getattr(cell, name)) for name in CURVES)]
+  if not panels:
     return None
-  what = ['training loss', 'evaluation accuracy']
-  if any(len(cell.eval_consistency) for cell in source.cells):
-    what.append('consistency')
-  said = f'{", ".join(what[:-1])} and {what[-1]}'.capitalize()
-  return Section('How it learned', pictures=[both(
-    plots.curves, source.cells, path, alt=f'{said} against the training step',
+  said = ('Training loss, evaluation accuracy and consistency'
+          if any(len(cell.eval_consistency) for cell in panels)
+          else 'Training loss and evaluation accuracy')
+  return Section('How it learned', pictures=[drawn(
+    learning.curves, panels, path, alt=f'{said} against the training step',
     caption=f'{said}{" of the first seed" if source.records else ""}; the dotted line is '
     f'guessing.{remark}')])

@@ -4,9 +4,8 @@ import re
 
 from gapjax.report.parts import (
   DASH,
-  both,
-  copied,
   detail_curves,
+  drawn,
   first,
   learned,
   number,
@@ -197,14 +196,9 @@ def table(records):
 
 def results(source, _):
   """Facts and the table of a suite."""
-  facts, columns = [], set()
   groups = plots.rows_of([cell for cell in source.cells if cell.consistency is not None])
-  for group in groups:
-    facts_ = [_fact(cell) for cell in _told(group)]
-    columns.add(len(facts_))
-    facts += facts_
-  return Section('Results', facts=facts, tables=[table(source.records)],
-                 fact_columns=2 if columns == {2} else 3)
+  return Section('Results', facts=[_fact(cell) for group in groups for cell in _told(group)],
+                 tables=[table(source.records)])
 
 
 def _told(group):
@@ -222,33 +216,34 @@ def _fact(cell):
           f'consistency on {cell.target}: {cell.network_name}{best}{accuracy}')
 
 
-def samples(source, folder):
+def samples(source, _):
   """The training's inputs: canvas.png of a run, samples/1x1.png of a suite."""
   single = source.summary is not None
   path = source.workdir / ('canvas.png' if single else 'samples/1x1.png')
   if not path.exists():
     return None
   return Section('What the network sees', pictures=[Picture(
-    copied(path, folder, path.name if single else 'images.png'),
-    'Training images', 'Training images as the network sees them; with two crops, pairs stand one '
-    'above the other.')])
+    path, 'Training images', 'Training images as the network sees them; with two crops, pairs '
+    'stand one above the other.')])
 
 
 def consistency(source, folder):
-  if not any(map(len, (v for cell in source.cells for v in cell.protocols.values()))):
+  panels = [cell for cell in source.cells if any(map(len, cell.protocols.values()))]
+  if not panels:
     return None
-  return Section('How far the image moves', pictures=[both(
-    plots_shifts.consistency_curves, source.cells, folder / 'consistency.png',
+  return Section('How far the image moves', pictures=[drawn(
+    plots_shifts.consistency_curves, panels, folder / 'consistency.png',
     alt='Consistency against the size of the shift, one panel a protocol',
     caption='How often the top-1 class is the same for two random shifts of up to s pixels'
     f'{_counted(source)}. The vertical axis does not begin at zero.')])
 
 
 def maps(source, folder):
-  if all(cell.accuracy_map is None for cell in source.cells):
+  panels = [cell for cell in source.cells if cell.accuracy_map is not None]
+  if not panels:
     return None
-  return Section('Where accuracy is lost', pictures=[both(
-    plots_shifts.accuracy_maps, source.cells, folder / 'accuracy_maps.png',
+  return Section('Where accuracy is lost', pictures=[drawn(
+    plots_shifts.accuracy_maps, panels, folder / 'accuracy_maps.png',
     alt='Accuracy for every shift of the image, one map a network',
     caption='Top-1 accuracy when every test image is moved by the same dx and dy, zero filled'
     f'{_counted(source)}. The colours span the values of a dataset, not 0 to 100%.')])
@@ -267,13 +262,14 @@ def _counted(source):
 
 
 def sweep(source, folder):
-  if not _is_sweep(source) or not any(
-      cell.accuracy is not None and cell.consistency is not None for cell in source.cells):
+  panels = [cell for cell in source.cells
+            if cell.accuracy is not None and cell.consistency is not None]
+  if not panels or not _is_sweep(source):
     return None
-  return Section('Weight and shift', pictures=[both(
-    plots_shifts.sweep, source.cells, folder / 'sweep.png',
+  return Section('Weight and shift', pictures=[drawn(
+    plots_shifts.sweep, panels, folder / 'sweep.png',
     alt='Consistency against accuracy, one point a setting of AugShift',
-    caption='One point a setting: the number beside it and its colour are the weight, its marker '
+    caption='One point a setting: the number above it and its colour are the weight, its marker '
     'the largest shift in training. Crosses: networks without the pairwise loss. Neither axis '
     'begins at zero.')])
 
