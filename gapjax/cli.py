@@ -172,7 +172,7 @@ def attack(argv):
   from gapjax.report.render import markdown_table
   sweep = run.attack_run(arguments.workdir, data_dir=arguments.data_dir, ranking=arguments.ranking,
                          regions=arguments.regions, neurons=neurons)
-  print(markdown_table(report_attack.table([{**record, 'network': arguments.workdir}
+  print(markdown_table(report_attack.table([{**record, 'cell': arguments.workdir}
                                             for record in sweep.records()])))
   if (paths.of(arguments.workdir) / 'summary.json').exists():  # else it is still to be trained on
     print(f'report: {report.build(arguments.workdir)}')
@@ -204,8 +204,7 @@ def reproduce(argv):
     command += ' --with_torch'
   command = ' '.join([command, *map(shlex.quote, changes)])
   run_suite(arguments.suite, arguments, seeds=arguments.seeds, command=command,
-            only=arguments.cells, published=f'results/{arguments.suite}/results.json',
-            with_torch=arguments.with_torch, changes=changes)
+            only=arguments.cells, with_torch=arguments.with_torch, changes=changes)
 
 
 def report(argv):
@@ -320,14 +319,15 @@ def bench(argv):
 def run_suite(suite, arguments, *, seeds, command, **rest):
   """Runs a suite, prints its table, and last the path of its report.
 
-  command: what makes the same again, without this machine's folders. rest: see suites.run.
+  command: what makes the same again, without this machine's folders. rest: see loop.run.
   """
   from gapjax.report import page as report
-  from gapjax.reproduce import suites
+  from gapjax.report import schema
+  from gapjax.reproduce import loop
   with quiet('gapjax.training.train'):
-    page = suites.run(suite, scale=arguments.scale, seeds=seeds, workdir=arguments.workdir,
-                      data_dir=arguments.data_dir, command=command, **rest)
-  records = paths.read_json(f'{arguments.workdir}/results.json', list)
+    page = loop.run(suite, scale=arguments.scale, seeds=seeds, workdir=arguments.workdir,
+                    data_dir=arguments.data_dir, command=command, **rest)
+  records = schema.read(paths.of(arguments.workdir) / 'results.json')
   print('\n'.join([report.table(records).rstrip(), *report.scale_notes(records)]))
   print(f'\nreport: {page}')
 
@@ -344,7 +344,7 @@ def quiet(name):
     logger.setLevel(before)
 
 
-# What `reproduce` takes; gapjax.cells has the same, but importing it loads jax.
+# What `reproduce` takes; reproduce/suites.py has the same, but importing it loads jax.
 SUITES = ('table1', 'table2', 'augshift_sweep', 'attack', 'ablations')
 WITH_TORCH = ('table1', 'table2', 'augshift_sweep')  # whose tables have a column for PyTorch
 VERBS = {f.__name__: f for f in (quickstart, prepare, train, evaluate, rank, attack, reproduce,
