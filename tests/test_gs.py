@@ -237,9 +237,10 @@ def test_two_processes_and_a_broken_checkpoint_in_a_bucket(bucket, gapjax, argum
 
 SUITE = """
 import runpy, sys
-from gapjax import cells, cli, suites
+from gapjax import cli
+from gapjax.reproduce import suites
 config, *argv = sys.argv[1:]
-cell = cells.Cell('gapnet/location/2x2', runpy.run_path(config)['get_config']())
+cell = suites.Cell(runpy.run_path(config)['get_config'](), {'network': 'gapnet'})
 suites.SUITES['table1'] = lambda scale: [cell]
 sys.exit(cli.main(argv) or cli.main(argv))
 """
@@ -254,8 +255,8 @@ def test_reproduce_in_a_bucket(bucket, tiny_file, data_dir):
   assert done.stdout.count('report: gs://bucket/suite/report/report.html\n') == 2
   assert 'is known from gs://bucket/suite/results.json' in done.stderr
   names = bucket.names('suite')
-  assert {'suite/results.json', 'suite/run.json', 'suite/samples/2x2.png',
-          'suite/report/report.html', 'suite/report/canvas_2x2.png',
+  assert {'suite/results.json', 'suite/run.json', 'suite/report/report.html',
+          'suite/report/canvas_2x2.png',
           'suite/cells/gapnet/location/2x2/seed0/summary.json'} <= set(names)
 
 
