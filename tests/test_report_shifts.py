@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from test_plots import _line, _pixels
-from test_report import _html, _markdown, _records, _rows, _write
+from test_report import _html, _markdown, _records, _rows, _run, _write
 
 from gapjax.report import page as report
 from gapjax.report.plots import base as plots
@@ -231,34 +231,27 @@ def test_both_claims_on_one_page(tmp_path):
   assert page.index('GAPNet pools') < page.index('AugShift shows') < page.index('something')
 
 
-@pytest.mark.parametrize(('config', 'name'), [
-  ({'augshift': {'crops': 2, 'weight': 1.}}, 'AugShift'),
-  ({'augshift': {'crops': 2, 'weight': 1.}, 'model': {'downsample': 'blur'}},
-   'AugShift + BlurPool'),
-  ({'augshift': {'crops': 2, 'weight': 0.}}, 'Two crops, weight 0'),
-  ({'augshift': {'crops': 2, 'weight': 0.}, 'model': {'downsample': 'blur'}},
-   'Two crops at weight 0 + BlurPool'),
-  ({'augshift': {'crops': 1, 'weight': 1.}, 'model': {'downsample': 'polyphase'}}, 'APS'),
-  ({'model': {'name': 'resnet18', 'downsample': 'stride'}}, 'ResNet-18')])
-def test_title_of_a_single_run(tmp_path, config, name):
-  _write(tmp_path / 'summary.json', {'config': {
-    'task': 'classification', 'data': {'name': 'cifar10'}, **config}, 'final': {}})
-  assert f'<h1>{name} on cifar10</h1>' in report.build(tmp_path).read_text(encoding='utf-8')
+@pytest.mark.parametrize(('fields', 'name'), [
+  (('augshift.crops=2', 'augshift.weight=1.'), 'AugShift'),
+  (('augshift.crops=2', 'augshift.weight=1.', 'model.downsample=blur'), 'AugShift + BlurPool'),
+  (('augshift.crops=2', 'augshift.weight=0.'), 'Two crops, weight 0'),
+  (('augshift.crops=2', 'augshift.weight=0.', 'model.downsample=blur'), 'two_crops_blurpool'),
+  (('augshift.crops=1', 'augshift.weight=1.', 'model.downsample=polyphase'), 'APS'),
+  (('augshift.crops=1', 'model.name=resnet34'), 'ResNet-34')])
+def test_title_of_a_single_run(tmp_path, fields, name):
+  _run(tmp_path, 'task=classification', *fields, final={'image_accuracy': .5})
+  assert f'<h1>{name}: cifar10</h1>' in report.build(tmp_path).read_text(encoding='utf-8')
 
 
 def test_single_run(tmp_path):
-  _write(tmp_path / 'summary.json', {
-    'config': {'task': 'classification', 'data': {'name': 'digits'}, 'eval': {'shift': 2},
-               'augshift': {'crops': 2, 'weight': 1.}},
-    'final': {'image_accuracy': .912, 'consistency': .876, 'feature_distance': .0321, 'loss': .5},
-    'shifts': _detail('augshift', .912, .876)['shifts']})
-  (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(point) + '\n' for point in (
-    {'step': 9, 'split': 'train', 'loss': 2., 'accuracy': .2, 'relative_distance': .1},
-    {'step': 9, 'split': 'eval', 'accuracy': .5, 'consistency': .6, 'loss': 1.})))
-  plots.canvas_samples(np.full((2, 8, 8, 3), .4), labels=['a', 'b'], grid=1,
-                       path=tmp_path / 'canvas.png')
+  _run(tmp_path, 'task=classification', 'data.name=digits', 'eval.shift=2', 'augshift.crops=2',
+       'augshift.weight=1.',
+       final={'image_accuracy': .912, 'consistency': .876, 'feature_distance': .0321, 'loss': .5},
+       shifts=_detail('augshift', .912, .876)['shifts'], points=(
+         {'step': 9, 'split': 'train', 'loss': 2., 'accuracy': .2, 'relative_distance': .1},
+         {'step': 9, 'split': 'eval', 'accuracy': .5, 'consistency': .6, 'loss': 1.}))
   page = report.build(tmp_path).read_text(encoding='utf-8')
-  for text in ('>91.2<', '>87.6<', '>0.032<', '>0.5<', 'protocol pad, s = 2', 'pairs stand one',
+  for text in ('>91.2 (1)<', '>87.6 (1)<', '>0.032 (1)<', 'protocol pad, s = 2', 'pairs stand one',
                'consistency; the dotted'):
     assert text in page
   assert page.count('<img') == 4 and 'mean over seeds' not in page

@@ -11,7 +11,7 @@ from gapjax.report.parts import (
   ours,
   picture,
   pytorch,
-  run_curves,
+  several_seeds,
   suite,
 )
 from gapjax.report.plots import base as plots
@@ -21,7 +21,6 @@ from gapjax.report.schema import is_plain
 
 # Consistency by the headline's protocol, and by those that only the final evaluation counts.
 CONSISTENCIES = ('consistency', 'consistency_crop', 'consistency_circular')
-DOWNSAMPLING = {'blur': 'blurpool', 'polyphase': 'aps'}  # config.model.downsample -> network
 HEADING = 'Second claim: AugShift makes networks translation invariant'
 # What the lead says of the networks beside AugShift and the plain one.
 OTHERS = {'blurpool': 'BlurPool, which blurs before every stride (Zhang 2019)',
@@ -57,9 +56,7 @@ def _by_cell(records):
 
 
 def cells(source):
-  """What the pictures need, of a suite or a single run."""
-  if source.summary is not None:
-    return [_run_cell(source)]
+  """What the pictures need."""
   found = []
   for metrics in _by_cell(source.records).values():
     detail, record = first(metrics.values(), 'detail') or {}, next(iter(metrics.values()))
@@ -78,31 +75,11 @@ def _shifts(said):
           'accuracy_map': said.get('accuracy_map') if several else None}
 
 
-def _run_cell(source):
-  summary = source.summary
-  config, final = summary.get('config') or {}, summary.get('final') or {}
-  model, augshift, data = (config.get(key) or {} for key in ('model', 'augshift', 'data'))
-  plain = DOWNSAMPLING.get(model.get('downsample'))
-  network = plain or str(model.get('name', 'network'))
-  if augshift.get('crops') == 2:
-    network = f'augshift_{plain}' if plain else 'augshift'
-    if not augshift.get('weight'):
-      network = 'two_crops'
-      if plain:  # no cell of a suite, so it has no name of its own
-        network = f'Two crops at weight 0 + {plots.network_name(plain)}'
-  return plots_shifts.ShiftPanel(
-    network, str(data.get('name', 'images')), chance=(summary.get('sizes') or {}).get('chance'),
-    accuracy=final.get('image_accuracy'), consistency=final.get('consistency'),
-    **_shifts(summary.get('shifts')), **run_curves(source.workdir))
-
-
 def _is_sweep(source):
   return any(plots.settings(cell.network) for cell in source.cells)
 
 
 def title(source):
-  if source.summary is not None:
-    return f'{source.cells[0].network_name} on {source.cells[0].target}'
   if _is_sweep(source):
     return 'AugShift: how strong a loss, how far a shift?'
   return 'Can a loss make a network translation invariant?'
@@ -117,9 +94,6 @@ def lead(source):
     measure += '; protocol ' + ', and '.join(
       f'{name} ({PROTOCOLS[kind]})' if (kind := name.split(',')[0]) in PROTOCOLS else name
       for name in protocols) + '.'
-  if source.summary is not None:
-    return ['One training run: what it reached, how steady its answers are when the image moves, '
-            f'how it learned, and the configuration it used. {measure}']
   claim = (
     'Where an object stands should not change what a network calls it, yet moving an image by a '
     'few pixels often does. The paper\'s second claim is that a loss can mend this without any '
@@ -149,10 +123,6 @@ def _compared(source):
 
 
 def _protocols(source):
-  if source.summary is not None:
-    said = (source.summary.get('shifts') or {}).get('protocol')
-    shift = ((source.summary.get('config') or {}).get('eval') or {}).get('shift')
-    return [said] if said else [f'pad, s = {shift}'] if shift else []
   return list(dict.fromkeys(r['protocol'] for r in source.records if r.get('protocol')))
 
 
@@ -255,14 +225,11 @@ def maps(source, folder):
 
 def _counted(source):
   """', on 500 test images, mean over seeds', as far as it is known."""
-  if source.summary is not None:
-    images = {(source.summary.get('shifts') or {}).get('images')}
-  else:
-    images = {((r['detail'] or {}).get('shifts') or {}).get('images')
-              for r in source.records if r.get('detail')}
+  images = {(r['detail'].get('shifts') or {}).get('images')
+            for r in source.records if r.get('detail')}
   images = [f'{n:,}' for n in sorted(images - {None})]
   said = f', on {" or ".join(images)} test images' if images else ''
-  return said + (', mean over seeds' if source.records else '')
+  return said + (', mean over seeds' if several_seeds(source) else '')
 
 
 def sweep(source, folder):
@@ -280,10 +247,8 @@ def sweep(source, folder):
 
 def curves(source, folder):
   summed = any(cell.network.startswith(('augshift', 'two_crops')) for cell in source.cells)
-  return learned(
-    source, folder / ('curves.png' if source.summary else 'shift_curves.png'),
-    remark=' With two crops the loss is the sum over both, with the pairwise term.'
-    if summed else '')
+  return learned(source, folder / 'shift_curves.png', remark=' With two crops the loss is the sum '
+                 'over both, with the pairwise term.' if summed else '')
 
 
 SECTIONS = [samples, sweep, consistency, maps, curves]
