@@ -16,6 +16,7 @@ setup(
   license='Apache-2.0',
   license_files=['LICENSE'],
   packages=find_packages(include=['gapjax', 'gapjax.*']),
+  package_data={'gapjax.report': ['*.jinja']},
   python_requires='>=3.11.4,<3.14',  # 3.11.4 brought tarfile's filters
   # The ranges that the tests were run with.
   install_requires=[
@@ -32,6 +33,7 @@ setup(
     'scikit-learn>=1.5',  # ships the digits that quickstart trains on
     'pillow>=10.1',
     'matplotlib>=3.9',
+    'jinja2>=3.1',
     'tensorboardX>=2.6',
     'tqdm>=4.66',
     'safetensors>=0.5,<1',

@@ -13,10 +13,8 @@ import pathlib
 import re
 import sys
 
-from ml_collections import ConfigDict
-
 from gapjax.errors import UsageError
-from gapjax.report import schema
+from gapjax.report import runs, schema
 from gapjax.reproduce import records as new_records
 from gapjax.reproduce.suites import cell_name
 
@@ -39,7 +37,6 @@ def convert(records: list[dict]) -> list[dict]:
     if len(commits) > 1:
       raise UsageError(f'{cell}: seeds of several commits: {", ".join(map(str, commits))}')
     fields = fields_of(cell, config)
-    said = new_records.protocol(record['metric'], ConfigDict(config))
     about = {'schema': schema.SCHEMA, **{key: record[key] for key in ('suite', 'scale', 'changes')
                                          if key in record}, 'cell': cell_name(fields), **fields}
     if 'network' in record:
@@ -48,7 +45,8 @@ def convert(records: list[dict]) -> list[dict]:
     rest = {key: value for key, value in record.items()
             if key not in ('cell', 'network', 'commits', *about)}
     found.append({**about, **rest, 'commit': commits.pop(),
-                  **({'protocol': said} if said and 'N' not in about else {}), 'config': config})
+                  **({} if 'N' in about else runs.protocol(record['metric'], config)),
+                  'config': config})
   return found
 
 
