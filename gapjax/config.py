@@ -193,7 +193,7 @@ def from_flags(argv: list[str]) -> ConfigDict:
   """
   files = [argument for argument in argv if re.match(r'--?config=', argument)]
   if not files:
-    raise UsageError('which config? give --config=NAME, such as gapnet_cifar10')
+    raise UsageError('which config? give --config=FILE, such as gapnet_cifar10')
   return with_fields(from_file(files[-1].partition('=')[2]),
                      [argument for argument in argv if argument not in files])
 
