@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import pathlib
 import re
 import runpy
 from typing import Any, NamedTuple
@@ -192,22 +193,39 @@ def from_flags(argv: list[str]) -> ConfigDict:
   """
   files = [argument for argument in argv if re.match(r'--?config=', argument)]
   if not files:
-    raise UsageError('which config? give --config=FILE, such as configs/gapnet_cifar10.py')
+    raise UsageError('which config? give --config=FILE, such as gapnet_cifar10')
   return with_fields(from_file(files[-1].partition('=')[2]),
                      [argument for argument in argv if argument not in files])
 
 
+def find_file(name: str) -> str:
+  """The path of a config file: `name`, or where that config is that comes with gapjax.
+
+  'gapnet_cifar10', and also 'configs/gapnet_cifar10.py' where there is no such file.
+
+  Raises UsageError with the nearest name.
+  """
+  here, named = pathlib.Path(__file__).parent, pathlib.Path(name)
+  if named.is_file():
+    return name
+  folders = (here / 'configs', here.parent / 'configs')  # installed from a wheel, a clone
+  folder = next(filter(pathlib.Path.is_dir, folders))
+  shipped = {path.stem: str(path) for path in sorted(folder.glob('*.py'))}
+  if named.stem not in shipped or str(named.parent) not in ('.', 'configs'):
+    raise UsageError(f'no config file `{name}`{nearest(named.stem, shipped)}; with gapjax come '
+                     f'{", ".join(shipped)}')
+  return shipped[named.stem]
+
+
 def from_file(name: str) -> ConfigDict:
-  """What `get_config` of a config file 'FILE[:variant]' returns, not validated.
+  """What `get_config` of a config 'FILE[:variant]' (`find_file`) returns, not validated.
 
   Raises UsageError when the file is missing or fails.
   """
   path, _, variant = name.partition(':')
+  path = find_file(path)
   try:
     return ConfigDict(runpy.run_path(path)['get_config'](*filter(None, [variant])).to_dict())
-  except FileNotFoundError:
-    raise UsageError(f'no config file `{path}`; the configs that come with gapjax lie in configs/'
-                     ) from None
   except UsageError:
     raise
   except Exception as error:  # whatever the person's own file raises

@@ -3,9 +3,12 @@
 import ast
 import functools
 import importlib
+import os
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +25,7 @@ from gapjax import (
   UsageError,
   attack,
   augshift_loss,
+  config,
   consistency,
   pair_distance,
   random_shifts,
@@ -390,3 +394,52 @@ def test_the_twin_takes_nothing_from_what_it_checks():
   names = [alias.name if isinstance(node, ast.Import) else node.module
            for node in found for alias in node.names]
   assert 'torch' in names and not [name for name in names if name.startswith('gapjax')]
+
+
+# --- configs without a clone, and what is installed ----------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['gapnet_cifar10', 'gapnet_cifar10.py',
+                                  'configs/gapnet_cifar10.py'])
+def test_configs_are_found_by_name_from_anywhere(name, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert config.from_flags([f'--config={name}:grid=7']).canvas.grid == 7
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / name).write_text('from gapjax import config\n\n\ndef get_config(arg=None):\n'
+                               '  c = config.default()\n  c.num_epochs = 77\n  return c\n')
+  assert config.from_flags([f'--config={name}']).num_epochs == 77  # one's own file comes first
+
+
+@pytest.mark.parametrize('name', ['gapnet_cifar', 'mine/gapnet_cifar10.py'])
+def test_a_config_that_is_not_there(name):
+  with pytest.raises(UsageError, match=f'no config file `{name}` .did you mean `gapnet_cifar10`'):
+    config.from_flags([f'--config={name}'])
+
+
+@pytest.mark.slow
+def test_a_wheel_has_configs_templates_and_a_description_without_dead_links(tmp_path):
+  names = subprocess.run(['git', 'ls-files', '--cached', '--others', '--exclude-standard',
+                          'gapjax', 'configs', 'setup.py', 'pyproject.toml', 'README.md',
+                          'LICENSE'], cwd=ROOT, capture_output=True, text=True, check=True)
+  names = [name for name in names.stdout.split() if (ROOT / name).exists()]
+  for name in names:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / name, tmp_path / name)
+  subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation',
+                  '-w', tmp_path / 'dist', tmp_path], check=True, timeout=300)
+  [path] = (tmp_path / 'dist').glob('*.whl')
+  with zipfile.ZipFile(path) as wheel:
+    inside = {name for name in wheel.namelist() if '.dist-info/' not in name}
+    [about] = [wheel.read(name).decode() for name in wheel.namelist() if name.endswith('/METADATA')]
+    wheel.extractall(tmp_path / 'installed')
+  assert inside == {name.replace('configs/', 'gapjax/configs/', 1) if name.startswith('configs/')
+                    else name for name in names if '/' in name}
+  assert '![' not in about and not re.findall(r'\]\((?!https?:)', about)
+  assert 'https://arxiv.org/abs/2108.07884' in about
+  code = ('from gapjax import config; c = config.from_flags(["--config=gapnet_cifar10:grid=7"]); '
+          'print(config.__file__, c.canvas.grid)')
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
+                        cwd=tmp_path / 'dist', timeout=120,
+                        env={**os.environ, 'PYTHONPATH': os.pathsep.join(
+                          [str(tmp_path / 'installed'), os.environ.get('PYTHONPATH', '')])})
+  assert done.stdout.split() == [str(tmp_path / 'installed/gapjax/config.py'), '7']
