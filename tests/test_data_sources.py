@@ -215,13 +215,13 @@ def test_archive_that_points_outside(binary, data_dir, tmp_path, name, link):
 
 
 def test_failure_while_building_leaves_nothing(binary, data_dir, monkeypatch):
-  whole = builders.Cifar10._generate_examples
+  whole = builders.Builder._generate_examples
 
   def disk_full(self, split):
     yield next(whole(self, split))
     raise OSError(28, 'No space left on device')
 
-  monkeypatch.setattr(builders.Cifar10, '_generate_examples', disk_full)
+  monkeypatch.setattr(builders.Builder, '_generate_examples', disk_full)
   with pytest.raises(OSError, match='No space left'):  # the command line's to print
     data.prepare('cifar10', source=binary, data_dir=data_dir)
   assert not list(data_dir.rglob('*'))

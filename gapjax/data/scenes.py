@@ -55,7 +55,8 @@ class Scenes:
     except (RuntimeError, OSError) as error:  # array_record's, Pillow's
       raise errors.UsageError(f'{self._folder} is damaged ({error}): remove it and prepare the '
                               'dataset again') from error
-    size = _shorter_side(image.size, self.image_size)
+    pixels, shorter = self.image_size or min(image.size), min(image.size)
+    size = tuple(max(1, round(side * pixels / shorter)) for side in image.size)
     return {'image': np.asarray(_resize(image, size)), 'label': np.asarray(_resize(label, size)),
             'id': record['id'] if isinstance(record['id'], str) else record['id'].decode()}
 
@@ -89,7 +90,7 @@ def load_scenes(name, *, split, data_dir=None, image_size=None, limit=None):
   for what, value in (('limit', limit or 0), ('image_size', image_size or 0)):
     if value < 0:
       raise errors.UsageError(f'{what} is {value}; it must be at least 0, and 0 means whole')
-  builder = catalogue.open_set(name, data_dir, known=catalogue.SCENES)
+  builder = catalogue.open_set(name, data_dir, kind=catalogue.SCENES)
   import tensorflow_datasets as tfds
   features, metadata = builder.info.features, dict(builder.info.metadata or {})
   if not ({'image', 'label', 'id'} <= set(features) and {'class_names', 'palette'} <= set(metadata)
@@ -215,13 +216,6 @@ def _window(picture, size, window):
          zip((*low, *high), picture.size * 2, size * 2, strict=True)]
   part = picture.resize((high[0] - low[0], high[1] - low[1]), _resampling(picture), box=box)
   return part.crop([edge - start for edge, start in zip(window, low * 2, strict=True)])
-
-
-def _shorter_side(size, pixels):
-  """(width, height) scaled so that the shorter has `pixels`, or as it is where that is None."""
-  if pixels is None:
-    return size
-  return tuple(max(1, round(side * pixels / min(size))) for side in size)
 
 
 def _resize(picture, size):

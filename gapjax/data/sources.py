@@ -141,20 +141,17 @@ def read_cifar(name, source):
   Raises:
     UsageError: the files are missing, damaged, of another dataset, or unsafe.
   """
-  cifar = CIFAR[name]
-  source = pathlib.Path(source).expanduser()
-  if source.is_dir():
-    layout, files, where = _read_folder(cifar, source)
-  elif source.is_file():
-    layout, files, where = _read_archive(cifar, source)
-  else:
+  cifar, source = CIFAR[name], pathlib.Path(source).expanduser()
+  if not source.exists():
     raise errors.UsageError(f'{source} does not exist; --source is the publisher\'s folder or '
                             f'.tar.gz, for example from {cifar.url}')
+  layout, files, where = _choose(cifar, source, (
+      _read_folder if source.is_dir() else _read_archive)(cifar, source))
   for file in layout.needed:
     if file not in files:
       raise errors.UsageError(f'{where}{file} is missing; unpack {cifar.url} again')
-  parse = _parse_pickles if layout.meta else _parse_binary
-  images, labels, class_names = {}, {}, {}
+  parse = _parse_pickle if layout.meta else _parse_binary
+  images, labels = {}, {}
   for split, split_files in layout.files.items():
     parts = [parse(files[file], f'{where}{file}', cifar=cifar, layout=layout, split=split)
              for file in split_files]
@@ -162,20 +159,31 @@ def read_cifar(name, source):
     images[split] = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     labels[split] = {feature: np.concatenate([part[1][feature] for part in parts])
                      for feature in cifar.classes}
-  for feature, classes in cifar.classes.items():
-    class_names[feature] = _parse_names(files, where, layout=layout, feature=feature,
-                                        classes=classes)
-  return Arrays(images=images, labels=labels, class_names=class_names)
+  return Arrays(images=images, labels=labels, class_names={
+      feature: _parse_names(files, where, layout=layout, feature=feature, classes=classes)
+      for feature, classes in cifar.classes.items()})
+
+
+def _choose(cifar, source, files):
+  """The layout, {file: bytes}, and the prefix for messages, of what _read_... found."""
+  for layout in cifar.layouts:
+    for folder in (layout.folder, ''):
+      chosen = {file: data for (place, file), data in files.items()
+                if place == folder and file in layout.needed}
+      if chosen:
+        return layout, chosen, (f'{source / folder}{os.sep}' if source.is_dir() else
+                                f'{source}: {layout.folder}/')
+  expected = ' or '.join(f'{layout.folder}/{layout.needed[0]}' for layout in cifar.layouts)
+  raise errors.UsageError(
+      f'{source} does not hold this dataset: expected {expected}; '
+      f'--source is the publisher\'s folder or .tar.gz, for example from {cifar.url}')
 
 
 def _read_folder(cifar, source):
-  """The layout found in a folder or its child, {file: bytes}, and the prefix for messages."""
-  for layout in cifar.layouts:
-    for folder in (source / layout.folder, source):
-      present = [file for file in layout.needed if (folder / file).is_file()]
-      if present:
-        return layout, {file: (folder / file).read_bytes() for file in present}, f'{folder}{os.sep}'
-  raise errors.UsageError(_not_found(cifar, source))
+  """{(folder or '', file): bytes} of every layout, in a folder or its child."""
+  paths = {(folder, file): source / folder / file for layout in cifar.layouts
+           for folder in (layout.folder, '') for file in layout.needed}
+  return {place: path.read_bytes() for place, path in paths.items() if path.is_file()}
 
 
 def _read_archive(cifar, source):
@@ -184,25 +192,20 @@ def _read_archive(cifar, source):
   Only plain members are read, into memory, so a hostile name could not write anywhere. An archive
   with such a name is refused all the same: it is not what the publisher made.
   """
-  found = {layout: {} for layout in range(len(cifar.layouts))}
+  files, needed = {}, {file for layout in cifar.layouts for file in layout.needed}
   try:
     with tarfile.open(source) as archive:
       for member in archive:
         _check_member(member, source)
         path = pathlib.PurePosixPath(member.name)
-        for index, layout in enumerate(cifar.layouts):
-          if (member.isreg() and path.name in layout.needed
-              and path.parent.name in (layout.folder, '')):
-            found[index][path.name] = archive.extractfile(member).read()
+        if member.isreg() and path.name in needed:
+          files[path.parent.name, path.name] = archive.extractfile(member).read()
       while archive.fileobj.read(1 << 20):  # the checksum of a .gz comes after the last member
         pass
   except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-    raise errors.UsageError(f'{source} is not a whole tar archive ({_reason(error)}); '
+    raise errors.UsageError(f'{source} is not a whole tar archive ({errors.first_line(error)}); '
                             f'download it again, for example from {cifar.url}') from error
-  for index, files in found.items():
-    if files:
-      return cifar.layouts[index], files, f'{source}: {cifar.layouts[index].folder}/'
-  raise errors.UsageError(_not_found(cifar, source))
+  return files
 
 
 def _check_member(member, source):
@@ -219,17 +222,6 @@ def _check_member(member, source):
                             ) from error
 
 
-def _reason(error):
-  """The first line of an exception: tarfile's and others' have several."""
-  return str(error).partition('\n')[0].rstrip(':') or type(error).__name__
-
-
-def _not_found(cifar, source):
-  expected = ' or '.join(f'{layout.folder}/{layout.needed[0]}' for layout in cifar.layouts)
-  return (f'{source} does not hold this dataset: expected {expected}; '
-          f'--source is the publisher\'s folder or .tar.gz, for example from {cifar.url}')
-
-
 def _parse_binary(data, where, *, cifar, layout, split):
   """((n, 3072) uint8, {feature: (n,) uint8}) of one binary file: label bytes, then pixels."""
   del layout  # the binary records need no keys
@@ -240,38 +232,39 @@ def _parse_binary(data, where, *, cifar, layout, split):
                             'truncated or another file; unpack the archive again')
   records = np.frombuffer(data, np.uint8).reshape(-1, width)
   labels = {feature: records[:, i] for i, feature in enumerate(cifar.classes)}
-  _check_labels(labels, where, cifar=cifar)
-  return records[:, len(cifar.classes):], labels
+  return records[:, len(cifar.classes):], _checked(labels, where, cifar=cifar)
 
 
-def _parse_pickles(data, where, *, cifar, layout, split):
+def _parse_pickle(data, where, *, cifar, layout, split):
   """((n, 3072) uint8, {feature: (n,) int64}) of one pickle of the python version."""
-  batch = _unpickle(data, where)
-  n = cifar.records[split]
+  batch, n = _unpickle(data, where), cifar.records[split]
   pixels = batch.get('data')
   if (not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8
       or pixels.shape != (n, _PIXELS)):
     raise errors.UsageError(f'{where} does not hold {n} images of {_PIXELS} bytes under `data`; '
                             'unpack the archive again')
-  labels = {}
-  for feature, key in layout.keys.items():
-    column = batch.get(key)
-    if (not isinstance(column, list) or len(column) != n
-        or not all(isinstance(label, int) for label in column)):
+  for key in layout.keys.values():
+    if not _is_list(batch.get(key), n, int):
       raise errors.UsageError(f'{where} does not hold {n} integers under `{key}`; '
                               'unpack the archive again')
-    labels[feature] = np.array(column)
-  _check_labels(labels, where, cifar=cifar)
-  return pixels, labels
+  labels = {feature: np.array(batch[key]) for feature, key in layout.keys.items()}
+  return pixels, _checked(labels, where, cifar=cifar)
 
 
-def _check_labels(labels, where, *, cifar):
+def _is_list(value, n, kind):
+  return (isinstance(value, list) and len(value) == n
+          and all(isinstance(item, kind) for item in value))
+
+
+def _checked(labels, where, *, cifar):
+  """The labels by their feature. Raises UsageError for one that is no class."""
   for feature, values in labels.items():
     bad = np.flatnonzero((values < 0) | (values >= cifar.classes[feature]))
     if bad.size:
       raise errors.UsageError(
           f'{where} is damaged: {feature} {values[bad[0]]} of record {bad[0]} is not in '
           f'[0, {cifar.classes[feature]}); unpack the archive again')
+  return labels
 
 
 def _parse_names(files, where, *, layout, feature, classes):
@@ -282,8 +275,7 @@ def _parse_names(files, where, *, layout, feature, classes):
   else:
     where += layout.names[feature]
     names = files[layout.names[feature]].decode('ascii', 'replace').split()
-  if (not isinstance(names, list) or len(names) != classes
-      or not all(isinstance(name, str) for name in names)):
+  if not _is_list(names, classes, str):
     raise errors.UsageError(f'{where} does not hold {classes} class names; '
                             'unpack the archive again')
   return tuple(names)
@@ -340,7 +332,7 @@ def _unpickle(data, where):
   except errors.UsageError:
     raise
   except Exception as error:  # a damaged pickle can raise nearly anything
-    raise errors.UsageError(f'{where} is not a whole pickle ({_reason(error)}); '
+    raise errors.UsageError(f'{where} is not a whole pickle ({errors.first_line(error)}); '
                             'unpack the archive again') from error
   if not isinstance(content, dict):
     raise errors.UsageError(f'{where} holds no dictionary; unpack the archive again')
