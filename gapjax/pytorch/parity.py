@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from gapjax import config as configs
@@ -119,7 +120,7 @@ def draw_weights(case: Case) -> dict[str, np.ndarray]:
       return (1 + np.tanh(normal) / 2) * (0.2 if name.endswith('bn3.weight') else 1)
     return normal / (np.sqrt(np.prod(shape[1:]) / 2) if kind == 'weight' else 10)
 
-  leaves = dict(weights.flatten(shapes(create(case, 'float32')[0], case)))
+  leaves = flatten_dict(shapes(create(case, 'float32')[0], case), sep='/')
   return {name: value(name, weights.torch_shape(leaves[path].shape)).astype(np.float32)
           for name, path in names.names(case.config.model).items()}
 
@@ -243,7 +244,7 @@ class Run:
 
   def by_name(self, tree) -> dict[str, np.ndarray]:
     """Arrays of a tree like the variables, or a part of it, by PyTorch's names."""
-    leaves = dict(weights.flatten(tree))
+    leaves = flatten_dict(tree, sep='/')
     return {name: weights.to_torch(np.asarray(leaves[path])) for name, path in self.names.items()
             if path in leaves}
 
