@@ -270,8 +270,6 @@ def compile(argv):
   parser = flags('compile', data=True)
   parser.add_argument('--topology', required=True, metavar='CHIP:SHAPE',
                       help='a slice, such as v5e:2x2, v6e:16x16, v4:2x2x2 or v5p:4x4x4')
-  parser.add_argument('--no_fit', action='store_true', help='where the batch does not fit, do not '
-                      'look for the largest that does (which takes up to three compilations more)')
   parser.add_argument('--output', metavar='FILE', type=local, help='write everything as JSON')
   arguments, chosen = parse_with_config(parser, argv)
   # jax and libtpu read these as they load: take no TPU, ask no cloud for one, do not complain.
@@ -281,7 +279,7 @@ def compile(argv):
   from gapjax.speed import compile_tpu
   check_output(arguments.output)
   result = compile_tpu.compile_step(config.from_flags(chosen), topology=arguments.topology,
-                                    fit=not arguments.no_fit, data_dir=arguments.data_dir)
+                                    data_dir=arguments.data_dir)
   if result['fits']:
     print('\n'.join(compile_tpu.lines(result)))
   if arguments.output:
@@ -297,9 +295,8 @@ def bench(argv):
                       'about 5 seconds)')
   parser.add_argument('--rounds', type=int, default=5, help='how often to measure (default 5)')
   parser.add_argument('--against', help='torch: the same network in PyTorch, in turns with gapjax')
-  parser.add_argument('--torch', default='plain', help='how it runs: plain (images on the device, '
-                      'the default), authors (a DataLoader of single images), compiled '
-                      '(channels_last, autocast to bfloat16, torch.compile)')
+  parser.add_argument('--torch', default='plain', help='how it runs: plain (float32, the '
+                      'default), compiled (channels_last, autocast to bfloat16, torch.compile)')
   parser.add_argument('--profile', metavar='DIR', type=local, help='write a trace of a few calls')
   parser.add_argument('--output', metavar='FILE', type=local, help='write everything as JSON')
   arguments, chosen = parse_with_config(parser, argv)

@@ -1,11 +1,14 @@
-"""What `gapjax bench` trains on: the config's dataset, or random images of the same size."""
+"""What bench times and compile compiles: train.train's own step, and the images that go into it."""
 
 import dataclasses
+import os
 
 import numpy as np
 
 from gapjax.data import CLASSES, ImageDataset, prepared
-from gapjax.training import build
+from gapjax.speed import flops
+from gapjax.training import build, steps, workdirs
+from gapjax.training.plan import Plan
 
 # Height and width, and as many images as fill one or two epochs of a measurement.
 STAND_INS = {'cifar10': (32, 32, 50_000), 'cifar100': (32, 32, 50_000), 'voc2012': (375, 500, 64),
@@ -26,10 +29,36 @@ class RandomScenes:
     return self.scenes[i]
 
 
-def load(config, data_dir):
+class Program:
+  """The training step of a config on some devices, and what it starts from.
+
+  Attributes:
+    config: settled.
+    train_set, task, images: see `training_set`.
+    flops: of a step, by all devices.
+    state, key, feed: what a run starts from.
+    train_steps: build.create_train_steps', not compiled yet.
+  """
+
+  def __init__(self, config, devices, data_dir):
+    self.config = config = workdirs.settle(os.devnull, config, platform=devices.platform)
+    self.devices = devices
+    self.train_set, self.task, self.images = training_set(config, data_dir)
+    plan = Plan.of(config, num_images=len(self.train_set))
+    model, self.state, rule, _ = build.create(config, self.task, self.train_set, plan,
+                                              platform=devices.platform)
+    self.flops = flops.step_flops(config, num_classes=self.task.num_classes, image_shape=(
+      *build.input_shape(config, self.task, self.train_set), 3))
+    self.key = steps.stream(config.seed, steps.TRAIN)
+    self.feed = build.create_feed(config, self.task, self.train_set, plan)
+    self.train_steps = build.create_train_steps(model, self.task, rule, devices)
+
+
+def training_set(config, data_dir):
   """The training set of a config, its task, and what the images are: a name, or random.
 
-  Raises UsageError as build.load does, but for a dataset of STAND_INS that is not there.
+  Random images stand in for a dataset of STAND_INS that is not prepared. Raises UsageError as
+  build.load does.
   """
   name = config.data.name
   if name not in STAND_INS or prepared.newest(prepared.data_root(data_dir) / name) != (None, ''):
