@@ -39,27 +39,30 @@ def prepare(name, *, source=None, data_dir=None):
   return builders.prepare(name, source=source, data_dir=data_dir)
 
 
-def open_set(name, data_dir, *, kind):
+def open_set(name, data_dir, *, known):
   """A TFDS builder of a prepared dataset; what is embedded is prepared first.
 
   Args:
-    name: one of `kind`, or a folder that TFDS prepared.
+    name: one of `known`, or a folder that TFDS prepared.
     data_dir: the folder of all datasets; None means TFDS' default.
-    kind: IMAGES or SCENES.
+    known: IMAGES or SCENES.
 
   Raises:
     UsageError: unknown name, or one of the other kind; not prepared, or not readable.
   """
-  if name in NAMES and name not in kind:
+  if name in NAMES and name not in known:
     other = next(names for names in _JOBS if name in names)
-    raise errors.UsageError(f'{name} holds {_JOBS[other]}; this takes {_JOBS[kind]}: '
-                            f'{", ".join(kind)}')
-  is_path = os.path.exists(name) or any(sign in str(name) for sign in (os.sep, '~'))
-  if not is_path:
-    errors.check_choice(name, kind, what='dataset or folder')
+    raise errors.UsageError(f'{name} holds {_JOBS[other]}; this takes {_JOBS[known]}: '
+                            f'{", ".join(known)}')
+  if name not in known and not _is_path(name):
+    errors.check_choice(name, known, what='dataset or folder')
   from gapjax.data import builders, prepared
-  if name not in kind:
+  if name not in known:
     return prepared.open_folder(name)
   if name in prepared.EMBEDDED:
     builders.prepare(name, data_dir=data_dir, quiet=True)
   return prepared.open_named(name, data_dir)
+
+
+def _is_path(name):
+  return os.path.exists(name) or any(sign in str(name) for sign in (os.sep, '~'))

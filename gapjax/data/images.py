@@ -42,7 +42,7 @@ class ImageDataset:
 
 def check(name, *, data_dir=None):
   """Raises UsageError, as `load` would, unless the dataset is there and can be read."""
-  catalogue.open_set(name, data_dir, kind=catalogue.IMAGES)
+  catalogue.open_set(name, data_dir, known=catalogue.IMAGES)
 
 
 def load(name, *, split, data_dir=None, image_size=None, limit=None):
@@ -70,7 +70,7 @@ def load(name, *, split, data_dir=None, image_size=None, limit=None):
   """
   if limit and limit < 0:
     raise errors.UsageError(f'limit is {limit}; it must be a number of images, or 0 for all')
-  builder = catalogue.open_set(name, data_dir, kind=catalogue.IMAGES)
+  builder = catalogue.open_set(name, data_dir, known=catalogue.IMAGES)
   errors.check_choice(split, tuple(builder.info.splits), what=f'split of {name}')
   image_key, label_key = _keys(builder, name)
   records = _records(builder, split, undecoded=image_key, limit=limit)

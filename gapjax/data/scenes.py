@@ -90,7 +90,7 @@ def load_scenes(name, *, split, data_dir=None, image_size=None, limit=None):
   for what, value in (('limit', limit or 0), ('image_size', image_size or 0)):
     if value < 0:
       raise errors.UsageError(f'{what} is {value}; it must be at least 0, and 0 means whole')
-  builder = catalogue.open_set(name, data_dir, kind=catalogue.SCENES)
+  builder = catalogue.open_set(name, data_dir, known=catalogue.SCENES)
   import tensorflow_datasets as tfds
   features, metadata = builder.info.features, dict(builder.info.metadata or {})
   if not ({'image', 'label', 'id'} <= set(features) and {'class_names', 'palette'} <= set(metadata)
