@@ -251,15 +251,15 @@ def check_parity(config, *, output=None):
   weights.require_torch('--check', 'leave it out')
   from gapjax.pytorch import parity, reference
   from gapjax.report.render import markdown_table
-  found = {}
+  differences = {}
   for case in [parity.of_config('config', config)] if config else parity.cases():
     logging.getLogger('gapjax').info('%s', case.name)
-    found[case.name] = reference.measure(case)
-  for table in parity.tables(found):
+    differences[case.name] = reference.measure(case)
+  for table in parity.tables(differences):
     print(markdown_table(table), end='\n\n')
   if output:
-    paths.write_json(output, {**reference.provenance(), 'networks': found})
-  bad = {name: columns for name, row in found.items() if (columns := parity.too_large(row))}
+    paths.write_json(output, {**reference.provenance(), 'networks': differences})
+  bad = {name: columns for name, row in differences.items() if (columns := parity.too_large(row))}
   if bad:
     raise CheckFailed('more than rounding: ' + '; '.join(
       f'{name}: {", ".join(columns)}' for name, columns in bad.items()))

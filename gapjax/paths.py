@@ -103,11 +103,9 @@ class Staged:
   """
 
   def __init__(self, workdir):
-    self._workdir, self._temporary = of(workdir), None
-    self.folder, self._sizes, self._last = self._workdir, {}, -UPLOAD_SECONDS
-    if is_remote(self._workdir):
-      self._temporary = tempfile.TemporaryDirectory(prefix='gapjax.')
-      self.folder = pathlib.Path(self._temporary.name)
+    self._workdir, self._sizes, self._last = of(workdir), {}, -UPLOAD_SECONDS
+    self._temporary = is_remote(workdir) and tempfile.TemporaryDirectory(prefix='gapjax.')
+    self.folder = pathlib.Path(self._temporary.name) if self._temporary else self._workdir
 
   def upload(self, *, due: bool = False) -> None:
     """Copies now; with `due` only if the last time was UPLOAD_SECONDS ago."""

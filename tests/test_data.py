@@ -79,7 +79,6 @@ def test_unknown_names(tmp_path, data_dir):
   fails(lambda: data.load(str(tmp_path / 'none'), split='train'), 'there is no folder')
   fails(lambda: data.load(str(tmp_path), split='train'), 'not a folder prepared by TFDS')
   fails(lambda: data.load('digits', split='tset', data_dir=data_dir), 'did you mean `test`?')
-  fails(lambda: data.load('digits', split='test', data_dir=data_dir, limit=-1), 'limit is -1')
   fails(lambda: data.prepare('digits', source=tmp_path, data_dir=tmp_path), 'without --source')
 
 

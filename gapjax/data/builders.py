@@ -10,7 +10,6 @@ import os
 import pathlib
 import tempfile
 
-import PIL.Image
 import requests
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums, resource
@@ -18,6 +17,7 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 
 from gapjax import errors
 from gapjax.data import digit_scenes, prepared, scenes_sources, sources
+from gapjax.data.scenes_sources import png
 
 _KRIZHEVSKY = '''@techreport{krizhevsky2009learning,
   author = {Alex Krizhevsky},
@@ -73,7 +73,8 @@ _CONNECT_SECONDS = 10
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Writes `sources.Arrays` or a `scenes_sources.SceneSet` as the dataset `name` of ABOUT.
 
-  Of scenes it writes the publisher's images as they are, and masks of our labels.
+  Of scenes it writes the publisher's images as they are, and masks of our labels. TFDS needs no
+  TensorFlow as long as images come as files.
   """
 
   # Where TFDS would look for a builder's checksums and texts; ours has none, and the look needs
@@ -110,19 +111,11 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     if isinstance(self._content, sources.Arrays):
       for i, image in enumerate(self._content.images[split]):
         labels = {key: int(values[i]) for key, values in self._content.labels[split].items()}
-        yield i, {'id': f'{split}_{i:05d}', 'image': _png(image), **labels}
+        yield i, {'id': f'{split}_{i:05d}', 'image': io.BytesIO(png(image)), **labels}
     else:
       for scene in self._content.splits[split]:
         yield scene.id, {'id': scene.id, 'image': io.BytesIO(scene.image()),
-                         'label': _png(scene.label())}
-
-
-def _png(array):
-  """A PNG file of a uint8 array, as TFDS takes it without TensorFlow."""
-  png = io.BytesIO()
-  PIL.Image.fromarray(array).save(png, 'PNG')
-  png.seek(0)
-  return png
+                         'label': io.BytesIO(png(scene.label()))}
 
 
 def prepare(name, *, source=None, data_dir=None, quiet=False):

@@ -68,8 +68,6 @@ def load(name, *, split, data_dir=None, image_size=None, limit=None):
       needs TensorFlow; no image and label; no images; images of several sizes without
       `image_size`.
   """
-  if limit and limit < 0:
-    raise errors.UsageError(f'limit is {limit}; it must be a number of images, or 0 for all')
   builder = catalogue.open_set(name, data_dir, known=catalogue.IMAGES)
   errors.check_choice(split, tuple(builder.info.splits), what=f'split of {name}')
   image_key, label_key = _keys(builder, name)
@@ -144,8 +142,16 @@ def _decode(encoded, image_size):
   """One (h, w, 3) uint8 image of an encoded file, resized if asked."""
   import PIL.Image
   image = PIL.Image.open(io.BytesIO(encoded)).convert('RGB')
-  if image_size and image.size != (image_size, image_size):
-    whole = all(side % image_size == 0 for side in image.size)
-    resampling = PIL.Image.Resampling.BOX if whole else PIL.Image.Resampling.BILINEAR
-    image = image.resize((image_size, image_size), resampling)
-  return np.asarray(image)
+  return np.asarray(resize(image, (image_size, image_size)) if image_size else image)
+
+
+def resize(picture, size, *, box=None):
+  """A Pillow image at another (width, height), or `box` of it, (left, top, right, bottom).
+
+  A label (mode L) takes the nearest pixel; an image means of blocks where all of it shrinks by
+  whole factors, else bilinear, antialiased.
+  """
+  from PIL.Image import Resampling
+  whole = box is None and all(old % new == 0 for old, new in zip(picture.size, size, strict=True))
+  return picture.resize(size, Resampling.NEAREST if picture.mode == 'L' else
+                        Resampling.BOX if whole else Resampling.BILINEAR, box=box)

@@ -42,6 +42,13 @@ class Scene:
   label: Callable[[], np.ndarray]
 
 
+def png(array) -> bytes:
+  """The PNG file of a uint8 array, (h, w) or (h, w, 3)."""
+  file = io.BytesIO()
+  PIL.Image.fromarray(array).save(file, 'PNG')
+  return file.getvalue()
+
+
 @dataclasses.dataclass(frozen=True)
 class SceneSet:
   """A segmentation set.
@@ -70,10 +77,6 @@ class Labels:
   title: str
   classes: Mapping[str, tuple[int, tuple[int, int, int]]]
   void: tuple[int, ...]
-
-  def scene_set(self, splits):
-    return SceneSet(class_names=tuple(self.classes), splits=splits,
-                    palette=np.array([colour for _, colour in self.classes.values()], np.uint8))
 
   def of_number(self):
     """(256,) int16: number in the masks -> our label, VOID, or -1 where it may not occur."""
@@ -137,13 +140,14 @@ def open_scenes(name, source):
     UsageError: files are missing or damaged, sizes differ, or a list is empty; and when a scene is
       read, what is damaged in it, or a label that the set does not have.
   """
-  source = pathlib.Path(source).expanduser()
+  source, classes = pathlib.Path(source).expanduser(), LABELS[name].classes
   if not source.exists():
     raise errors.UsageError(f'{source} does not exist; --source is where {LABELS[name].title} '
                             f'lies, from {ORIGINS[name]}')
   find, read = (_find_voc, _voc) if name == 'voc2012' else (_find_cityscapes, _cityscapes)
   with find(source, name) as tree:
-    yield LABELS[name].scene_set(read(tree, name))
+    yield SceneSet(class_names=tuple(classes), splits=read(tree, name),
+                   palette=np.array([colour for _, colour in classes.values()], np.uint8))
 
 
 # ---- Folders and archives, read the same way. ----

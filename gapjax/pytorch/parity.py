@@ -9,6 +9,7 @@ have PyTorch's names and layouts.
 
 import dataclasses
 import functools
+import types
 import zlib
 
 import flax.linen as nn
@@ -143,16 +144,9 @@ def draw_batch(case: Case, step: int) -> dict[str, np.ndarray]:
 # ---- gapjax --------------------------------------------------------------------------------------
 
 
-class Given:
-  """A task whose batches are given, and whose metrics are the loss and the logits."""
-
-  def __init__(self, task):
-    self._task = task
-
-  def train_batch(self, keys, data, examples):
-    return examples
-
-  def loss(self, network, batch, step):
+def with_given_batches(task):
+  """A task of which a batch is what the step is given, and metrics are the loss and the logits."""
+  def loss(network, batch, step):
     logits = []
 
     def kept(images):
@@ -160,8 +154,10 @@ class Given:
       logits.append(outputs[0])
       return outputs
 
-    loss, _ = self._task.loss(kept, batch, step)
-    return loss, {'loss': loss, 'logits': logits[0]}
+    value, _ = task.loss(kept, batch, step)
+    return value, {'loss': value, 'logits': logits[0]}
+
+  return types.SimpleNamespace(train_batch=lambda keys, data, examples: examples, loss=loss)
 
 
 def network_and_task(case: Case, dtype: str):
@@ -199,7 +195,7 @@ class Candidate:
       lambda params: jax.tree.map(jnp.zeros_like, params),
       lambda gradient, _, params: (jax.tree.map(jnp.zeros_like, params), gradient))
     self.step = self.devices.pmap(
-      steps.make_train_step(self.model, Given(task), self.keep, axis_name=AXIS),
+      steps.make_train_step(self.model, with_given_batches(task), self.keep, axis_name=AXIS),
       split=(False, False, False, True), donate=())
 
   def gradients(self, params, batch_stats, number: int):

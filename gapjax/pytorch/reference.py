@@ -22,10 +22,11 @@ class Reference:
 
   def network(self):
     network = twin.create(self.case.config.model, num_classes=self.case.num_classes)
-    c, drawn = self.case.config.model, parity.draw_weights(self.case)
-    for name, (like, axes) in names.unread(c).items():
-      drawn[name] = np.zeros(drawn[like].shape[:axes], np.float32)
-    network.load_state_dict({name: torch.as_tensor(x) for name, x in drawn.items()})
+    missing, _ = network.load_state_dict(
+      {name: torch.as_tensor(x) for name, x in parity.draw_weights(self.case).items()},
+      strict=False)
+    if unmapped := set(missing) - set(names.unread(self.case.config.model)):
+      raise ValueError(f'the name map does not have {sorted(unmapped)}')
     return network.to(self.dtype).train()
 
   def backward(self, network, number: int):

@@ -101,10 +101,10 @@ def slice_of(topology: str) -> tuple[Devices, Chip]:
   """
   name, _, shape = topology.partition(':')
   if name not in CHIPS or shape not in CHIPS[name].slices:
-    known = (f'{" and ".join(n for n in CHIPS if CHIPS[n].slices is slices)}: {", ".join(slices)}'
+    offers = (f'{" and ".join(n for n in CHIPS if CHIPS[n].slices is slices)}: {", ".join(slices)}'
              for slices in (FLAT, SOLID))
     raise UsageError(f'unknown topology `{topology}`; give CHIP:SHAPE, such as v5e:2x2; '
-                     + '; '.join(known))
+                     + '; '.join(offers))
   if importlib.util.find_spec('libtpu') is None:
     raise UsageError("compiling for a TPU needs libtpu: pip install 'jax[tpu]'")
   sides = [*map(int, shape.split('x')), 1]
@@ -127,8 +127,8 @@ class Step(inputs.Program):
     single.update(batch_size=1, steps_per_call=1)
     feed = build.create_feed(single, self.task, self.train_set,
                              Plan.of(single, num_images=len(self.train_set)))
-    self.example = shapes(next(feed.batches(0)))  # (1, 1, ...)
-    self.constant = shapes((self.state, self.key, self.feed.data))
+    self.example, self.constant = jax.eval_shape(  # (1, 1, ...), and what no batch changes
+      lambda *arrays: arrays, next(feed.batches(0)), (self.state, self.key, self.feed.data))
 
   def compile(self, share: int):
     """The compiled call for `share` examples a chip, and the bytes of HBM that it needs of each.
@@ -150,10 +150,6 @@ class Step(inputs.Program):
       return None, needed
     self.seconds = time.perf_counter() - start
     return compiled, sum(memory(compiled).values())
-
-
-def shapes(tree):
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def bytes_wanted(message: str) -> float | None:

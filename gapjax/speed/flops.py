@@ -3,6 +3,7 @@
 import math
 import re
 import time
+import timeit
 
 import jax
 import jax.numpy as jnp
@@ -88,9 +89,5 @@ def matmul_peak(dtype: str, *, size: int = 2048, rounds: int = 5) -> float:
   x = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), dtype)
   product = jax.jit(jnp.matmul)
   jax.block_until_ready(product(x, x))  # compiles
-  seconds = []
-  for _ in range(rounds):
-    start = time.perf_counter()
-    jax.block_until_ready(product(x, x))
-    seconds.append(time.perf_counter() - start)
-  return 2 * size ** 3 / min(seconds)
+  return 2 * size ** 3 / min(timeit.repeat(
+    lambda: jax.block_until_ready(product(x, x)), timer=time.perf_counter, number=1, repeat=rounds))

@@ -1,6 +1,5 @@
 """What bench times and compile compiles: train.train's own step, and the images that go into it."""
 
-import dataclasses
 import os
 
 import numpy as np
@@ -15,18 +14,12 @@ STAND_INS = {'cifar10': (32, 32, 50_000), 'cifar100': (32, 32, 50_000), 'voc2012
              'cityscapes': (1024, 2048, 16), 'camvid': (360, 480, 64)}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class RandomScenes:
+class RandomScenes(list):
   """Stands in for data.Scenes; nothing is read or decoded."""
-  name: str
-  class_names: tuple[str, ...]
-  scenes: list[dict]
 
-  def __len__(self):
-    return len(self.scenes)
-
-  def __getitem__(self, i):
-    return self.scenes[i]
+  def __init__(self, scenes, *, name, class_names):
+    super().__init__(scenes)
+    self.name, self.class_names = name, class_names
 
 
 class Program:
@@ -82,6 +75,7 @@ def _random(config):
   if config.task != 'segmentation':
     return ImageDataset(config.data.name, images, draw.integers(0, num_classes, n, np.int32), names)
   labels = draw.integers(0, num_classes, (n, height, width), np.uint8)
-  return RandomScenes(config.data.name, names, [
-    {'image': image, 'label': label, 'id': str(i)}
-    for i, (image, label) in enumerate(zip(images, labels, strict=True))])
+  return RandomScenes(
+    ({'image': image, 'label': label, 'id': str(i)}
+     for i, (image, label) in enumerate(zip(images, labels, strict=True))),
+    name=config.data.name, class_names=names)
