@@ -64,18 +64,18 @@ def to_workdir(source, target, *, config: ConfigDict) -> pathlib.Path:
     raise UsageError(f'{source} and {target} are both files; give a workdir in place of one')
   if target.exists() and any(target.iterdir()):
     raise UsageError(f'{target} is not empty; remove it, or give another workdir')
-  arrays, known = weights.read(source), names.names(config.model)
-  if 'linear.weight' in set(known) - set(arrays):  # the authors' nets of other paddings
+  arrays, name_map = weights.read(source), names.names(config.model)
+  if 'linear.weight' in set(name_map) - set(arrays):  # the authors' nets of other paddings
     arrays = {name.replace('linear_location.', 'linear.'): x for name, x in arrays.items()}
   num_classes = expected_classes(config)
   if num_classes is None:
-    bias = arrays.get(list(known)[-1], np.zeros(1))
+    bias = arrays.get(list(name_map)[-1], np.zeros(1))
     num_classes = bias.size
     log.info('%s is not on this machine: its number of classes is the file\'s, %d',
              config.data.name, num_classes)
   state = initial_state(config, num_classes)
-  found = weights.convert(
-    {'params': state.params, 'batch_stats': state.batch_stats}, arrays, known,
+  variables = weights.convert(
+    {'params': state.params, 'batch_stats': state.batch_stats}, arrays, name_map,
     unread=names.unread(config.model), what=f'the weights in {source} and the network of this '
     f'config ({describe(config)}, {num_classes} classes)')
   # In a folder of our own, renamed into place: whole or not at all.
@@ -84,7 +84,7 @@ def to_workdir(source, target, *, config: ConfigDict) -> pathlib.Path:
     workdir = pathlib.Path(temporary) / 'run'
     workdir.mkdir()
     with Checkpoints(workdir) as checkpoints:
-      checkpoints.save(0, state.replace(**found), {'wall_seconds': 0.0})
+      checkpoints.save(0, state.replace(**variables), {'wall_seconds': 0.0})
       checkpoints.wait()
     workdirs.claim(workdir, workdirs.settled(config, platform=Devices().platform))
     workdir.rename(target)
