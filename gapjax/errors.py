@@ -3,7 +3,7 @@
 import difflib
 
 
-class UsageError(Exception):
+class UsageError(ValueError):
   """Bad input: the command line prints it as one line, without a traceback, and exits with 2.
 
   The message is one sentence that says what is wrong and what to do instead.

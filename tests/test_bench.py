@@ -180,8 +180,8 @@ def test_whole_calls_are_taken():
   trainer = object.__new__(bench.Trainer)
   trainer.config, trainer.devices = tiny_config(steps_per_call=4), Devices(jax.local_devices()[:2])
   trainer.batches = itertools.repeat(np.zeros((4, 6)))
-  trainer.state, trainer.key, trainer.data = np.zeros(()), None, None
-  trainer.train_steps = lambda state, key, data, batch: (state + batch.shape[1], None)
+  trainer.state, trainer.key, trainer.data, trainer.count = np.zeros(()), None, None, 4
+  trainer.train_steps = lambda state, key, data, batch, count: (state + count, None)
   found = trainer.run(5)
   assert trainer.state == 8 == trainer.whole_calls(5) == trainer.whole_calls(8)
   assert trainer.whole_calls(0.1) == 4

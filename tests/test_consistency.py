@@ -65,7 +65,7 @@ def random_network(data_dir, **changes):
   with jax.enable_x64(True):
     config = moving_config(**{'model.dtype': 'float64', **changes})
     train_set, test_set, task = build.load(config, data_dir=data_dir)
-    plan = Plan.of(workdirs.settle('new', config, platform='cpu'), num_images=160)
+    plan = Plan.of(workdirs.settled(config, platform='cpu'), num_images=160)
     model, state, *_ = build.create(config, task, train_set, plan)
     state = Devices.to_host(state)
     variables = {'params': state.params, 'batch_stats': state.batch_stats}
@@ -97,8 +97,8 @@ def evaluate(network, *, devices, batch_size):
   _, model, state, task, test_set, _ = network
   here = Devices(jax.local_devices()[:devices])
   config = moving_config(**{'eval.batch_size': batch_size})
-  evaluator = build.create_evaluator(config, model, task, test_set, here)
-  return evaluator.final(here.replicate(state))
+  evaluation = build.create_evaluation(config, model, task, test_set, here)
+  return evaluation.final(here.replicate(state))
 
 
 def views_by_hand(network, protocol, s, count):

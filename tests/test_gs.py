@@ -126,7 +126,7 @@ def test_killed_in_a_bucket_ends_as_in_a_folder(local, killed):
   assert 10 <= resumed < STEPS
   (step, state), (copied_step, copied_state) = newest(local), newest(copy)
   assert step == copied_step == STEPS and same(state, copied_state)
-  for name in ('config.json', 'canvas.png'):
+  for name in ('config.json', 'samples.png'):
     assert (copy / name).read_bytes() == (local / name).read_bytes()
   ours, theirs = ([(line['step'], line['split'], line['loss'], line['accuracy'])
                    for line in read_lines(workdir / 'metrics.jsonl')] for workdir in (local, copy))
@@ -160,7 +160,7 @@ def test_report_in_a_bucket(bucket, gapjax, killed):
   """Training has written it; made again from a copy of the folder it is the same page."""
   copy, _ = killed
   before = {file.name: file.read_bytes() for file in (copy / 'report').iterdir()}
-  assert {'README.md', 'report.html', 'canvas.png', 'curves.png', 'curves-dark.png'} <= set(before)
+  assert {'README.md', 'report.html', 'samples.png', 'curves.png', 'curves-dark.png'} <= set(before)
   report.build(copy)
   assert before == {file.name: file.read_bytes() for file in (copy / 'report').iterdir()}
   bucket.write('a run/report/README.md', b'old')

@@ -26,7 +26,7 @@ def _detail(k, accuracy, chance, steps=80):
     'curves': {'train_loss': [[i * 5, float(v)] for i, v in enumerate(falling)],
                'eval_accuracy': [[29, accuracy / 2], [400, accuracy]]},
     'wall_seconds': [14.0, 15.0], 'images_per_second': 2400.4, 'train_images': 1397,
-    'test_images': 400, 'epochs': 24, 'steps': 700, 'batch_size': 48, 'canvas_size': 48,
+    'test_images': 400, 'epochs': 24, 'steps': 700, 'batch_size': 48, 'input_size': 48,
     'model': 'resnet10 width 16', 'parameters': 310000}
 
 
@@ -74,7 +74,7 @@ def suite(tmp_path_factory):
     'began': '2026-11-25', 'ended': '2026-11-26'})
   run = workdir / 'cells/gapnet/location/3x3/seed1'  # the first seed's may be lost
   run.mkdir(parents=True)
-  plots.canvas_samples(_canvases(), labels=list('abcd'), path=run / 'canvas.png', grid=3)
+  plots.canvas_samples(_canvases(), labels=list('abcd'), path=run / 'samples.png', grid=3)
   report.build(workdir)
   return workdir
 
@@ -246,7 +246,7 @@ def run(tmp_path):
   points += [{'step': 19, 'split': 'eval', 'accuracy': a, 'loss': 1.} for a in (.1, .4)]
   points += [{'step': 19, 'split': 'final', 'accuracy': .4}]
   (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(p) + '\n' for p in points))
-  plots.canvas_samples(_canvases(), labels=list('abcd'), path=tmp_path / 'canvas.png', grid=3)
+  plots.canvas_samples(_canvases(), labels=list('abcd'), path=tmp_path / 'samples.png', grid=3)
   return tmp_path
 
 
@@ -300,5 +300,5 @@ def test_broken_metrics_and_pictures(run):
     file.write('\n')
   _refused(run, 'metrics.jsonl line 6')
   (run / 'metrics.jsonl').unlink()
-  (run / 'canvas.png').write_bytes(b'GIF89a')
-  _refused(run, 'canvas.png')
+  (run / 'samples.png').write_bytes(b'GIF89a')
+  _refused(run, 'samples.png')

@@ -29,7 +29,7 @@ def _detail(network, accuracy, consistency):
                'eval_consistency': [[50, consistency - .1], [90, consistency]]},
     'wall_seconds': [14.0, 15.0], 'images_per_second': 900.4, 'epochs': 8, 'steps': 700,
     'batch_size': 64, 'model': f'{network} width 16', 'train_images': 1000, 'test_images': 200,
-    'canvas_size': 32, 'chance': .1, 'parameters': 310000}
+    'input_size': 32, 'chance': .1, 'parameters': 310000}
 
 
 def _shift_records(networks=NETWORKS, datasets=('cifar10',), *, suite='table2', scale='small',
@@ -61,7 +61,7 @@ def _shift_records(networks=NETWORKS, datasets=('cifar10',), *, suite='table2', 
 def _picture(run, value=.4, grid=1):
   run.mkdir(parents=True)
   plots.canvas_samples(np.full((2, 8, 8, 3), value), labels=['a', 'b'], grid=grid,
-                       path=run / 'canvas.png')
+                       path=run / 'samples.png')
 
 
 @pytest.fixture(scope='module')
@@ -255,7 +255,7 @@ def test_single_run(tmp_path):
     {'step': 9, 'split': 'train', 'loss': 2., 'accuracy': .2, 'relative_distance': .1},
     {'step': 9, 'split': 'eval', 'accuracy': .5, 'consistency': .6, 'loss': 1.})))
   plots.canvas_samples(np.full((2, 8, 8, 3), .4), labels=['a', 'b'], grid=1,
-                       path=tmp_path / 'canvas.png')
+                       path=tmp_path / 'samples.png')
   page = report.build(tmp_path).read_text(encoding='utf-8')
   for text in ('>91.2<', '>87.6<', '>0.032<', '>0.5<', 'protocol pad, s = 2', 'pairs stand one',
                'consistency; the dotted'):

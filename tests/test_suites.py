@@ -89,7 +89,7 @@ def _stub(monkeypatch, cells):
 
   def train(config_, *, workdir, **_):
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / 'canvas.png').write_bytes(PNG)
+    (workdir / 'samples.png').write_bytes(PNG)
     (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in LINES))
     cell = next(c for c in cells if not [f for f in config.difference(
       c.config, config.as_json(config_)) if 'seed' not in f])

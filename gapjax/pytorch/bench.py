@@ -195,7 +195,7 @@ def main() -> None:
   config = configs.default()
   config.update(order['config'])
   try:
-    twin = Twin(workdirs.settle(os.devnull, config, platform='cpu'), order['mode'],
+    twin = Twin(workdirs.settled(config, platform='cpu'), order['mode'],
                 order['data_dir'])
   except UsageError as error:
     return answer({'error': str(error)})

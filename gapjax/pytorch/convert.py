@@ -85,7 +85,7 @@ def to_workdir(source, target, *, config: ConfigDict) -> pathlib.Path:
     with Checkpoints(workdir) as checkpoints:
       checkpoints.save(0, state.replace(**found), {'wall_seconds': 0.0})
       checkpoints.wait()
-    workdirs.claim(workdir, workdirs.settle(workdir, config, platform=Devices().platform))
+    workdirs.claim(workdir, workdirs.settled(config, platform=Devices().platform))
     workdir.rename(target)
   return target
 

@@ -143,7 +143,7 @@ def samples(source, folder):
   """The training's inputs, one picture a grid."""
   pictures = []
   for k in sorted({record['grid'] for record in source.records}) or [None]:
-    path = picture(source, 'canvas.png', [r for r in source.records if r['grid'] == k])
+    path = picture(source, 'samples.png', [r for r in source.records if r['grid'] == k])
     if path:
       copy = copied(path, folder, f'canvas_{k}x{k}.png' if k else path.name)
       name = f'Samples of the {plots.square(k)} canvas' if k else 'Samples of the canvas'

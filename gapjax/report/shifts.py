@@ -229,11 +229,11 @@ def _fact(cell):
 def samples(source, folder):
   """The training's inputs; of a suite those of a network that sees pairs, if there is one."""
   pairs = [r for r in source.records if r['network'].startswith(('augshift', 'two_crops'))]
-  path = picture(source, 'canvas.png', pairs) or picture(source, 'canvas.png')
+  path = picture(source, 'samples.png', pairs) or picture(source, 'samples.png')
   if not path:
     return None
   return Section('What the network sees', pictures=[Picture(
-    copied(path, folder, 'canvas.png' if source.summary is not None else 'images.png'),
+    copied(path, folder, 'samples.png' if source.summary is not None else 'images.png'),
     'Training images', 'Training images as the network sees them; with two crops, pairs stand one '
     'above the other.')])
 

@@ -12,7 +12,7 @@ from gapjax import config as configs
 from gapjax import paths
 from gapjax.errors import UsageError
 from gapjax.report.schema import SCHEMA, read
-from gapjax.training.evaluators import CIRCULAR_SHIFT
+from gapjax.tasks.consistency import CIRCULAR_SHIFT
 
 # What a detail averages over seeds; its other fields are of the first.
 AVERAGED = ('per_location', 'shifts', 'per_class')

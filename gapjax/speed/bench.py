@@ -17,6 +17,7 @@ import sys
 import time
 
 import jax
+import numpy as np
 
 from gapjax import config as configs
 from gapjax.errors import CheckFailed, UsageError, check_choice
@@ -142,14 +143,14 @@ class Trainer:
   """
 
   def __init__(self, config, devices, data_dir):
-    self.config = config = workdirs.settle(os.devnull, config, platform=devices.platform)
+    self.config = config = workdirs.settled(config, platform=devices.platform)
     self.devices = devices
     train_set, task, self.images = bench_data.load(config, data_dir)
     plan = Plan.of(config, num_images=len(train_set))
     model, state, rule, _ = build.create(config, task, train_set, plan,
                                          platform=devices.platform)
-    self.flops = flops.step_flops(config, model,
-                                   (*build.input_shape(config, task, train_set), 3))
+    self.flops = flops.step_flops(model, (*task.input_shape(train_set), 3),
+                                  images=config.batch_size * task.crops)
     feed = build.create_feed(config, task, train_set, plan)
     self.batches = feed.batches(0)
     self.state, self.key, self.data = devices.replicate(
@@ -157,7 +158,9 @@ class Trainer:
     train_steps = build.create_train_steps(model, task, rule, devices)
     batch = self.next_batch()
     start = time.perf_counter()
-    self.train_steps = train_steps.lower(self.state, self.key, self.data, batch).compile()
+    self.count = np.int32(config.steps_per_call)
+    self.train_steps = train_steps.lower(self.state, self.key, self.data, batch,
+                                         self.count).compile()
     self.compile_seconds = time.perf_counter() - start
     # The first call is slow, and on CPU memory still grows in the next few.
     self.run(WARM_CALLS * config.steps_per_call)
@@ -179,7 +182,7 @@ class Trainer:
         before = time.perf_counter()
         batch = self.next_batch()
         waited += time.perf_counter() - before
-        self.state, _ = self.train_steps(self.state, self.key, self.data, batch)
+        self.state, _ = self.train_steps(self.state, self.key, self.data, batch, self.count)
     jax.block_until_ready(self.state)
     return {'seconds': time.perf_counter() - start, 'input_seconds': waited}
 

@@ -9,11 +9,11 @@ import importlib.metadata
 import importlib.util
 import logging
 import math
-import os
 import re
 import time
 
 import jax
+import numpy as np
 from jax.experimental import topologies
 
 from gapjax import config as configs
@@ -126,13 +126,13 @@ class Step:
   """
 
   def __init__(self, config, devices, data_dir):
-    self.config = config = workdirs.settle(os.devnull, config, platform=devices.platform)
+    self.config = config = workdirs.settled(config, platform=devices.platform)
     self.devices, self.seconds = devices, 0.0
     train_set, task, self.data = bench_data.load(config, data_dir)
     plan = Plan.of(config, num_images=len(train_set))
     model, state, rule, _ = build.create(config, task, train_set, plan)
-    self.model_flops = flops.step_flops(config, model,
-                                   (*build.input_shape(config, task, train_set), 3))
+    self.model_flops = flops.step_flops(model, (*task.input_shape(train_set), 3),
+                                        images=config.batch_size * task.crops)
     single = config.copy_and_resolve_references()
     single.update(batch_size=1, steps_per_call=1)
     feed = build.create_feed(single, task, train_set,
@@ -151,7 +151,8 @@ class Step:
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
       (len(self.devices), self.config.steps_per_call, share, *x.shape[2:]), x.dtype), self.example)
     start = time.perf_counter()
-    lowered = self.train_steps.lower(*self.constant, batch)
+    count = jax.ShapeDtypeStruct((), np.int32)
+    lowered = self.train_steps.lower(*self.constant, batch, count)
     try:
       compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
