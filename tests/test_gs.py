@@ -256,7 +256,7 @@ def test_reproduce_in_a_bucket(bucket, tiny_file, data_dir):
   assert 'is known from gs://bucket/suite/results.json' in done.stderr
   names = bucket.names('suite')
   assert {'suite/results.json', 'suite/run.json', 'suite/report/report.html',
-          'suite/report/canvas_2x2.png',
+          'suite/report/curves.png',
           'suite/cells/gapnet/location/2x2/seed0/summary.json'} <= set(names)
 
 
