@@ -200,8 +200,8 @@ def tiny(data_dir):
   config = tiny_config(**{'data.name': 'digits', 'data.train_images': 160})
   train_set, task, _ = bench_data.load(config, data_dir)
   config.steps_per_call = 1
-  model, state, _, _ = build.create(config, task, train_set,
-                                    Plan.of(config, num_images=len(train_set)))
+  model, state, _, _ = build.create_learner(config, task, train_set,
+                                            Plan.of(config, num_images=len(train_set)))
   return model, state
 
 

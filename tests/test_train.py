@@ -77,9 +77,9 @@ def test_event_files_hold_the_same_numbers(run):
 def test_exact_evaluation_is_every_image_at_every_location(run, data_dir):
   """Counted here one canvas at a time, with batches that do not fit the number of images."""
   config, workdir, summary = run
-  train_set, test_set, task = build.load(config, data_dir=data_dir)
+  train_set, test_set, task = build.load_data(config, data_dir=data_dir)
   plan = Plan.of(workdirs.settle('new', config, platform='cpu'), num_images=160)
-  model, state, *_ = build.create(config, task, train_set, plan)
+  model, state, *_ = build.create_learner(config, task, train_set, plan)
   with Checkpoints(workdir, keep=2) as checkpoints:
     _, state, _ = checkpoints.restore(Devices.to_host(state))
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
@@ -326,13 +326,13 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path, value):
 
 def test_held_out_images_are_evaluated_and_not_trained_on(data_dir):
   config = tiny_config(**{'data.held_out': 40, 'eval.images': 0})
-  train_set, held_out, _ = build.load(config, data_dir=data_dir)
-  images = data.load('digits', split='train', data_dir=data_dir).images
+  train_set, held_out, _ = build.load_data(config, data_dir=data_dir)
+  images = data.load_images('digits', split='train', data_dir=data_dir).images
   np.testing.assert_array_equal(train_set.images, images[:160])
   np.testing.assert_array_equal(held_out.images, images[160:200])
   config.data.train_images = 0
-  train_set, held_out, _ = build.load(config, data_dir=data_dir)
+  train_set, held_out, _ = build.load_data(config, data_dir=data_dir)
   np.testing.assert_array_equal(np.concatenate([train_set.images, held_out.images]), images)
   config.data.train_images = len(images) - 39
   with pytest.raises(UsageError, match='smaller'):
-    build.load(config, data_dir=data_dir)
+    build.load_data(config, data_dir=data_dir)

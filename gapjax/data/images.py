@@ -44,11 +44,11 @@ class ImageDataset:
 
 
 def check(name, *, data_dir=None):
-  """Raises UsageError, as `load` would, unless the dataset is there and can be read."""
+  """Raises UsageError, as `load_images` would, unless the dataset is there and can be read."""
   disk.open_set(name, data_dir, known=catalogue.IMAGES)
 
 
-def load(name, *, split, data_dir=None, image_size=None, limit=None):
+def load_images(name, *, split, data_dir=None, image_size=None, limit=None):
   """Reads one split of a prepared dataset into memory.
 
   The order is that of the records on disk, always the same: the file's for the digits, TFDS' hashed

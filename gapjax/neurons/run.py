@@ -16,7 +16,7 @@ from gapjax.neurons import attack, network, rank
 from gapjax.tasks.canvas import every_location
 from gapjax.tasks.images import index_batches
 from gapjax.tasks.segmentation import object_classes, region, scene_batches, spread_out
-from gapjax.training.evaluate import Run, open_run
+from gapjax.training.evaluate import FinishedRun, open_run
 
 log = logging.getLogger(__name__)
 
@@ -78,13 +78,13 @@ def _rank(subject, workdir, regions, ids):
   chosen = {name: subject.choose(name, limit=n, ids=ids.get(name)) for name in regions}
   features = subject.features
   needed = sorted({*range(most), *itertools.chain(*chosen.values())})  # each scene once a mirror
-  found = {axis: np.concatenate(list(rank.differences(
+  changes = {axis: np.concatenate(list(rank.differences(
     features, subject.batches(needed), axis=axis)))  # (needed, c)
     for axis in dict.fromkeys(['horizontal', *map(rank.mirror_axis, regions)])}
-  scores = {'overall': np.abs(found['horizontal'][:most]).mean(0)}
+  scores = {'overall': np.abs(changes['horizontal'][:most]).mean(0)}
   for name, indices in chosen.items():
     log.info('%s: %d images', name, len(indices))
-    differences = found[rank.mirror_axis(name)]
+    differences = changes[rank.mirror_axis(name)]
     scores[name] = differences[np.searchsorted(needed, indices)].mean(0)
     scores[f'{name}_centred'] = scores[name] - differences[:most].mean(0)
   orders, activations = {name: rank.order(values) for name, values in scores.items()}, {}
@@ -161,7 +161,7 @@ class Subject:
     chance: what guessing gets, {metric: fraction}, where it is known.
   """
 
-  def __init__(self, run: Run):
+  def __init__(self, run: FinishedRun):
     self.chance = {}
     self.run, self.config, self.task = run, run.config, run.task
     self.variables = {'params': run.state.params, 'batch_stats': run.state.batch_stats}
@@ -215,12 +215,12 @@ class SceneSubject(Subject):
   def __init__(self, run, data_dir):
     super().__init__(run)
     self.network = network.deeplab(run.model, self.variables)
-    c, known = self.config, run.test_set.class_names
+    c, names = self.config, run.test_set.class_names
     if not c.neurons.classes:
       raise UsageError('neurons.classes names no object of interest; give '
-                       f'--config.neurons.classes="(\'{known[-1]}\',)": {c.data.name} has '
-                       f'{", ".join(known)}')
-    self.classes = object_classes(c.neurons.classes, known, dataset=c.data.name)
+                       f'--config.neurons.classes="(\'{names[-1]}\',)": {c.data.name} has '
+                       f'{", ".join(names)}')
+    self.classes = object_classes(c.neurons.classes, names, dataset=c.data.name)
     scenes = load_scenes(c.data.name, split=c.neurons.split, data_dir=data_dir,
                          image_size=c.data.image_size or None)
     self.masks = scenes
@@ -245,8 +245,8 @@ class SceneSubject(Subject):
       return []
 
     def gain(pair):  # for each N but 0: what an order takes from its own half more than the other
-      (left, right), (there, here) = halves, pair
-      return (right[there][0] - left[there][0] + left[here][0] - right[here][0])[1:]
+      (left, right), (first, second) = halves, pair
+      return (right[first][0] - left[first][0] + left[second][0] - right[second][0])[1:]
 
     pair = max(pairs, key=lambda pair: gain(pair).max())
     count = sweep.counts[1 + int(np.argmax(gain(pair)))]

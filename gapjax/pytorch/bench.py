@@ -50,7 +50,8 @@ class Twin:
     torch.backends.cudnn.benchmark = mode == 'compiled'
     train_set, task, _ = bench_data.load(config, data_dir)
     dtype = getattr(torch, np.dtype(task.dtype).name)
-    network = twin.create(config.model, num_classes=task.num_classes).to(self.device, dtype).train()
+    network = twin.create_twin(config.model, num_classes=task.num_classes)
+    network = network.to(self.device, dtype).train()
     self.layout = torch.contiguous_format
     if mode == 'compiled' or (mode == 'plain' and not cuda):
       self.layout = torch.channels_last

@@ -21,7 +21,7 @@ class Reference:
     torch.set_num_threads(1)
 
   def network(self):
-    network = twin.create(self.case.config.model, num_classes=self.case.num_classes)
+    network = twin.create_twin(self.case.config.model, num_classes=self.case.num_classes)
     c, drawn = self.case.config.model, parity.draw_weights(self.case)
     for name, (like, axes) in names.unread(c).items():
       drawn[name] = np.zeros(drawn[like].shape[:axes], np.float32)

@@ -75,7 +75,7 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
     stop = stack.enter_context(StopSignals())
 
     # ---- Data and workdir ---------------------------------------------------------------------
-    train_set, test_set, task = build.load(config, data_dir=data_dir)
+    train_set, test_set, task = build.load_data(config, data_dir=data_dir)
     stack.enter_context(workdirs.lock(workdir))
     config = workdirs.settle(workdir, config, platform='cpu' if device.type == 'cpu' else 'gpu')
     finished = workdirs.read_summary(workdir)
@@ -89,7 +89,7 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
     torch.manual_seed(config.seed)
     plan = Plan.of(config, num_images=len(train_set))
     dtype = getattr(torch, np.dtype(task.dtype).name)
-    network = twin.create(config.model, num_classes=task.num_classes).to(device, dtype)
+    network = twin.create_twin(config.model, num_classes=task.num_classes).to(device, dtype)
     rule = recipe.create_optimizer(network, config)
     rates, pair_weights = schedules(config, task, plan)
     shares = [group['lr'] / config.optimizer.lr for group in rule.param_groups]

@@ -20,8 +20,8 @@ from gapjax.models.resnet import RESNETS, STEMS, STRIDES
 from gapjax.models.vgg import MULTIPLES, VGGS
 
 
-def create(model_config, *, num_classes: int) -> nn.Module:
-  """The network of a `config.model` (gapjax/config.py), as gapjax.models.create builds it."""
+def create_twin(model_config, *, num_classes: int) -> nn.Module:
+  """The network of a `config.model` (gapjax/config.py), as models.create_network builds it."""
   c = model_config
   how = dict(padding=c.padding, downsample=c.downsample, blur_size=c.blur_size)
   if c.name.startswith('deeplab'):

@@ -146,8 +146,8 @@ class Trainer:
     self.devices = devices
     train_set, task, self.images = bench_data.load(config, data_dir)
     plan = Plan.of(config, num_images=len(train_set))
-    model, state, rule, _ = build.create(config, task, train_set, plan,
-                                         platform=devices.platform)
+    model, state, rule, _ = build.create_learner(config, task, train_set, plan,
+                                                 platform=devices.platform)
     self.flops = flops.step_flops(model, (*task.input_shape(train_set), 3),
                                   images=config.batch_size * task.crops)
     feed = build.create_feed(config, task, train_set, plan)

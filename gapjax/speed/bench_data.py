@@ -29,13 +29,13 @@ class RandomScenes:
 def load(config, data_dir):
   """The training set of a config, its task, and what the images are: a name, or random.
 
-  Raises UsageError as build.load does, but for a dataset of STAND_INS that is not there.
+  Raises UsageError as build.load_data does, but for a dataset of STAND_INS that is not there.
   """
   name = config.data.name
   if name not in STAND_INS or prepared.newest(prepared.data_root(data_dir) / name) != (None, ''):
     config = config.copy_and_resolve_references()
     config.eval.images = 1  # nothing is evaluated
-    train_set, _, task = build.load(config, data_dir=data_dir)
+    train_set, _, task = build.load_data(config, data_dir=data_dir)
     return train_set, task, name
   train_set = _random(config)
   return train_set, build.create_task(config, train_set), (

@@ -130,7 +130,7 @@ class Step:
     self.devices, self.seconds = devices, 0.0
     train_set, task, self.data = bench_data.load(config, data_dir)
     plan = Plan.of(config, num_images=len(train_set))
-    model, state, rule, _ = build.create(config, task, train_set, plan)
+    model, state, rule, _ = build.create_learner(config, task, train_set, plan)
     self.model_flops = flops.step_flops(model, (*task.input_shape(train_set), 3),
                                         images=config.batch_size * task.crops)
     single = config.copy_and_resolve_references()
