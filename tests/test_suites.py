@@ -116,14 +116,14 @@ def test_commands_for_some_cells_add_up(monkeypatch, tmp_path, data_dir):
   assert (run['began'], run['ended']) == ('2026-01-31', datetime.date.today().isoformat())
   assert run['device'] == 'cpu x 1; cpu x 2'  # each machine that trained some of them
   page = (tmp_path / 'report' / 'README.md').read_text()
-  assert '](../cells/augshift/digits/seed0/canvas.png)' in page  # of the first pair
+  assert '](../cells/augshift/digits/seed0/samples.png)' in page  # of the first pair
   assert '    only resnet10/*\n    only augshift/*' in page
 
 
 def test_reproduce_trains_in_a_clone_that_holds_results(monkeypatch, tmp_path, capsys):
   """results/table1 holds two seeds of each of these cells; none of them is one's own."""
   trained = _stub(monkeypatch, suites.table1('small'))
-  monkeypatch.setattr(loop.data, 'check', lambda *_, **__: None)
+  monkeypatch.setattr(loop.TASKS['canvas'], 'check_data', lambda *_, **__: None)
   monkeypatch.chdir(ROOT)
   assert (ROOT / 'results/table1/results.json').exists()
   assert cli.main(['reproduce', 'table1', '--scale=small', '--seeds=2', f'--workdir={tmp_path}',
