@@ -200,7 +200,7 @@ def tiny(data_dir):
   config = tiny_config(**{'data.name': 'digits', 'data.train_images': 160})
   train_set, task, _ = inputs.training_set(config, data_dir)
   config.steps_per_call = 1
-  model, state, _, _ = build.create(config, task, train_set,
+  model, state, _, _ = build.create_learner(config, task, train_set,
                                     Plan.of(config, num_images=len(train_set)))
   return model, state
 

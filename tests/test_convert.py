@@ -25,7 +25,7 @@ DIGITS = f'--config={ROOT}/configs/digits.py'
 DEEPLAB = {**SCENES, 'model.stem': 'imagenet'}
 MOBILENET = {**DEEPLAB, 'model.backbone': 'mobilenetv2'}
 PLUS = {'model.name': 'deeplabv3plus'}
-# Every network of models.create, and every name that its layers can have.
+# Every network of models.create_network, and every name that its layers can have.
 NETWORKS = {
   **{f'{head}, {stem}': {'model.head': head, 'model.stem': stem}
      for head in ('gap', 'permuted', 'linear') for stem in ('canvas', 'cifar', 'imagenet')},
@@ -167,9 +167,9 @@ def test_the_state_of_the_optimiser_is_fresh(changes, data_dir, tmp_path):
   config = tiny_config(**changes, **{
     'optimizer.backbone_factor': 0.1 if changes is DEEPLAB else 1.0})
   config.steps_per_call = 1
-  train_set, _, task = build.load(config, data_dir=data_dir)
+  train_set, _, task = build.load_data(config, data_dir=data_dir)
   plan = Plan.of(config, num_images=len(train_set))
-  expected = build.create(config, task, train_set, plan)[1]
+  expected = build.create_learner(config, task, train_set, plan)[1]
   found = convert.initial_state(config, task.num_classes)
   assert jax.tree.structure(found) == jax.tree.structure(expected)
   assert same(found.opt_state, expected.opt_state) and same(found.step, expected.step)
@@ -251,7 +251,7 @@ def test_classes_of_a_config(data_dir, tmp_path):
   assert convert.expected_classes(tiny_config(**{'canvas.grid': 3})) == 9
   image = tiny_config(**{'canvas.target': 'image'})
   assert convert.expected_classes(image) == 10
-  build.load(image, data_dir=data_dir)  # prepares the digits
+  build.load_data(image, data_dir=data_dir)  # prepares the digits
   image.data.name = str(data_dir / 'digits')
   assert convert.expected_classes(image) == 10
   image.data.name = str(tmp_path / 'elsewhere')

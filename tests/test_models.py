@@ -28,7 +28,7 @@ def create(num_classes=5, **changes):
   c = configs.default()
   c.model.update(**{'width': 4, 'name': 'resnet10', **changes})
   configs.validate(c)
-  return models.create(c.model, num_classes=num_classes)
+  return models.create_network(c.model, num_classes=num_classes)
 
 
 def init(model, shape=(2, 32, 32, 3), dtype=jnp.float32):

@@ -85,7 +85,7 @@ def test_refusals(digits, scenes_dir, tmp_path):
   fails(lambda: load('digit_scene', split='test'), 'did you mean `digit_scenes`?')
   fails(lambda: load('digits', split='test', data_dir=tmp_path), 'digits holds images with one',
         'a class for every pixel', 'digit_scenes')
-  fails(lambda: data.load('digit_scenes', split='test', data_dir=scenes_dir),
+  fails(lambda: data.load_images('digit_scenes', split='test', data_dir=scenes_dir),
         'digit_scenes holds scenes with a class for every pixel', 'cifar10')
   fails(lambda: data.check('camvid'), 'camvid holds scenes')
   plain = data.prepare('digits', data_dir=tmp_path)

@@ -44,8 +44,8 @@ class TimedTwin:
     dtype = getattr(torch, np.dtype(task.dtype).name)
     self.layout = (torch.channels_last if mode == 'compiled' or not cuda else
                    torch.contiguous_format)
-    network = twin.create(config.model, num_classes=task.num_classes).to(self.device, dtype).train()
-    network = network.to(memory_format=self.layout)
+    network = twin.create_twin(config.model, num_classes=task.num_classes)
+    network = network.to(self.device, dtype, memory_format=self.layout).train()
     self.rule = recipe.create_optimizer(network, config)
     self.permutation = permutations(network, config, self.device)
     self.network = torch.compile(network) if mode == 'compiled' else network

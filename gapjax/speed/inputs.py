@@ -37,7 +37,7 @@ class Program:
     self.devices = devices
     self.train_set, self.task, self.images = training_set(config, data_dir)
     plan = Plan.of(config, num_images=len(self.train_set))
-    model, self.state, rule, _ = build.create(config, self.task, self.train_set, plan,
+    model, self.state, rule, _ = build.create_learner(config, self.task, self.train_set, plan,
                                               platform=devices.platform)
     self.flops = flops.step_flops(
       config, num_classes=self.task.num_classes, images=config.batch_size * self.task.crops,
@@ -51,13 +51,13 @@ def training_set(config, data_dir):
   """The training set of a config, its task, and what the images are: a name, or random.
 
   Random images stand in for a dataset of STAND_INS that is not prepared. Raises UsageError as
-  build.load does.
+  build.load_data does.
   """
   name = config.data.name
   if name not in STAND_INS or prepared.newest(prepared.data_root(data_dir) / name) != (None, ''):
     config = config.copy_and_resolve_references()
     config.eval.images = 1  # nothing is evaluated
-    train_set, _, task = build.load(config, data_dir=data_dir)
+    train_set, _, task = build.load_data(config, data_dir=data_dir)
     return train_set, task, name
   train_set = _random(config)
   return train_set, build.create_task(config, train_set), (
