@@ -42,7 +42,8 @@ def _shift_records(networks=NETWORKS, datasets=('cifar10',), *, suite='table2', 
         values = rng.uniform(.6, .98, 2).round(4) / (10 if metric == 'feature_distance' else 1)
         record = {'schema': 2, 'suite': suite, 'scale': scale, 'cell': f'{network}/{dataset}',
                   'task': 'classification', 'network': network.split(',')[0], 'dataset': dataset,
-                  **plots.settings(network), 'metric': metric,
+                  **{key: float(value) for key, value in (
+                    part.split('=') for part in network.split(',')[1:])}, 'metric': metric,
                   'paper': None, 'torch': None, 'values': values.tolist(), 'seeds': [0, 1],
                   'mean': float(values.mean()), 'std': float(values.std(ddof=1)), 'n': 2,
                   'config': {}}
@@ -318,8 +319,9 @@ def test_a_sweep_is_one_point_a_setting(tmp_path):
 
 
 def test_a_sweeps_better_setting_stands_up_and_right(tmp_path):
-  cells = [ShiftPanel(f'augshift,weight={w},max_shift=4', 'cifar10', accuracy=at, consistency=at)
-           for w, at in (('0', .7), ('1', .9))]
+  cells = [ShiftPanel('augshift', 'cifar10', accuracy=at, consistency=at,
+                      settings={'weight': weight, 'max_shift': 4})
+           for weight, at in ((0, .7), (1, .9))]
   plots_shifts.sweep(cells, tmp_path / 'x.png')
   pixels = _pixels(tmp_path / 'x.png')
   worse, better = (_line(pixels, plots.weight_color(rank, 2)).mean(0)
@@ -328,6 +330,6 @@ def test_a_sweeps_better_setting_stands_up_and_right(tmp_path):
 
 
 def test_one_look_a_network_and_all_different():
-  looks = plots.looks([*NETWORKS, 'mine', 'other'])
+  looks = plots.looks([plots.Panel(name, '') for name in (*NETWORKS, 'mine', 'other')])
   assert len({str(look) for look in looks.values()}) == len(looks)
-  assert looks['augshift'] == plots.looks(['augshift'])['augshift']
+  assert looks['AugShift'] == plots.looks([plots.Panel('augshift', '')])['AugShift']

@@ -81,7 +81,8 @@ def subject(record):
   """What a network is called: 'GAPNet, 3 x 3' for those of both targets; others by their cell."""
   if record.get('task') != 'canvas':
     return record['cell']
-  return f'{plots.network_name(record["network"])}, {record["grid"]}{plots.TIMES}{record["grid"]}'
+  network, grid = record['network'], record['grid']
+  return f'{plots.NETWORKS.get(network, network)}, {grid}{plots.TIMES}{grid}'
 
 
 def _removed(source):

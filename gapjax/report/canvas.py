@@ -83,7 +83,7 @@ def table(records):
     exact, best = (metrics.get(f'{target}_accuracy{which}') for which in ('', '_best_random'))
     chance = _chance(target, grid, first((exact, best), 'detail') or {})
     blocks.append((group, target, grid))
-    rows.append([*([group] if several else []), plots.network_name(network), target,
+    rows.append([*([group] if several else []), plots.NETWORKS.get(network, network), target,
                  f'{grid}{plots.TIMES}{grid}', number(first((best, exact), 'paper')),
                  *([pytorch((best, exact))] if torch else []),
                  ours(best), ours(exact), number(chance)])

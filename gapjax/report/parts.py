@@ -69,10 +69,9 @@ def detail_curves(detail):
   return {name: said.get(name) or [] for name in CURVES}
 
 
-def network_of(record):
-  """A record's network as a Panel has it, with the settings of a sweep: 'augshift,weight=0.3'."""
-  return ','.join([record['network'], *(f'{key}={record[key]:g}' for key in SETTINGS
-                                        if key in record)])
+def settings(record):
+  """Those of a sweep that a record carries, as a Panel has them."""
+  return {key: record[key] for key in SETTINGS if key in record}
 
 
 def picture(source, name, records=None):
