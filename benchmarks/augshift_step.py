@@ -13,8 +13,8 @@ import time
 import jax
 import numpy as np
 
+from gapjax import recipes
 from gapjax.data import ImageDataset
-from gapjax.reproduce import cells
 from gapjax.training import build, steps, system, workdirs
 from gapjax.training.devices import Devices
 from gapjax.training.plan import Plan
@@ -25,7 +25,7 @@ APART = 'augshift_apart'  # the two crops one after the other: augshift.stacked=
 def prepare(network, *, width, batch):
   """A function that takes one training step of a table 2 network, or APART, and waits for it."""
   pair = {'stacked': False} if network == APART else {}
-  config = cells.shift_cell(network.removesuffix('_apart'), cells.cifar('cifar10'), **pair).config
+  config = recipes.shifted(network.removesuffix('_apart'), recipes.cifar('cifar10'), **pair)
   config.model.width, config.batch_size, config.steps_per_call = width, batch, 1
   draw = np.random.default_rng(0)
   images = ImageDataset('cifar10', draw.integers(0, 256, (4 * batch, 32, 32, 3)).astype(np.uint8),
@@ -58,7 +58,7 @@ def main():
   system.keep_freed_memory()
   networks = ('resnet18', 'augshift', APART)
   if not arguments.alone:
-    networks = (*cells.SHIFT_NETWORKS, APART)
+    networks = (*recipes.SHIFT_NETWORKS, APART)
   runs = {name: prepare(name, width=arguments.width, batch=arguments.batch) for name in networks}
   seconds = {name: [] for name in runs}
   for number in range(arguments.rounds + 1):

@@ -16,9 +16,9 @@ import compile_table
 from gapjax.pytorch import parity
 from gapjax.report import compared as report_compared
 from gapjax.report import page as report
+from gapjax.report import schema
 from gapjax.report.parts import DASH
 from gapjax.report.render import Table, markdown_table
-from gapjax.reproduce import suites
 from gapjax.speed import bench
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -32,7 +32,7 @@ LIMITS = """## What limits it
 On the EPYC PyTorch computes at about the speed of the best matrix product measured there, 95% of
 it with two cores and 106 with one. To come near that, gapjax takes fewer multiplications on CPU:
 Winograd's algorithm for the 3x3 convolutions of many channels, forward and backward
-([winograd.py](../../gapjax/models/winograd.py)): in separate runs the step took 1.4 to 1.5 times
+(Winograd): in separate runs the step took 1.4 to 1.5 times
 as long without. Its transforms move more memory, which is why a second core helps less. On the
 Xeon, which has AVX-512, a kernel's gradient costs most: products of a transposed matrix, which XLA
 computes more slowly than the others (by themselves, on one core: about half as fast with 64
@@ -47,12 +47,12 @@ def read(path):
 
 def tables() -> dict[str, str]:
   """The Markdown of every table that a page may show, by its name."""
-  found = {suite: report.table(suites.read_records(RESULTS / suite / 'results.json'))
+  found = {suite: report.table(schema.read(RESULTS / suite / 'results.json'))
            for suite in SUITES}
   found['compared'] = markdown_table(report_compared.table([
     comparison for suite in ('table1', 'table2', 'attack') for comparison in
-    report_compared.compared([r for r in suites.read_records(RESULTS / suite / 'results.json')
-                              if suite != 'attack' or 'network' in r])]))
+    report_compared.compared([r for r in schema.read(RESULTS / suite / 'results.json')
+                              if suite != 'attack' or 'N' in r])]))
   networks = read('parity/results.json')['networks']
   for dtype, table in zip(parity.TOLERANCES, parity.tables(networks), strict=True):
     found[f'parity, {dtype}'] = markdown_table(table)

@@ -11,11 +11,11 @@ AugShift 72.6 / 85.6.
 """
 
 from gapjax import config as configs
+from gapjax import recipes
 from gapjax.errors import check_choice
-from gapjax.reproduce import cells
 
 
 def get_config(arg=None):
   variant = configs.parse_arg(arg, network='augshift')
-  check_choice(variant.network, cells.SHIFT_NETWORKS, what='network')
-  return cells.shift_cell(variant.network, cells.cifar('cifar100')).config
+  check_choice(variant.network, recipes.SHIFT_NETWORKS, what='network')
+  return recipes.shifted(variant.network, recipes.cifar('cifar100'))

@@ -9,11 +9,11 @@ CamVid (701 street scenes, 11 classes) stands in for Cityscapes: the paper has n
 """
 
 from gapjax import config as configs
+from gapjax import recipes
 from gapjax.errors import check_choice
-from gapjax.reproduce import cells
 
 
 def get_config(arg=None):
   variant = configs.parse_arg(arg, scale='full')
   check_choice(variant.scale, ('full', 'small'), what='scale')
-  return cells.camvid(variant.scale)
+  return recipes.camvid(variant.scale)

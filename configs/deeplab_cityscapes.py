@@ -11,11 +11,11 @@ The paper shows curves without values: removing the top-N position channels hurt
 than removing N random ones does, and left channels hurt the left half more than right ones do.
 """
 
-from gapjax.reproduce import cells
+from gapjax import recipes
 
 
 def get_config():
-  config = cells.deeplab('cityscapes')
+  config = recipes.deeplab('cityscapes')
   config.num_epochs = 161  # 30,000 steps of batch 16 over 2,975 images
   config.segmentation.crop = (768, 768)
   config.neurons.classes = ('person', 'rider')

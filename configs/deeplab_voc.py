@@ -13,8 +13,8 @@ curves without values.
 """
 
 from gapjax import config as configs
+from gapjax import recipes
 from gapjax.errors import check_choice
-from gapjax.reproduce import cells
 
 # 30,000 steps of batch 16, in whole passes over 1,464 or 10,582 images.
 EPOCHS = {'train': 328, 'train_aug': 45}
@@ -23,7 +23,7 @@ EPOCHS = {'train': 328, 'train_aug': 45}
 def get_config(arg=None):
   variant = configs.parse_arg(arg, train='train')
   check_choice(variant.train, EPOCHS, what='train')
-  config = cells.deeplab('voc2012')
+  config = recipes.deeplab('voc2012')
   config.data.train_split = variant.train
   config.num_epochs = EPOCHS[variant.train]
   config.neurons.update(split=variant.train, classes=('person',))

@@ -7,11 +7,12 @@ Networks: gapnet, permutenet, permutenet_fixed. What to expect: the table in the
 """
 
 from gapjax import config as configs
+from gapjax import recipes
 from gapjax.errors import check_choice
-from gapjax.reproduce import cells
 
 
 def get_config(arg=None):
   variant = configs.parse_arg(arg, network='gapnet', grid=3, target='location')
-  check_choice(variant.network, cells.NETWORKS, what='network')
-  return cells.canvas_cell(variant.network, variant.target, variant.grid, cells.digits()).config
+  check_choice(variant.network, recipes.NETWORKS, what='network')
+  return recipes.on_canvas(variant.network, recipes.digits(), target=variant.target,
+                           grid=variant.grid)

@@ -66,6 +66,8 @@ def parse_with_neurons(parser, argv):
 
 def folder(path):
   """A folder on this machine, `~` expanded, or in a bucket."""
+  if not path:  # such as of an unset variable; pathlib takes it for the current folder
+    raise UsageError('a folder is named by nothing; the current one is `.`')
   path = os.path.expanduser(path)
   paths.of(path)  # is it one?
   return path
@@ -73,6 +75,8 @@ def folder(path):
 
 def local(path):
   """A file or folder on this machine, `~` expanded."""
+  if not path:
+    raise UsageError('a file or folder is named by nothing; the current folder is `.`')
   if '://' in path:
     raise UsageError(f'{path}: remote folders are not supported here; give a local path')
   return os.path.expanduser(path)
@@ -149,10 +153,12 @@ def rank(argv):
                       'by, in place of the masks')
   arguments, neurons = parse_with_neurons(parser, argv)
   from gapjax.neurons import run
+  from gapjax.report.plots import neurons as pictures
   ids = paths.read_json(arguments.ids) if arguments.ids else None
-  orders = run.rank_run(arguments.workdir, data_dir=arguments.data_dir,
-                        regions=arguments.regions, ids=ids, neurons=neurons)
-  for name, order in orders.items():
+  ranking = run.rank_run(arguments.workdir, data_dir=arguments.data_dir,
+                         regions=arguments.regions, ids=ids, neurons=neurons)
+  pictures.save(paths.of(arguments.workdir), ranking)
+  for name, order in ranking.orders.items():
     print(f'{name:10} {" ".join(map(str, order[:10]))} ...')
   print(f'{arguments.workdir}/{run.RANKING}')
 
@@ -169,11 +175,13 @@ def attack(argv):
   from gapjax.neurons import run
   from gapjax.report import attack as report_attack
   from gapjax.report import page as report
+  from gapjax.report.plots import neurons as pictures
   from gapjax.report.render import markdown_table
-  sweep = run.attack_run(arguments.workdir, data_dir=arguments.data_dir, ranking=arguments.ranking,
-                         regions=arguments.regions, neurons=neurons)
-  print(markdown_table(report_attack.table([{**record, 'network': arguments.workdir}
-                                            for record in sweep.records()])))
+  attacked = run.attack_run(arguments.workdir, data_dir=arguments.data_dir,
+                            ranking=arguments.ranking, regions=arguments.regions, neurons=neurons)
+  pictures.save(paths.of(arguments.workdir), *attacked)
+  print(markdown_table(report_attack.table([{**record, 'cell': arguments.workdir}
+                                            for record in attacked.sweep.records()])))
   if (paths.of(arguments.workdir) / 'summary.json').exists():  # else it is still to be trained on
     print(f'report: {report.build(arguments.workdir)}')
 
@@ -204,8 +212,7 @@ def reproduce(argv):
     command += ' --with_torch'
   command = ' '.join([command, *map(shlex.quote, changes)])
   run_suite(arguments.suite, arguments, seeds=arguments.seeds, command=command,
-            only=arguments.cells, published=f'results/{arguments.suite}/results.json',
-            with_torch=arguments.with_torch, changes=changes)
+            only=arguments.cells, with_torch=arguments.with_torch, changes=changes)
 
 
 def report(argv):
@@ -319,14 +326,15 @@ def bench(argv):
 def run_suite(suite, arguments, *, seeds, command, **rest):
   """Runs a suite, prints its table, and last the path of its report.
 
-  command: what makes the same again, without this machine's folders. rest: see suites.run.
+  command: what makes the same again, without this machine's folders. rest: see loop.run.
   """
   from gapjax.report import page as report
-  from gapjax.reproduce import suites
+  from gapjax.report import schema
+  from gapjax.reproduce import loop
   with quiet('gapjax.training.train'):
-    page = suites.run(suite, scale=arguments.scale, seeds=seeds, workdir=arguments.workdir,
-                      data_dir=arguments.data_dir, command=command, **rest)
-  records = paths.read_json(f'{arguments.workdir}/results.json', list)
+    page = loop.run(suite, scale=arguments.scale, seeds=seeds, workdir=arguments.workdir,
+                    data_dir=arguments.data_dir, command=command, **rest)
+  records = schema.read(paths.of(arguments.workdir) / 'results.json')
   print('\n'.join([report.table(records).rstrip(), *report.scale_notes(records)]))
   print(f'\nreport: {page}')
 
@@ -343,7 +351,7 @@ def quiet(name):
     logger.setLevel(before)
 
 
-# What `reproduce` takes; gapjax.cells has the same, but importing it loads jax.
+# What `reproduce` takes; reproduce/suites.py has the same, but importing it loads jax.
 SUITES = ('table1', 'table2', 'augshift_sweep', 'attack', 'ablations')
 WITH_TORCH = ('table1', 'table2', 'augshift_sweep')  # whose tables have a column for PyTorch
 VERBS = {f.__name__: f for f in (quickstart, prepare, train, evaluate, rank, attack, reproduce,
@@ -354,6 +362,9 @@ def main(argv=None) -> int:
   """Runs a verb. Exit codes: 0 done; 1 training or a check failed, or a bucket is out of reach; 2
   bad input or a full disk (one line); 130 Ctrl-C."""
   argv = sys.argv[1:] if argv is None else list(argv)
+  sys.stderr = Unbreakable(sys.stderr)
+  if hasattr(sys.stdout, 'reconfigure'):  # a terminal without our signs must not cost the work
+    sys.stdout.reconfigure(errors='replace')
   if not argv or argv[0] in ('-h', '--help'):
     print(USAGE)
     return 0 if argv else 2
@@ -380,6 +391,10 @@ def main(argv=None) -> int:
     if isinstance(error, OSError) and error.errno is not None:  # a disk's or a file's complaint
       where = f' `{error.filename}`' if error.filename else ''
       return complain(f'{os.strerror(error.errno)}{where}', code=2)
+    if asked_in_vain():
+      return complain(f'JAX_PLATFORMS={os.environ["JAX_PLATFORMS"]} asks for a device that is not '
+                      'here, or that the installed jax does not know; unset it, or set it to cpu',
+                      code=2)
     if type(error).__name__ == 'JaxRuntimeError' and 'RESOURCE_EXHAUSTED' in str(error):
       return complain(f'the device has too little memory ({str(error).splitlines()[0][:200]}); '
                       'take a smaller batch_size, or model.dtype=bfloat16', code=2)
@@ -387,6 +402,36 @@ def main(argv=None) -> int:
   except KeyboardInterrupt:
     return complain('interrupted', code=130)
   return 0
+
+
+def asked_in_vain() -> bool:
+  """Whether the environment asks jax for a platform that it cannot have."""
+  if not os.environ.get('JAX_PLATFORMS') or 'jax' not in sys.modules:
+    return False
+  try:
+    sys.modules['jax'].devices()
+  except (RuntimeError, AssertionError):  # the latter of a GPU that is not there
+    return True
+  return False
+
+
+class Unbreakable:
+  """What is written to stderr, whether it is closed or its reader has gone: no reason to end."""
+
+  def __init__(self, stream):
+    self._stream = stream
+
+  def __getattr__(self, name):
+    return getattr(self._stream, name)
+
+  def write(self, text):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+      self._stream.write(text)
+    return len(text)
+
+  def flush(self):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+      self._stream.flush()
 
 
 def complain(message, *, code):

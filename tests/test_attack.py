@@ -316,14 +316,14 @@ def test_pieces_cost_no_more_than_of_any_other_size(sizes):
 
 def test_records_csv_and_json_say_what_was_measured(swept, tmp_path):
   records = swept.records()
-  by_name = {(r['cell'], r['metric']): r for r in records}
+  by_name = {(r['order'], r['N'], r['metric']): r for r in records}
   assert len(by_name) == len(records) == len(ATTACKED) * (1 + 2 * len(COUNTS))
   random = swept.metrics['miou_left']['random'][:, 2]
-  record = by_name['random/N=3', 'miou_left']
-  assert record == {'cell': 'random/N=3', 'metric': 'miou_left', 'values': random.tolist(),
+  record = by_name['random', 3, 'miou_left']
+  assert record == {'order': 'random', 'N': 3, 'metric': 'miou_left', 'values': random.tolist(),
                     'mean': random.mean(), 'std': np.std(random, ddof=1), 'n': 2}
-  assert by_name['left/N=6', 'miou']['std'] is None
-  assert by_name['clean/N=0', 'miou']['values'] == [swept.metrics['miou']['left'][0, 0]]
+  assert by_name['left', 6, 'miou']['std'] is None
+  assert by_name['clean', 0, 'miou']['values'] == [swept.metrics['miou']['left'][0, 0]]
   attack.write_json(tmp_path / 'a.json', swept)
   again = attack.from_records(json.loads((tmp_path / 'a.json').read_text()))
   assert again.counts == swept.counts and again.records() == records
@@ -332,7 +332,7 @@ def test_records_csv_and_json_say_what_was_measured(swept, tmp_path):
     lines = list(csv.DictReader(file))
   assert len(lines) == sum(len(r['values']) for r in records)
   for line in lines:
-    value = by_name[f'{line["order"]}/N={line["N"]}', line['metric']]['values'][int(line['repeat'])]
+    value = by_name[line['order'], int(line['N']), line['metric']]['values'][int(line['repeat'])]
     assert float(line['value']) == value
 
 

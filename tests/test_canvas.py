@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from gapjax.tasks.canvas import CanvasTask, place
+from gapjax.tasks.canvas import CanvasTask, every_location, paste, random_locations
 from gapjax.tasks.metrics import EvalMetrics
-from gapjax.training.evaluators import every_location, random_locations
 from gapjax.training.plan import Plan
 from gapjax.training.workdirs import settled
 
@@ -28,7 +27,7 @@ def test_placement_by_hand(grid):
   s, k = 4, grid
   locations = np.arange(k * k)
   patches = draw.normal(size=(k * k, s, s, 3)).astype(np.float32)
-  canvases = np.asarray(place(patches, locations, grid=k, fill=np.float32([7, 8, 9])))
+  canvases = np.asarray(paste(patches, locations, grid=k, fill=np.float32([7, 8, 9])))
   assert canvases.shape == (k * k, k * s, k * s, 3)
   for n, location in enumerate(locations):
     expected = np.tile(np.float32([7, 8, 9]), (k * s, k * s, 1))

@@ -157,7 +157,7 @@ def test_quickstart_trains_even_where_its_results_are_published(gapjax, tmp_path
   line = process.stderr.readline()
   process.kill()
   process.communicate()
-  assert line == 'gapnet/location/3x3 seed 0 (cell 1 of 10)\n'
+  assert line == 'gapnet/location/3x3 seed 0 (1 of 10)\n'
 
 
 def test_overrides_and_variants_reach_the_config():
@@ -198,12 +198,12 @@ def test_quickstart_at_its_smallest(gapjax, tmp_path, data_dir):
   page = tmp_path / 'report' / 'report.html'
   assert first.stdout.splitlines()[-1] == f'report: {page}'
   results = json.loads((tmp_path / 'results.json').read_text())
-  # Two metrics for each of five canvas cells, four for each of two of shifted images, eight of a
+  # Two metrics for each of five canvas cells, six for each of two of shifted images, eight of a
   # segmentation network, and for each of six orders at three N and for none mIoU in four regions
   # and the accuracies of two canvas networks.
-  assert len(results) == 5 * 2 + 2 * 4 + 8 + (4 + 2) * (6 * 3 + 1)
-  assert {r['n'] for r in results if not r['cell'].startswith('random')} == {1}
-  assert {r['n'] for r in results if r['cell'].startswith('random')} == {2}
+  assert len(results) == 5 * 2 + 2 * 6 + 8 + (4 + 2) * (6 * 3 + 1)
+  for random, n in ((False, 1), (True, 2)):
+    assert {r['n'] for r in results if (r.get('order') == 'random') == random} == {n}
   before = page.read_bytes()
   again = gapjax(*command)
   assert 'is known from' in again.stderr and again.stdout == first.stdout

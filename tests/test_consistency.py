@@ -97,8 +97,8 @@ def evaluate(network, *, devices, batch_size):
   _, model, state, task, test_set, _ = network
   here = Devices(jax.local_devices()[:devices])
   config = moving_config(**{'eval.batch_size': batch_size})
-  evaluator = build.create_evaluator(config, model, task, test_set, here)
-  return evaluator.final(here.replicate(state))
+  evaluation = build.create_evaluation(config, model, task, test_set, here)
+  return evaluation.final(here.replicate(state))
 
 
 def views_by_hand(network, protocol, s, count):

@@ -92,7 +92,7 @@ SHIFTS = [(0, 1), (1, 0), (3, 5), (7, 2), (16, 9)]
 
 @pytest.mark.parametrize(('name', 'stem', 'blur_size'), [
   ('resnet10', 'canvas', 1), ('resnet10', 'cifar', 3), ('resnet50', 'cifar', 1),
-  ('vgg11', 'cifar', 1)])
+  ('resnet10', 'imagenet', 1), ('vgg11', 'cifar', 1)])
 def test_polyphase_is_exactly_consistent_under_circular_shifts(name, stem, blur_size):
   logits = network(name=name, stem=stem, downsample='polyphase', blur_size=blur_size)
   still = logits((0, 0))

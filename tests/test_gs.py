@@ -126,7 +126,7 @@ def test_killed_in_a_bucket_ends_as_in_a_folder(local, killed):
   assert 10 <= resumed < STEPS
   (step, state), (copied_step, copied_state) = newest(local), newest(copy)
   assert step == copied_step == STEPS and same(state, copied_state)
-  for name in ('config.json', 'canvas.png'):
+  for name in ('config.json', 'samples.png'):
     assert (copy / name).read_bytes() == (local / name).read_bytes()
   ours, theirs = ([(line['step'], line['split'], line['loss'], line['accuracy'])
                    for line in read_lines(workdir / 'metrics.jsonl')] for workdir in (local, copy))
@@ -160,7 +160,7 @@ def test_report_in_a_bucket(bucket, gapjax, killed):
   """Training has written it; made again from a copy of the folder it is the same page."""
   copy, _ = killed
   before = {file.name: file.read_bytes() for file in (copy / 'report').iterdir()}
-  assert {'README.md', 'report.html', 'canvas.png', 'curves.png', 'curves-dark.png'} <= set(before)
+  assert {'README.md', 'report.html', 'samples.png', 'curves.png', 'curves-dark.png'} <= set(before)
   report.build(copy)
   assert before == {file.name: file.read_bytes() for file in (copy / 'report').iterdir()}
   bucket.write('a run/report/README.md', b'old')
@@ -237,9 +237,10 @@ def test_two_processes_and_a_broken_checkpoint_in_a_bucket(bucket, gapjax, argum
 
 SUITE = """
 import runpy, sys
-from gapjax import cells, cli, suites
+from gapjax import cli
+from gapjax.reproduce import suites
 config, *argv = sys.argv[1:]
-cell = cells.Cell('gapnet/location/2x2', runpy.run_path(config)['get_config']())
+cell = suites.Cell(runpy.run_path(config)['get_config'](), {'network': 'gapnet'})
 suites.SUITES['table1'] = lambda scale: [cell]
 sys.exit(cli.main(argv) or cli.main(argv))
 """
@@ -254,8 +255,8 @@ def test_reproduce_in_a_bucket(bucket, tiny_file, data_dir):
   assert done.stdout.count('report: gs://bucket/suite/report/report.html\n') == 2
   assert 'is known from gs://bucket/suite/results.json' in done.stderr
   names = bucket.names('suite')
-  assert {'suite/results.json', 'suite/run.json', 'suite/samples/2x2.png',
-          'suite/report/report.html', 'suite/report/canvas_2x2.png',
+  assert {'suite/results.json', 'suite/run.json', 'suite/report/report.html',
+          'suite/report/canvas_2x2.png',
           'suite/cells/gapnet/location/2x2/seed0/summary.json'} <= set(names)
 
 

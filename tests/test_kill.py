@@ -15,7 +15,7 @@ from disks import mount_tmpfs
 from gapjax import config as configs
 from gapjax.errors import Interrupted
 from gapjax.paths import read_lines
-from gapjax.training.evaluators import CanvasEvaluator
+from gapjax.tasks.canvas import CanvasEvaluation
 from gapjax.training.train import train
 
 
@@ -164,8 +164,8 @@ def test_a_stop_during_an_evaluation_loses_no_evaluation(undisturbed, tmp_path, 
       os.kill(os.getpid(), signal.SIGTERM)
     return whole(self, state, passes=passes, stop=stop, progress=progress)
 
-  whole = CanvasEvaluator.random
-  monkeypatch.setattr(CanvasEvaluator, 'random', interrupted)
+  whole = CanvasEvaluation.random
+  monkeypatch.setattr(CanvasEvaluation, 'random', interrupted)
   arguments = dict(workdir=tmp_path, data_dir=data_dir, devices=jax.local_devices()[:1],
                    progress=False)
   with pytest.raises(Interrupted, match='stopped at step 20 of 40'):

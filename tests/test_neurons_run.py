@@ -15,7 +15,8 @@ from gapjax.errors import UsageError
 from gapjax.neurons import run as neurons
 from gapjax.neurons.attack import Sweep, from_records
 from gapjax.report import page as report
-from gapjax.reproduce import cells, suites
+from gapjax.reproduce import records as rows
+from gapjax.reproduce import suites
 from gapjax.tasks.images import IMAGENET
 from gapjax.tasks.segmentation import check_sizes
 from gapjax.training import evaluate
@@ -236,18 +237,19 @@ def test_attacks_of_several_seeds_are_gathered(attacked):
   """Random orders have several values a seed; a cell's own metrics are not taken for its attack's.
   """
   sweep = from_records(json.loads((attacked / 'attack.json').read_text()))
-  cell = cells.attack('small')[0]
+  cell = suites.attack('small')[0]
   records = [{'suite': 'attack', 'cell': cell.name, 'metric': 'miou', 'seeds': [0],
               'values': [.5], 'config': cell.config.to_dict()}]
   for seed in (0, 1):
-    records = suites.add_attack(records, 'attack', 'small', cell, seed, sweep)
+    records = rows.add_attack(records, cell, seed=seed, summary={}, sweep=sweep, suite='attack',
+                              scale='small')
   assert records[0]['values'] == [.5]
   for record in records[1:]:
-    name, count = record['cell'].split('/N=')
-    each = (sweep.metrics[record['metric']]['overall'][:1, 0] if name == 'clean' else
-            sweep.metrics[record['metric']][name][:, sweep.counts.index(int(count))])
+    orders, name, count = (record[key] for key in ('metric', 'order', 'N'))
+    each = (sweep.metrics[orders]['overall'][:1, 0] if name == 'clean' else
+            sweep.metrics[orders][name][:, sweep.counts.index(count)])
     np.testing.assert_array_equal(record['values'], [*each, *each])
-    assert record['seeds'] == [0, 1] and suites.holds(record, cell)
+    assert record['seeds'] == [0, 1] and rows.holds(record, cell)
     np.testing.assert_allclose(record['mean'], each.mean())
   assert len(records) == 1 + 4 * (1 + 6 * 3)
   both = from_records(records[1:])  # what the report draws

@@ -10,13 +10,17 @@ import pytest
 from conftest import ROOT
 
 from gapjax import cli, config
+from gapjax.errors import UsageError
 from gapjax.paths import read_json
 from gapjax.pytorch import parity
+from gapjax.report import schema
 from gapjax.report.render import markdown_table
-from gapjax.reproduce import cells, suites
+from gapjax.reproduce import suites
+from gapjax.reproduce.records import holds
 
 sys.path.append(str(ROOT / 'benchmarks'))
 import compile_table
+import convert_results
 import results_pages
 
 README = (ROOT / 'README.md').read_text()
@@ -44,13 +48,48 @@ def test_a_table_is_filled_in_by_its_name_and_the_words_of_its_heads():
 
 @pytest.mark.parametrize('suite', results_pages.SUITES)
 def test_the_code_still_trains_what_was_measured(suite):
-  records = suites.read_records(ROOT / 'results' / suite / 'results.json')
+  records = schema.read(ROOT / 'results' / suite / 'results.json')
   name, scale, changes = (records[0].get(key, ()) for key in ('suite', 'scale', 'changes'))
-  every = suites.changed(cells.SUITES[name](scale), [f'--config.{change}' for change in changes])
+  every = suites.changed(suites.SUITES[name](scale), [f'--config.{change}' for change in changes])
   trained = {cell.name: cell for cell in every}
-  assert suite.startswith(name) and scale == cells.SCALES[name][0]
+  assert suite.startswith(name) and scale == suites.SCALES[name][0]
   for record in records:
-    assert suites.holds(record, trained[suites.trained_cell(record)])
+    cell = trained[record['cell']]
+    assert holds(record, cell) and cell.fields.items() <= record.items()
+
+
+def test_records_of_before_are_converted_and_no_number_changes():
+  """Fields in place of names, one commit in place of a list; the check finds a changed number."""
+  def old(cell, metric, *, network=None, config=None, **more):
+    return {'suite': 'mine', 'scale': 'small', **({'network': network} if network else {}),
+            'cell': cell, 'metric': metric, 'paper': None, 'torch': {'values': [.25], 'n': 1},
+            'values': [.5, .75], 'seeds': [0, 1], 'mean': .625, 'std': .1767766952966369, 'n': 2,
+            **({'config': config} if config else {}), **more}
+
+  c = config.as_json(config.default())
+  moved = {**c, 'task': 'classification', 'augshift': {**c['augshift'], 'weight': .5}}
+  before = [old('gapnet/location/3x3', 'location_accuracy', config=c, commits=['a', 'a'],
+                detail={'curves': {'train_loss': [[1, .5]]}}),
+            old('left/N=12', 'location_accuracy', network='gapnet/location/3x3', chance=1 / 9),
+            old('padding=zero/gapnet/3x3', 'location_accuracy', config=c),
+            old('augshift,weight=0.5/cifar10', 'consistency_crop', config=moved)]
+  after = convert_results.convert(before)
+  place = {'task': 'canvas', 'network': 'gapnet', 'target': 'location', 'grid': 3,
+           'dataset': 'cifar10', 'schema': 2}
+  for record, expected in zip(after, (
+      {**place, 'cell': 'gapnet/location/3x3', 'commit': 'a'},
+      {**place, 'cell': 'gapnet/location/3x3', 'order': 'left', 'N': 12, 'commit': None},
+      {**place, 'cell': 'padding=zero/gapnet/location/3x3', 'padding': 'zero'},
+      {'network': 'augshift', 'weight': .5, 'cell': 'augshift,weight=0.5/cifar10',
+       'dataset': 'cifar10', 'protocol': 'crop, s = 4'}), strict=True):
+    assert expected.items() <= record.items() and 'commits' not in record
+  # Values, seeds, mean, std, n and torch's two of each; a curve's point; chance.
+  assert convert_results.compare(before, after) == 4 * (2 + 2 + 3 + 2) + 2 + 1
+  wrong = {**after[1], 'values': [.5, .75 + 1e-12]}
+  with pytest.raises(AssertionError):
+    convert_results.compare(before, [after[0], wrong, *after[2:]])
+  with pytest.raises(UsageError, match='several commits'):
+    convert_results.convert([{**before[0], 'commits': ['a', 'b']}])
 
 
 def test_parity_is_of_these_networks_and_rounding_alone():

@@ -26,7 +26,7 @@ def _detail(k, accuracy, chance, steps=80):
     'curves': {'train_loss': [[i * 5, float(v)] for i, v in enumerate(falling)],
                'eval_accuracy': [[29, accuracy / 2], [400, accuracy]]},
     'wall_seconds': [14.0, 15.0], 'images_per_second': 2400.4, 'train_images': 1397,
-    'test_images': 400, 'epochs': 24, 'steps': 700, 'batch_size': 48, 'canvas_size': 48,
+    'test_images': 400, 'epochs': 24, 'steps': 700, 'batch_size': 48, 'input_size': 48,
     'model': 'resnet10 width 16', 'parameters': 310000}
 
 
@@ -40,7 +40,9 @@ def _records(torch=None, grids=(3,)):
         for suffix in ('', '_best_random'):
           values = rng.uniform(.3, .99, 2).round(4)
           records.append({
-            'suite': 'quickstart', 'scale': 'digits', 'cell': name,
+            'schema': 2, 'suite': 'quickstart', 'scale': 'digits', 'cell': name,
+            'task': 'canvas', 'network': network, 'target': target, 'grid': k,
+            'dataset': 'cifar10',
             'metric': f'{target}_accuracy{suffix}', 'torch': torch if suffix else None,
             'paper': PAPER.get(name) if suffix else None, 'values': values.tolist(),
             'seeds': [0, 1], 'mean': float(values.mean()), 'std': float(values.std(ddof=1)),
@@ -70,8 +72,9 @@ def suite(tmp_path_factory):
     'device': 'cpu x 1 (<i>fast</i> & | loud)',
     'versions': {'gapjax': '0.1.0', 'jax': '0.10.2'}, 'wall_seconds': 180.3,
     'began': '2026-11-25', 'ended': '2026-11-26'})
-  (workdir / 'samples').mkdir()
-  plots.canvas_samples(_canvases(), labels=list('abcd'), path=workdir / 'samples/3x3.png', grid=3)
+  run = workdir / 'cells/gapnet/location/3x3/seed1'  # the first seed's may be lost
+  run.mkdir(parents=True)
+  plots.canvas_samples(_canvases(), labels=list('abcd'), path=run / 'samples.png', grid=3)
   report.build(workdir)
   return workdir
 
@@ -208,21 +211,22 @@ def test_table_parses_back_to_the_json(torch):
 
 
 def test_table_of_one_seed_and_an_unfinished_cell():
-  record = {'cell': 'gapnet/location/3x3', 'metric': 'location_accuracy', 'mean': .5, 'n': 1}
+  record = {**_records()[-1], 'metric': 'location_accuracy', 'mean': .5, 'std': None, 'n': 1,
+            'paper': None}
   (row,) = _rows(report.table([record]))[1:]
   assert row[3:] == ['\N{EN DASH}', '\N{EN DASH}', '50.0 (1)', '11.1']
 
 
 def test_other_suites_get_a_plain_table(tmp_path):
-  records = [{'suite': 'attack', 'scale': 'full', 'cell': 'overall/N=100', 'metric': metric,
+  records = [{'schema': 2, 'suite': 'mine', 'scale': 'full', 'cell': 'a/b', 'metric': metric,
               'paper': .948, 'mean': mean, 'std': .0123, 'n': 3}
              for metric, mean in (('miou', .951), ('loss', 1.23456))]
   head, first, second = _rows(report.table(records))
   assert head == ['cell', 'metric', 'paper', 'gapjax']
-  assert first == ['overall/N=100', 'miou', '94.8', '95.1 \N{PLUS-MINUS SIGN} 1.2 (3)']
+  assert first == ['a/b', 'miou', '94.8', '95.1 \N{PLUS-MINUS SIGN} 1.2 (3)']
   assert second[-1].startswith('1.235')
   _write(tmp_path / 'results.json', records)
-  assert 'overall/N=100' in report.build(tmp_path).read_text(encoding='utf-8')
+  assert 'a/b' in report.build(tmp_path).read_text(encoding='utf-8')
   assert 'How it was made' not in _html(tmp_path)  # nothing is known
   mixed = report.table([*records, {**records[0], 'suite': 'other', 'torch': .9}, *_records()])
   assert mixed.count('| best epoch') + mixed.count('gapjax: best epoch') == 1
@@ -242,7 +246,7 @@ def run(tmp_path):
   points += [{'step': 19, 'split': 'eval', 'accuracy': a, 'loss': 1.} for a in (.1, .4)]
   points += [{'step': 19, 'split': 'final', 'accuracy': .4}]
   (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(p) + '\n' for p in points))
-  plots.canvas_samples(_canvases(), labels=list('abcd'), path=tmp_path / 'canvas.png', grid=3)
+  plots.canvas_samples(_canvases(), labels=list('abcd'), path=tmp_path / 'samples.png', grid=3)
   return tmp_path
 
 
@@ -279,7 +283,9 @@ def test_nothing_there(tmp_path):
 
 @pytest.mark.parametrize(('text', 'words'), [
   (b'[\n{"cell": "a",\n]', ['results.json line 3']), (b'{}', ['results.json', 'list']),
-  (b'[]', ['results.json', 'empty']), (b'[{"cell": "a", "mean": 1}]', ['entry 0', '`metric`']),
+  (b'[]', ['results.json', 'empty']),
+  (b'[{"schema": 2, "cell": "a", "mean": 1}]', ['entry 0', '`metric`']),
+  (b'[{"cell": "a", "metric": "b", "mean": 1}]', ['entry 0', 'schema 2', 'convert_results.py']),
   (b'[3]', ['entry 0']), (b'\xff\xfe[', ['results.json', 'UTF-8'])])
 def test_broken_results(tmp_path, text, words):
   (tmp_path / 'results.json').write_bytes(text)
@@ -294,5 +300,5 @@ def test_broken_metrics_and_pictures(run):
     file.write('\n')
   _refused(run, 'metrics.jsonl line 6')
   (run / 'metrics.jsonl').unlink()
-  (run / 'canvas.png').write_bytes(b'GIF89a')
-  _refused(run, 'canvas.png')
+  (run / 'samples.png').write_bytes(b'GIF89a')
+  _refused(run, 'samples.png')

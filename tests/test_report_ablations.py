@@ -11,18 +11,19 @@ from gapjax.report import ablations as report_ablations
 from gapjax.report import page as report
 from gapjax.report.plots import ablations as plots_ablations
 from gapjax.report.plots import base as plots
-from gapjax.reproduce import cells
+from gapjax.reproduce import suites
 
 
 def _records(seeds=3):
   """The suite's records, in the wrong order; values are percents without fractions."""
   draw, records = np.random.default_rng(0), []
-  for cell in reversed(cells.ablations('small')):
+  for cell in reversed(suites.ablations('small')):
     target = cell.config.canvas.target
     for metric in (f'{target}_accuracy', f'{target}_accuracy_best_random'):
       values = (draw.integers(20, 100, seeds) / 100).tolist()
       records.append({
-        'suite': 'ablations', 'scale': 'small', 'cell': cell.name, 'metric': metric,
+        'schema': 2, 'suite': 'ablations', 'scale': 'small', 'cell': cell.name, **cell.fields,
+        'metric': metric,
         'values': values, 'seeds': list(range(seeds)), 'mean': float(np.mean(values)),
         'std': float(np.std(values, ddof=1)), 'n': seeds})
       if not metric.endswith('random'):
@@ -32,15 +33,17 @@ def _records(seeds=3):
 
 def test_every_cell_varies_one_thing():
   """Against its neighbours: a field of the model, beside the target, the head and the order."""
-  found = {cell.name: cell.config for cell in cells.ablations('small')}
+  cells = {cell.name: cell for cell in suites.ablations('small')}
+  found = {name: cell.config for name, cell in cells.items()}
   assert len(found) == 9 * 2 + 5 * 2
   for name, c in found.items():
     config.validate(c)
-    field, value, series, _ = report_ablations.match({'cell': name}).groups()
-    assert value in report_ablations.FIELDS[field][1]  # and so the report has a name for it
-    assert series in report_ablations.FIELDS[field][2]
+    field, = cells[name].fields.keys() & report_ablations.FIELDS.keys()
+    _, values, series, names = report_ablations.FIELDS[field]
+    value = cells[name].fields[field]
+    assert value in values and cells[name].fields[series] in names  # the report has names for them
     base = found['permute_at=never/location/3x3' if field == 'permute_at' else
-                 f'padding=zero/{series}/3x3']
+                 f'padding=zero/{cells[name].fields["network"]}/location/3x3']
     differ = {line.split(' ')[0].rstrip(':') for line in config.difference(c, config.as_json(base))}
     more = {'pooled_5x': {'num_epochs', 'eval.every_epochs'},
             'pooled_wide': {'model.width'}}.get(value, set())
@@ -57,9 +60,9 @@ def test_tables_hold_the_means_of_every_location(tmp_path):
   lines = [line.strip('|').split('|') for line in page.splitlines() if line.startswith('| ')]
   found = {cells_[0].strip(): [cell.strip() for cell in cells_[1:]] for cells_ in lines}
   for record in records:
-    field, value, series, _ = report_ablations.match(record).groups()
-    _, values, names = report_ablations.FIELDS[field]
-    said = found[values[value]][list(names).index(series)]
+    field, = record.keys() & report_ablations.FIELDS.keys()
+    _, values, series, names = report_ablations.FIELDS[field]
+    said = found[values[record[field]]][list(names).index(record[series])]
     expected = (f'{100 * np.mean(record["values"]):.1f} \N{PLUS-MINUS SIGN} '
                 f'{100 * np.std(record["values"], ddof=1):.1f} (3)')
     assert (said == expected) == (not record['metric'].endswith('random'))
@@ -72,7 +75,7 @@ def test_tables_hold_the_means_of_every_location(tmp_path):
 
 def test_cells_that_are_not_trained_yet_are_dashes():
   records = [r for r in _records() if r['cell'] in ('permute_at=never/image/3x3',
-                                                    'padding=circular/gapnet/3x3')]
+                                                    'padding=circular/gapnet/location/3x3')]
   places, paddings = report.table(records).split('\n\n')
   assert places.splitlines()[-1].split('|')[2].strip() == '\N{EN DASH}'
   assert paddings.splitlines()[-1].split('|')[3].strip() == '\N{EN DASH}'

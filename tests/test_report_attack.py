@@ -1,6 +1,5 @@
 """What the report tells of classifiers that lose channels: both targets side by side."""
 
-import dataclasses
 import json
 import re
 
@@ -13,7 +12,8 @@ from gapjax.report import attack as report_attack
 from gapjax.report import page as report
 from gapjax.report.plots import base as plots
 from gapjax.report.plots import neurons as pictures
-from gapjax.reproduce import cells, suites
+from gapjax.reproduce import records as rows
+from gapjax.reproduce import suites
 
 COUNTS = (0, 10, 20, 30, 40)
 CHANCE = {'location': 1 / 9, 'image': .1}
@@ -25,15 +25,20 @@ FALLS = {'location': ([.9, .8, .7, .35, .2], [[.9, .9, .88, .84, .6], [.9, .9, .
 @pytest.fixture(scope='module')
 def records():
   found = []
-  for cell in cells.attack('small'):
+  for cell in suites.attack('small'):
     target = cell.config.canvas.target
     if not cell.name.startswith('gapnet'):
       continue
     ranked, drawn = FALLS[target]
     sweep = Sweep(COUNTS, {f'{target}_accuracy': {'overall': np.array([ranked]),
                                                   'random': np.array(drawn)}})
-    found = suites.add_attack(found, 'attack', 'small', cell, 0, sweep, chance=CHANCE[target])
+    found = add_attack(found, cell, sweep, chance=CHANCE[target])
   return found
+
+
+def add_attack(records, cell, sweep, *, chance=None):
+  return rows.add_attack(records, cell, seed=0, summary={'sizes': {'chance': chance}}, sweep=sweep,
+                         suite='attack', scale='small')
 
 
 def _rows(markdown):
@@ -58,9 +63,9 @@ def test_location_stands_beside_image_accuracy(records):
 
 
 def test_networks_that_mark_pixels_keep_a_table_of_their_own(records):
-  scenes = cells.attack('small')[0]
+  scenes = suites.attack('small')[0]
   sweep = Sweep(COUNTS, {'miou': {'overall': np.full((1, 5), .4), 'random': np.full((2, 5), .3)}})
-  both = suites.add_attack(records, 'attack', 'small', scenes, 0, sweep)
+  both = add_attack(records, scenes, sweep)
   first, second = report.table(both).split('\n\n')
   assert second == report.table(records)
   assert _rows(first)[0] == ['network', 'N removed', 'by', 'mIoU, all pixels']
@@ -71,8 +76,7 @@ def test_the_facts_are_where_random_channels_leave_half(tmp_path):
   """Of the whole network's 60%: the mean of two orders is 30.5 at N = 20 and 29 at N = 30."""
   sweep = Sweep(COUNTS, {'miou': {'overall': np.array([[.6, .5, .2, .1, .1]]), 'random': np.array(
     [[.6, .6, .33, .31, .1], [.6, .6, .28, .27, .1]])}})
-  suites.write_records(tmp_path / 'results.json', suites.add_attack(
-    [], 'attack', 'small', cells.attack('small')[0], 0, sweep))
+  rows.write(tmp_path / 'results.json', add_attack([], suites.attack('small')[0], sweep))
   text = report.build(tmp_path).with_name('README.md').read_text()
   for fact in ('**60.0%** mIoU of the whole network', '**20.0%** without the first 20 position',
                '**30.5%** without 20 random'):
@@ -92,11 +96,11 @@ def test_the_page_shows_two_panels_and_says_what_is_in_them(records, tmp_path):
 
 def test_other_counts_stand_in_a_picture_of_their_own(records, tmp_path):
   """Two networks that lost other numbers of channels share no axis."""
-  cell = next(c for c in cells.attack('small') if c.name == 'gapnet/image/3x3')
-  fewer = [{**r} for r in records if r['network'] != cell.name]
+  cell = next(c for c in suites.attack('small') if c.name == 'gapnet/image/3x3')
+  fewer = [{**r} for r in records if r['cell'] != cell.name]
   sweep = Sweep((0, 7), {'image_accuracy': {'overall': np.array([[.9, .1]]),
                                             'random': np.array([[.9, .8]])}})
-  mixed = suites.add_attack(fewer, 'attack', 'small', dataclasses.replace(cell), 0, sweep)
+  mixed = add_attack(fewer, cell, sweep, chance=.1)
   (tmp_path / 'results.json').write_text(json.dumps(mixed))
   text = report.build(tmp_path).with_name('README.md').read_text()
   assert re.findall(r'!\[[^\]]+\]\(([^)]+)\)', text) == ['attack.png', 'attack1.png']
@@ -129,6 +133,6 @@ def test_the_legend_of_one_panel_is_whole(tmp_path):
 
 
 def test_a_subject_is_a_network_and_its_grid():
-  assert report_attack.subject('permutenet_fixed/image/7x7') == (
-    f'PermuteNet, fixed order, 7{plots.TIMES}7')
-  assert report_attack.subject('deeplabv3/camvid') == 'deeplabv3/camvid'
+  record = {'task': 'canvas', 'network': 'permutenet_fixed', 'target': 'image', 'grid': 7}
+  assert report_attack.subject(record) == f'PermuteNet, fixed order, 7{plots.TIMES}7'
+  assert report_attack.subject({'cell': 'deeplabv3/camvid'}) == 'deeplabv3/camvid'

@@ -29,7 +29,7 @@ def _detail(network, accuracy, consistency):
                'eval_consistency': [[50, consistency - .1], [90, consistency]]},
     'wall_seconds': [14.0, 15.0], 'images_per_second': 900.4, 'epochs': 8, 'steps': 700,
     'batch_size': 64, 'model': f'{network} width 16', 'train_images': 1000, 'test_images': 200,
-    'canvas_size': 32, 'chance': .1, 'parameters': 310000}
+    'input_size': 32, 'chance': .1, 'parameters': 310000}
 
 
 def _shift_records(networks=NETWORKS, datasets=('cifar10',), *, suite='table2', scale='small',
@@ -40,7 +40,9 @@ def _shift_records(networks=NETWORKS, datasets=('cifar10',), *, suite='table2', 
     for network in reversed(networks):
       for metric in ('image_accuracy_best', 'feature_distance', 'consistency', 'image_accuracy'):
         values = rng.uniform(.6, .98, 2).round(4) / (10 if metric == 'feature_distance' else 1)
-        record = {'suite': suite, 'scale': scale, 'cell': f'{network}/{dataset}', 'metric': metric,
+        record = {'schema': 2, 'suite': suite, 'scale': scale, 'cell': f'{network}/{dataset}',
+                  'task': 'classification', 'network': network.split(',')[0], 'dataset': dataset,
+                  **plots.settings(network), 'metric': metric,
                   'paper': None, 'torch': None, 'values': values.tolist(), 'seeds': [0, 1],
                   'mean': float(values.mean()), 'std': float(values.std(ddof=1)), 'n': 2,
                   'config': {}}
@@ -56,14 +58,19 @@ def _shift_records(networks=NETWORKS, datasets=('cifar10',), *, suite='table2', 
   return records
 
 
+def _picture(run, value=.4, grid=1):
+  run.mkdir(parents=True)
+  plots.canvas_samples(np.full((2, 8, 8, 3), value), labels=['a', 'b'], grid=grid,
+                       path=run / 'samples.png')
+
+
 @pytest.fixture(scope='module')
 def shifts(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('shifts')
   _write(workdir / 'results.json', _shift_records(('resnet18', 'two_crops', 'augshift')))
   _write(workdir / 'run.json', {'command': 'gapjax reproduce table2'})
-  (workdir / 'samples').mkdir()
-  plots.canvas_samples(np.full((2, 8, 8, 3), .4), labels=['a', 'b'], grid=1,
-                       path=workdir / 'samples/1x1.png')
+  for cell, value in (('resnet18', .9), ('two_crops', .4), ('augshift', .6)):
+    _picture(workdir / f'cells/{cell}/cifar10/seed0', value)
   report.build(workdir)
   return workdir
 
@@ -108,6 +115,22 @@ def test_several_protocols_and_suites_are_told_apart():
     ['table2, small', 'ResNet-18', 'cifar10', 'pad, s = 4']]
 
 
+def test_other_protocols_are_columns_where_a_record_has_them():
+  """Named by what was done; a dash where a network was not measured so."""
+  records = _shift_records(('resnet18', 'augshift'))
+  known = {'task': 'classification', 'network': 'augshift', 'dataset': 'cifar10', 'suite': 'table2',
+           'scale': 'small', 'cell': 'augshift/cifar10', 'n': 3}
+  for name, protocol, value in (('crop', 'crop, s = 4', .876), ('circular', 'circular, s = 3', .5)):
+    records.insert(0, {**known, 'metric': f'consistency_{name}', 'protocol': protocol,
+                       'mean': value, 'std': .01})
+  head, plain, augshift = _rows(report.table(records))
+  assert head[5:] == ['gapjax: consistency (pad, s = 4)', 'gapjax: consistency (crop, s = 4)',
+                      'gapjax: consistency (circular, s = 3)', 'gapjax: feature distance']
+  assert augshift[6:8] == ['87.6 ± 1.0 (3)', '50.0 ± 1.0 (3)']
+  assert plain[6:8] == ['\N{EN DASH}'] * 2
+  assert len(_rows(report.table(_shift_records(('augshift',))))[0]) == 7
+
+
 def test_tables_come_in_the_papers_order_and_unknown_cells_last():
   unknown = [{'cell': 'overall/N=100', 'metric': 'miou', 'mean': .5},
              {'cell': 'augshift/cifar10', 'metric': 'loss', 'mean': 1.5}]
@@ -128,7 +151,8 @@ def test_a_table_of_many_columns_may_leave_the_margins(tmp_path):
 
 def test_a_cell_that_is_half_known():
   """The paper's columns are there where it says anything."""
-  record, dash = {'cell': 'augshift/cifar10', 'metric': 'consistency', 'mean': .5}, '\N{EN DASH}'
+  record, dash = {'cell': 'augshift/cifar10', 'task': 'classification', 'network': 'augshift',
+                  'dataset': 'cifar10', 'metric': 'consistency', 'mean': .5}, '\N{EN DASH}'
   row = _rows(report.table([record]))[1]
   assert row == ['AugShift', 'cifar10', dash, '50.0 (1)', dash]
   row = _rows(report.table([{**record, 'paper': .948}]))[1]
@@ -184,11 +208,9 @@ def test_the_page_says_what_is_compared_and_measured(shifts):
 def test_both_claims_on_one_page(tmp_path):
   _write(tmp_path / 'results.json', [
     *_shift_records(('augshift', 'resnet10'), ('digits',), suite='quickstart', scale='digits'),
-    *_records(), {'cell': 'overall/N=100', 'metric': 'miou', 'mean': .5}])
-  (tmp_path / 'samples').mkdir()
-  for k in (1, 3):
-    plots.canvas_samples(np.full((2, 8, 8, 3), .4), labels=['a', 'b'], grid=k,
-                         path=tmp_path / f'samples/{k}x{k}.png')
+    *_records(), {'schema': 2, 'cell': 'something', 'metric': 'miou', 'mean': .5}])
+  _picture(tmp_path / 'cells/resnet10/digits/seed0')  # that of no pair, where no pair has one
+  _picture(tmp_path / 'cells/permutenet/image/3x3/seed0', grid=3)
   page = report.build(tmp_path).read_text(encoding='utf-8')
   assert re.findall(r'!\[.*\]\((.*)\)', _markdown(tmp_path)) == [
     'canvas_3x3.png', 'locations.png', 'curves.png', 'images.png', 'consistency.png',
@@ -205,7 +227,7 @@ def test_both_claims_on_one_page(tmp_path):
   assert headings == [(f'h{len(marks)}', text) for marks, text in re.findall(
     r'^(##+) (.*)$', _markdown(tmp_path), re.M)]
   assert page.count('small handwritten digits') == 1
-  assert page.index('GAPNet pools') < page.index('AugShift shows') < page.index('overall/N=100')
+  assert page.index('GAPNet pools') < page.index('AugShift shows') < page.index('something')
 
 
 @pytest.mark.parametrize(('config', 'name'), [
@@ -233,7 +255,7 @@ def test_single_run(tmp_path):
     {'step': 9, 'split': 'train', 'loss': 2., 'accuracy': .2, 'relative_distance': .1},
     {'step': 9, 'split': 'eval', 'accuracy': .5, 'consistency': .6, 'loss': 1.})))
   plots.canvas_samples(np.full((2, 8, 8, 3), .4), labels=['a', 'b'], grid=1,
-                       path=tmp_path / 'canvas.png')
+                       path=tmp_path / 'samples.png')
   page = report.build(tmp_path).read_text(encoding='utf-8')
   for text in ('>91.2<', '>87.6<', '>0.032<', '>0.5<', 'protocol pad, s = 2', 'pairs stand one',
                'consistency; the dotted'):
@@ -245,6 +267,10 @@ def test_scale_notes_depend_on_the_suite():
   table1, table2, unknown = (report.scale_notes([{'suite': suite, 'scale': 'small'}])
                              for suite in ('table1', 'table2', 'mine'))
   assert '16 x 16' in table1[0] and 'narrow ResNet-18' in table2[0] and len(unknown) == 1
+  narrow = [report.scale_notes([{'suite': suite, 'scale': 'narrow'}])
+            for suite in ('table1', 'table2', 'augshift_sweep', 'mine')]
+  assert all('a quarter of the width' in note for note, in narrow) and narrow[1] == narrow[2]
+  assert 'GAPNet' in narrow[0][0] and '15 epochs' in narrow[1][0]
   sweep = {'suite': 'augshift_sweep', 'scale': 'small'}
   assert report.scale_notes([{'suite': 'table2', 'scale': 'small'}, sweep]) == table2
   assert report.scale_notes([{'suite': 'table2', 'scale': 'full'}]) == []

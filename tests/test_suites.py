@@ -6,17 +6,23 @@ import json
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
-from gapjax import config
+from gapjax import cli, config
 from gapjax.errors import UsageError
 from gapjax.neurons.attack import Sweep
 from gapjax.report import page as report
-from gapjax.reproduce import cells, suites
+from gapjax.report import schema
+from gapjax.reproduce import loop, records, suites
 from gapjax.training import workdirs
+
+ABOUT = dict(suite='table2', scale='small')
+LINES = [{'step': 1, 'split': 'train', 'loss': 2.0},
+         {'step': 5, 'split': 'eval', 'accuracy': .5, 'consistency': .7, 'loss': 1.0}]
 
 
 def test_table2_is_the_papers_and_more():
-  both = cells.table2('full')
+  both = suites.table2('full')
   assert [cell.name for cell in both[:7]] == [
     f'{name}/cifar10' for name in ('resnet18', 'blurpool', 'aps', 'two_crops', 'augshift',
                                    'augshift_blurpool', 'augshift_aps')]
@@ -35,7 +41,7 @@ def test_table2_is_the_papers_and_more():
 def test_cells_differ_in_their_method_alone(scale):
   """The control in nothing but the weight and its warm-up, the baseline in crops and SGD's equal
   step."""
-  found = {cell.name.split('/')[0]: cell.config for cell in cells.table2(scale)[:7]}
+  found = {cell.name.split('/')[0]: cell.config for cell in suites.table2(scale)[:7]}
   pair = found['augshift'].augshift
   assert config.difference(found['two_crops'], config.as_json(found['augshift'])) == [
     f'augshift.warm_up 0.0 (there: {pair.warm_up})',
@@ -55,8 +61,8 @@ def test_cells_differ_in_their_method_alone(scale):
 
 
 def test_every_suites_cells_are_valid_and_named_once():
-  for suite, of_scale in cells.SUITES.items():
-    for scale in cells.SCALES[suite]:
+  for suite, of_scale in suites.SUITES.items():
+    for scale in suites.SCALES[suite]:
       found = of_scale(scale)
       assert len({cell.name for cell in found}) == len(found)
       for cell in found:
@@ -64,7 +70,7 @@ def test_every_suites_cells_are_valid_and_named_once():
 
 
 def test_chosen_cells():
-  found = cells.table2('small')
+  found = suites.table2('small')
   names = [cell.name for cell in suites.chosen(found, 'augshift*/cifar10 resnet18/*')]
   assert names == ['resnet18/cifar10', 'augshift/cifar10', 'augshift_blurpool/cifar10',
                    'augshift_aps/cifar10', 'resnet18/cifar100']
@@ -74,75 +80,97 @@ def test_chosen_cells():
       suites.chosen(found, only)
 
 
+PNG = b'\x89PNG\r\n\x1a\n' + bytes(32)
+
+
+def _stub(monkeypatch, cells):
+  """Training that is made up: returns the list of the cells and seeds that it is asked for."""
+  trained = []
+
+  def train(config_, *, workdir, **_):
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / 'samples.png').write_bytes(PNG)
+    (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in LINES))
+    cell = next(c for c in cells if not [f for f in config.difference(
+      c.config, config.as_json(config_)) if 'seed' not in f])
+    trained.append(f'{cell.name} {config_.seed}')
+    return {**_summary(cell, config_.seed), 'device': f'cpu x {len(trained)}'}
+
+  monkeypatch.setattr(loop, 'train', train)
+  return trained
+
+
 def test_commands_for_some_cells_add_up(monkeypatch, tmp_path, data_dir):
   """Each keeps what the others of the same workdir trained, and the report names them all."""
 
-  def train(config, *, workdir, **_):
-    workdir.mkdir(parents=True)
-    (workdir / 'canvas.png').write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(32))
-    lines = [{'step': 5, 'split': 'eval', 'accuracy': .5, 'consistency': .7, 'loss': 1.0}]
-    (workdir / 'metrics.jsonl').write_text(json.dumps(lines[0]) + '\n')
-    cell = next(c for c in cells.quickstart('tiny') if not config_differs(c, config))
-    trained.append(cell.name)
-    return {**_summary(cell, config.seed), 'device': f'cpu x {len(trained)}'}
-
-  def config_differs(cell, config_):
-    return [f for f in config.difference(cell.config, config.as_json(config_)) if 'seed' not in f]
-
-  trained = []
-  monkeypatch.setattr(suites, 'train', train)
+  trained = _stub(monkeypatch, suites.quickstart('tiny'))
   (tmp_path / 'run.json').write_text(json.dumps({'began': '2026-01-31', 'ended': '2026-01-31'}))
   for only in ('resnet10/*', 'augshift/*', '*/digits'):
-    suites.run('quickstart', scale='tiny', seeds=1, workdir=tmp_path, data_dir=data_dir,
+    loop.run('quickstart', scale='tiny', seeds=1, workdir=tmp_path, data_dir=data_dir,
                command=f'only {only}', only=only)
-  assert trained == ['resnet10/digits', 'augshift/digits']
+  assert trained == ['resnet10/digits 0', 'augshift/digits 0']
   found = json.loads((tmp_path / 'results.json').read_text())
-  assert [r['cell'] for r in found] == ['resnet10/digits'] * 4 + ['augshift/digits'] * 4
+  assert [r['cell'] for r in found] == ['resnet10/digits'] * 6 + ['augshift/digits'] * 6
   run = json.loads((tmp_path / 'run.json').read_text())
   assert run['command'] == 'only resnet10/*\nonly augshift/*'
   assert (run['began'], run['ended']) == ('2026-01-31', datetime.date.today().isoformat())
   assert run['device'] == 'cpu x 1; cpu x 2'  # each machine that trained some of them
+  assert (tmp_path / 'report' / 'images.png').read_bytes() == PNG  # of the first pair
   page = (tmp_path / 'report' / 'README.md').read_text()
   assert '    only resnet10/*\n    only augshift/*' in page
 
 
-def test_cells_of_another_folder_come_with_what_made_them(tmp_path, data_dir, monkeypatch):
-  """Its run.json and its pictures: the report says which machine trained them."""
-  theirs, mine = tmp_path / 'theirs', tmp_path / 'mine'
-  cell = suites.chosen(cells.quickstart('tiny'), 'resnet10/*')[0]
-  (theirs / 'samples').mkdir(parents=True)
-  picture = b'\x89PNG\r\n\x1a\n' + bytes(32)
-  (theirs / 'samples/1x1.png').write_bytes(picture)
-  suites.write_records(theirs / 'results.json',
-                       suites.add([], 'quickstart', 'tiny', cell, 0, _summary(cell, 0), [
-                         {'step': 5, 'split': 'eval', 'accuracy': .5, 'consistency': .7}]))
-  said = {'began': '2026-01-31', 'ended': '2026-02-01', 'command': 'their command',
-          'device': 'their machine', 'versions': {'jax': '1'}, 'wall_seconds': 60.0}
-  (theirs / 'run.json').write_text(json.dumps(said))
-  monkeypatch.setattr(suites, 'train', None)
-  for _ in range(2):
-    page = suites.run('quickstart', scale='tiny', seeds=1, workdir=mine, data_dir=data_dir,
-                      command='mine', only='resnet10/*', published=theirs / 'results.json')
-    assert json.loads((mine / 'run.json').read_text()) == said
-    assert (mine / 'samples/1x1.png').read_bytes() == picture
-    assert 'their machine' in page.with_name('README.md').read_text()
+def test_reproduce_trains_in_a_clone_that_holds_results(monkeypatch, tmp_path, capsys):
+  """results/table1 holds two seeds of each of these cells; none of them is one's own."""
+  trained = _stub(monkeypatch, suites.table1('small'))
+  monkeypatch.setattr(loop.data, 'check', lambda *_, **__: None)
+  monkeypatch.chdir(ROOT)
+  assert (ROOT / 'results/table1/results.json').exists()
+  assert cli.main(['reproduce', 'table1', '--scale=small', '--seeds=2', f'--workdir={tmp_path}',
+                   '--cells=gapnet/location/3x3']) == 0
+  assert trained == ['gapnet/location/3x3 0', 'gapnet/location/3x3 1']
+  assert {r['cell'] for r in schema.read(tmp_path / 'results.json')} == {'gapnet/location/3x3'}
+  assert 'PermuteNet' not in capsys.readouterr().out
+
+
+def test_seeds_of_two_commits_are_not_averaged(monkeypatch, tmp_path, data_dir):
+  """Said before anything is trained; what is there stays, and other cells may be of another one."""
+  trained = _stub(monkeypatch, suites.quickstart('tiny'))
+
+  def reproduce(commit, **more):
+    monkeypatch.setattr(loop, 'commit', lambda: commit)
+    loop.run('quickstart', scale='tiny', workdir=tmp_path, data_dir=data_dir, command='', **more)
+
+  reproduce('0', seeds=1, only='resnet10/*')
+  before = (tmp_path / 'results.json').read_bytes()
+  with pytest.raises(UsageError, match=r'resnet10/digits was trained by commit 0.*is of b: .* not '
+                                       'averaged; take .* or another --workdir'):
+    reproduce('b', seeds=2, only='resnet10/*')
+  assert (tmp_path / 'results.json').read_bytes() == before and len(trained) == 1
+  reproduce('b', seeds=1, only='augshift/*')
+  assert len(trained) == 2
+  cell = suites.quickstart('tiny')[0]
+  found = records.add([], cell, seed=0, summary=_summary(cell, 0), lines=LINES, **ABOUT)
+  assert {r['commit'] for r in found} == {'0'}
+  with pytest.raises(UsageError, match='commits are not averaged'):
+    records.add(found, cell, seed=1, summary={**_summary(cell, 1), 'commit': 'b'}, lines=LINES,
+                **ABOUT)
 
 
 def test_a_change_is_of_every_cell_and_told(tmp_path):
   """And the records of changed cells are not those of the suite's own."""
-  own = cells.table2('small')
+  own = suites.table2('small')
   found = suites.changed(own, ['--config.num_epochs=20', '--config.model.width=8'])
   assert [cell.name for cell in found] == [cell.name for cell in own]
   for old, new in zip(own, found, strict=True):
     assert config.difference(new.config, config.as_json(old.config)) == [
       'model.width 8 (there: 12)', 'num_epochs 20 (there: 5)']
     assert old.changes == () and new.paper == old.paper
-  for cell in suites.changed(cells.table1('small'), ['--config.num_epochs=2'], only='*/3x3'):
+  for cell in suites.changed(suites.table1('small'), ['--config.num_epochs=2'], only='*/3x3'):
     assert cell.config.num_epochs == 2  # those with the same value may be changed
-  records = suites.add([], 'table2', 'small', found[0], 0, _summary(found[0], 0), [
-    {'step': 5, 'split': 'eval', 'accuracy': .5, 'consistency': .7}])
-  assert suites.holds(records[0], found[0]) and not suites.holds(records[0], own[0])
-  suites.write_records(tmp_path / 'results.json', records)
+  made = records.add([], found[0], seed=0, summary=_summary(found[0], 0), lines=LINES, **ABOUT)
+  assert records.holds(made[0], found[0]) and not records.holds(made[0], own[0])
+  records.write(tmp_path / 'results.json', made)
   page = report.build(tmp_path).with_name('README.md').read_text()
   assert 'gapjax: table2, small, num_epochs=20, model.width=8.' in page
   assert 'trained with num_epochs=20, model.width=8, other than' in page
@@ -160,21 +188,42 @@ def test_a_change_is_of_every_cell_and_told(tmp_path):
 def test_a_change_that_cannot_be(changes, only, message):
   """Also of what the cells are there to compare."""
   with pytest.raises(UsageError, match=message):
-    suites.changed(cells.table1('small'), changes, only=only)
+    suites.changed(suites.table1('small'), changes, only=only)
+
+
+@pytest.mark.parametrize(('suite', 'only', 'field'), [
+  ('table1', 'gapnet/*/3x3', 'model.head=permuted'),
+  ('table1', 'permutenet/*/3x3', 'model.permutation=fixed'),
+  ('table1', 'permutenet/*/3x3', 'model.permute_at=stage2'),
+  ('table2', 'resnet18/*', 'model.downsample=blur'), ('table2', 'aps/*', 'model.name=resnet34'),
+  ('table2', 'augshift/*', 'augshift.crops=1'), ('table2', 'augshift/*', 'augshift.weight=0.0'),
+  ('attack', 'deeplabv3/*', 'model.name=deeplabv3plus'),
+  ('ablations', 'padding=zero/*', 'model.padding=circular')])
+def test_a_row_is_called_what_it_is(suite, only, field):
+  """What the names of cells say cannot be changed, though these cells do not differ in it."""
+  with pytest.raises(UsageError, match='names of the cells say it, so a row would be called what'):
+    suites.changed(suites.SUITES[suite]('small'), [f'--config.{field}'], only=only)
+
+
+def test_what_names_do_not_say_may_be_changed():
+  """Every GAPNet may pad in another way: the page says so."""
+  for cell in suites.changed(suites.table1('full'), ['--config.model.padding=circular']):
+    assert cell.config.model.padding == 'circular' and cell.changes == ('model.padding=circular',)
 
 
 def test_an_unknown_scale_is_none(tmp_path):
   with pytest.raises(UsageError, match='unknown scale of table1 `smal`'):
-    suites.run('table1', scale='smal', seeds=1, workdir=tmp_path, command='')
+    loop.run('table1', scale='smal', seeds=1, workdir=tmp_path, command='')
 
 
 def test_results_of_another_suite_are_not_overwritten(tmp_path, data_dir):
   path = tmp_path / 'results.json'
-  path.write_text(json.dumps([{'cell': 'resnet18/cifar10', 'metric': 'consistency', 'seeds': [0],
+  path.write_text(json.dumps([{'schema': 2, 'cell': 'resnet18/cifar10', 'metric': 'consistency',
+                               'mean': .5, 'seeds': [0],
                                'config': config.as_json(config.default())}]))
   before = path.read_bytes()
   with pytest.raises(UsageError, match=r'resnet18/cifar10.*another suite, scale or config'):
-    suites.run('quickstart', scale='tiny', seeds=1, workdir=tmp_path, data_dir=data_dir,
+    loop.run('quickstart', scale='tiny', seeds=1, workdir=tmp_path, data_dir=data_dir,
                command='', only='augshift/*')
   assert path.read_bytes() == before
 
@@ -185,32 +234,34 @@ def _summary(cell, seed):
   return {
     'config': config.as_json(cell.config), 'step': 10,
     'final': {'image_accuracy': draw.uniform(), 'consistency': draw.uniform(),
-              'feature_distance': draw.uniform(), 'loss': 1.0},
+              'feature_distance': draw.uniform(), 'consistency_crop': draw.uniform(),
+              'consistency_circular': draw.uniform(), 'loss': 1.0},
     'best': {'image_accuracy_best': draw.uniform(), 'step': 5},
     'shifts': {'protocol': 'pad, s = 4', 'images': 7, 'offsets': [-1, 0, 1],
                'protocols': {'pad': draw.uniform(size=3).tolist()},
                'accuracy_map': draw.uniform(size=(3, 3)).tolist()},
     'wall_seconds': 10.0 + seed, 'images_per_second': 100.0, 'device': 'cpu x 1',
-    'sizes': {'test_images': 7}}
+    'sizes': {'test_images': 7, 'chance': .1}, 'commit': '0'}
 
 
 def test_seeds_are_gathered():
-  cell = cells.table2('small')[0]
-  lines = [{'step': 1, 'split': 'train', 'loss': 2.0},
-           {'step': 5, 'split': 'eval', 'accuracy': .5, 'consistency': .7, 'loss': 1.0}]
-  summaries, records = [_summary(cell, seed) for seed in range(3)], []
+  cell = suites.table2('small')[0]
+  summaries, found = [_summary(cell, seed) for seed in range(3)], []
   for seed, summary in enumerate(summaries):
-    records = suites.add(records, 'table2', 'small', cell, seed, summary, lines)
-  assert [r['metric'] for r in records] == ['image_accuracy', 'consistency', 'feature_distance',
-                                            'image_accuracy_best']
-  for record in records[:3]:
+    found = records.add(found, cell, seed=seed, summary=summary, lines=LINES, **ABOUT)
+  assert {r['metric']: r.get('protocol') for r in found} == {
+    'image_accuracy': None, 'consistency': 'pad, s = 4', 'feature_distance': None,
+    'consistency_crop': 'crop, s = 4', 'consistency_circular': 'circular, s = 3',
+    'image_accuracy_best': None}
+  for record in found[:5]:
     values = [summary['final'][record['metric']] for summary in summaries]
     assert record['values'] == values and record['seeds'] == [0, 1, 2] and record['n'] == 3
     np.testing.assert_allclose(record['mean'], np.mean(values), rtol=1e-12)
     np.testing.assert_allclose(record['std'], np.std(values, ddof=1), rtol=1e-12)
-  assert [r.get('protocol') for r in records] == [None, 'pad, s = 4', None, None]
-  assert [r['paper'] for r in records] == [.931, .908, None, None]
-  detail = records[0]['detail']
+    assert (record['task'], record['network'], record['dataset'], record['commit']) == (
+      'classification', 'resnet18', 'cifar10', '0')
+  assert [r['paper'] for r in found[:3]] == [.931, .908, None]
+  detail = found[0]['detail']
   assert detail['wall_seconds'] == [10.0, 11.0, 12.0]
   assert detail['curves'] == {'train_loss': [[1, 2.0]], 'eval_accuracy': [[5, .5]],
                               'eval_consistency': [[5, .7]]}
@@ -219,64 +270,90 @@ def test_seeds_are_gathered():
   assert detail['shifts']['offsets'] == [-1, 0, 1] and detail['shifts']['images'] == 7
 
 
-def _attack_records(cell, at, *, chance=None):
+def test_names_are_made_of_fields():
+  """Those of folders and of --cells."""
+  found = {cell.name: cell.fields for scale in ('small',) for suite in (
+    'table1', 'augshift_sweep', 'attack', 'ablations') for cell in suites.SUITES[suite](scale)}
+  dataset = {'dataset': 'digits', 'task': 'canvas', 'target': 'location', 'grid': 3}
+  assert found['padding=circular/gapnet/location/3x3'] == {
+    **dataset, 'padding': 'circular', 'network': 'gapnet'}
+  assert found['permute_at=stage2/location/3x3'] == {**dataset, 'permute_at': 'stage2'}
+  assert found['permutenet/image/7x7'] == {
+    'network': 'permutenet', 'dataset': 'cifar10', 'task': 'canvas', 'target': 'image', 'grid': 7}
+  assert found['augshift,weight=10,max_shift=4,warm_up=0.5/cifar10'] == {
+    'network': 'augshift', 'weight': 10.0, 'max_shift': 4, 'warm_up': .5, 'dataset': 'cifar10',
+    'task': 'classification'}
+  assert found['deeplabv3/camvid'] == {'network': 'deeplabv3', 'dataset': 'camvid',
+                                       'task': 'segmentation'}
+
+
+def _attack_records(cell, at, found=(), *, seed=0):
   """What a made-up sweep left of a cell: two orders, two N."""
-  metric = 'miou' if chance is None else f'{cell.config.canvas.target}_accuracy'
-  found = Sweep((0, 5, 9), {metric: {'overall': np.array([[at, .5, .3]]),
+  metric = 'miou' if cell.config.task == 'segmentation' else f'{cell.config.canvas.target}_accuracy'
+  sweep = Sweep((0, 5, 9), {metric: {'overall': np.array([[at, .5, .3]]),
                                      'random': np.array([[at, .8, .6], [at, .7, .4]])}})
-  return suites.add_attack([], 'attack', 'small', cell, 0, found, chance=chance)
+  return records.add_attack(list(found), cell, seed=seed, summary=_summary(cell, seed),
+                            sweep=sweep, **ABOUT)
 
 
 def test_a_config_stands_once_a_cell_and_is_read_for_all(tmp_path):
-  found = cells.attack('small')[:3]
-  assert [cell.name for cell in found] == [
+  cells = suites.attack('small')[:3]
+  assert [cell.name for cell in cells] == [
     'deeplabv3/camvid', 'gapnet/location/3x3', 'permutenet/location/3x3']
-  records = [*_attack_records(found[0], .9), *_attack_records(found[1], .8, chance=1 / 9)]
+  found = [*_attack_records(cells[0], .9), *_attack_records(cells[1], .8)]
   path = tmp_path / 'results.json'
-  suites.write_records(path, records)
+  records.write(path, found)
   there = [i for i, record in enumerate(json.loads(path.read_text())) if 'config' in record]
   assert there == [0, 5]
-  assert suites.read_records(path) == json.loads(json.dumps(records))
-  for record in suites.read_records(path):
-    assert [suites.holds(record, cell) for cell in found].index(True) == (
-      record['network'] == found[1].name)
-  path.write_text(json.dumps(records))  # as it was written before: a config a record
-  assert suites.read_records(path) == json.loads(json.dumps(records))
-  assert suites.read_records(tmp_path / 'none.json') == []
+  assert schema.read(path) == json.loads(json.dumps(found))
+  for record in schema.read(path):
+    assert [records.holds(record, cell) for cell in cells].index(True) == (
+      record['cell'] == cells[1].name)
+  assert schema.read(tmp_path / 'none.json') == []
 
 
-def test_attacks_of_two_networks_do_not_hide_each_other(tmp_path):
-  """Their cells and metrics have the same names."""
-  location, image = (cell for cell in cells.quickstart('digits') if cell.attack
-                     and cell.config.task == 'canvas')
-  other = cells.canvas_cell('permutenet', 'location', 3, cells.digits())
-  every = [location, image, other]
-  for name, records in (('a', _attack_records(location, .9, chance=1 / 9)),
-                        ('b', [*_attack_records(location, .1, chance=1 / 9),
-                               *_attack_records(other, .2, chance=1 / 9)])):
-    suites.write_records(tmp_path / name, records)
-  found = suites.known_records([tmp_path / 'a', tmp_path / 'b'], every)
-  clean = {r['network']: r['values'] for r in found if r['cell'] == 'clean/N=0'}
-  assert clean == {location.name: [.9], other.name: [.2]}  # an earlier file has precedence
+def test_attacks_of_two_networks_do_not_hide_each_other():
+  """Their orders, N and metrics are the same; random orders have two values a seed."""
+  cells = suites.attack('small')[1:3]
+  found = []
+  for seed, at in enumerate((.9, .8)):
+    for cell in cells:
+      found = _attack_records(cell, at, found, seed=seed)
+  assert len(found) == 2 * 5
+  for record in found:
+    assert record['seeds'] == [0, 1] and record['chance'] == .1
+    expected = {('clean', 0): [.9, .8], ('overall', 5): [.5, .5], ('overall', 9): [.3, .3],
+                ('random', 5): [.8, .7, .8, .7], ('random', 9): [.6, .4, .6, .4]}
+    assert record['values'] == expected[record['order'], record['N']]
+    assert record['n'] == len(record['values'])
+    assert record['std'] == pytest.approx(np.std(record['values'], ddof=1))
+
+
+@pytest.mark.parametrize('records_', [[{'cell': 'gapnet/location/3x3', 'metric': 'x', 'mean': 1}],
+                                      [{'schema': 1, 'cell': 'a', 'metric': 'x', 'mean': 1}]])
+def test_records_of_another_schema_are_refused(tmp_path, records_):
+  path = tmp_path / 'results.json'
+  path.write_text(json.dumps(records_))
+  with pytest.raises(UsageError, match=r'no record of schema 2; if an earlier .*convert_results'):
+    schema.read(path)
 
 
 @pytest.mark.slow
 def test_a_trained_cell_is_attacked_without_training_it_again(monkeypatch, tmp_path, data_dir):
   """Results from before its attack belonged to the suite stay, and are not counted twice."""
-  monkeypatch.setitem(cells.SUITES, 'quickstart', lambda scale: [cell])
-  cell = cells.quickstart('tiny')[0]
+  monkeypatch.setitem(suites.SUITES, 'quickstart', lambda scale: [cell])
+  cell = suites.quickstart('tiny')[0]
   assert cell.name == 'gapnet/location/3x3' and cell.attack
   for attacked in (False, True, True):
     cell = dataclasses.replace(cell, attack=attacked)
-    suites.run('quickstart', scale='tiny', seeds=1, workdir=tmp_path, data_dir=data_dir,
+    loop.run('quickstart', scale='tiny', seeds=1, workdir=tmp_path, data_dir=data_dir,
                command='', progress=False)
-    records = suites.read_records(tmp_path / 'results.json')
-    own = [r for r in records if 'network' not in r]
+    found = schema.read(tmp_path / 'results.json')
+    own, removed = ([r for r in found if ('N' in r) == cut] for cut in (False, True))
     assert [r['n'] for r in own] == [1, 1]
-    removed = [r for r in records if 'network' in r]
     assert len(removed) == (1 + 6 * 3 if attacked else 0)  # clean, and six orders at three N
     assert {r['chance'] for r in removed} <= {1 / 9}
-  (clean,) = (r for r in removed if r['cell'] == 'clean/N=0')
+  (clean,) = (r for r in removed if r['N'] == 0)
   assert clean['values'] == pytest.approx(own[0]['values'], abs=.02)
   page = (tmp_path / 'report' / 'README.md').read_text()
   assert 'This page tells the first and the third.' in page
@@ -285,15 +362,15 @@ def test_a_trained_cell_is_attacked_without_training_it_again(monkeypatch, tmp_p
 def test_a_suite_in_use_is_left_alone(tmp_path, data_dir):
   """Two processes would write each other's results.json."""
   with workdirs.lock(tmp_path), pytest.raises(UsageError, match='in use by another process'):
-    suites.run('quickstart', scale='tiny', seeds=1, workdir=tmp_path, data_dir=data_dir, command='')
+    loop.run('quickstart', scale='tiny', seeds=1, workdir=tmp_path, data_dir=data_dir, command='')
   assert [path.name for path in tmp_path.iterdir()] == ['.lock']
 
 
 def test_classes_that_the_dataset_lacks_are_found_before_training(monkeypatch, tmp_path, data_dir):
-  wrong = cells.quickstart('tiny')[-1]
+  wrong = suites.quickstart('tiny')[-1]
   wrong.config.neurons.classes = ('0', 'ten')
-  monkeypatch.setitem(cells.SUITES, 'quickstart', lambda scale: [wrong])
+  monkeypatch.setitem(suites.SUITES, 'quickstart', lambda scale: [wrong])
   with pytest.raises(UsageError, match=r'neurons\.classes `ten`'):
-    suites.run('quickstart', scale='tiny', seeds=1, workdir=tmp_path / 'w', data_dir=data_dir,
+    loop.run('quickstart', scale='tiny', seeds=1, workdir=tmp_path / 'w', data_dir=data_dir,
                command='')
   assert not (tmp_path / 'w').exists()

@@ -20,13 +20,13 @@ from gapjax import config as configs
 from gapjax import data
 from gapjax.errors import Interrupted, TrainingFailed, UsageError
 from gapjax.paths import read_lines
+from gapjax.tasks.canvas import random_locations
 from gapjax.tasks.metrics import TrainMetrics
 from gapjax.training import build, optimizer, workdirs
 from gapjax.training import train as train_module
 from gapjax.training.checkpoint import Checkpoints, digest
 from gapjax.training.devices import Devices
 from gapjax.training.evaluate import evaluate
-from gapjax.training.evaluators import CanvasEvaluator, random_locations
 from gapjax.training.log import Writer
 from gapjax.training.plan import Plan
 from gapjax.training.system import Clock
@@ -58,8 +58,8 @@ def test_what_a_run_leaves(run):
   assert losses[-1] < losses[0]
   assert sorted(p.name for p in (workdir / 'checkpoints').iterdir()) == ['15', '20']
   assert list(workdir.glob('events.out.tfevents.*'))
-  assert (workdir / 'canvas.png').read_bytes().startswith(b'\x89PNG')
-  assert summary['sizes'] == {'train_images': 160, 'test_images': 30, 'canvas_size': 16,
+  assert (workdir / 'samples.png').read_bytes().startswith(b'\x89PNG')
+  assert summary['sizes'] == {'train_images': 160, 'test_images': 30, 'input_size': 16,
                               'chance': 0.25, 'parameters': summary['sizes']['parameters']}
 
 
@@ -100,11 +100,11 @@ def test_exact_evaluation_is_every_image_at_every_location(run, data_dir):
   for devices, batch_size in [(1, 7), (4, 50)]:
     other = tiny_config(**{'eval.batch_size': batch_size})
     here = Devices(jax.local_devices()[:devices])
-    evaluator = CanvasEvaluator(other, model, task, test_set, here)
-    exact = evaluator.exact(here.replicate(state))
+    evaluation = build.create_evaluation(other, model, task, test_set, here)
+    exact = evaluation.exact(here.replicate(state))
     np.testing.assert_allclose(exact['per_location'], grid, atol=1e-12)
     assert exact['canvases'] == 120
-    passes = evaluator.random(here.replicate(state), passes=3)
+    passes = evaluation.random(here.replicate(state), passes=3)
     assert passes['canvases'] == 90
     index, location = random_locations(30, 4, passes=3, seed=(0, 20))
     canvases = task.canvases(test_set.images[index], location)

@@ -11,7 +11,7 @@ from test_twin import PAIRS, one_thread  # noqa: F401 - a fixture
 from gapjax import cli
 from gapjax import config as configs
 from gapjax.report import page as report
-from gapjax.reproduce import cells, suites
+from gapjax.reproduce import loop, suites
 
 torch = pytest.importorskip('torch')
 
@@ -25,14 +25,14 @@ def found_in(path):
 def test_a_suite_with_torch(tmp_path, data_dir, monkeypatch):
   """First without, then the twin alone of what is trained, then another seed of both, then nothing.
   gapjax's own training is made up."""
-  both = [cells.Cell('gapnet/location/2x2', tiny_config()),
-          cells.Cell('augshift/digits', tiny_config(**PAIRS))]
-  monkeypatch.setitem(cells.SUITES, 'table1', lambda scale: both)
+  both = [suites.Cell(tiny_config(), {'network': 'gapnet'}),
+          suites.Cell(tiny_config(**PAIRS), {'network': 'augshift'})]
+  monkeypatch.setitem(suites.SUITES, 'table1', lambda scale: both)
   trained = []
 
   def ours(config, *, workdir, **_):
     workdir.mkdir(parents=True)
-    (workdir / 'canvas.png').write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(32))
+    (workdir / 'samples.png').write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(32))
     (workdir / 'metrics.jsonl').write_text(
       '{"step": 5, "split": "eval", "accuracy": 0.5, "loss": 1.0}\n')
     trained.append(('gapjax', config.task, config.seed))
@@ -41,14 +41,16 @@ def test_a_suite_with_torch(tmp_path, data_dir, monkeypatch):
     best = 'location_accuracy_best_random' if config.task == 'canvas' else 'image_accuracy_best'
     return {'config': configs.as_json(config), 'step': 5, 'final': {**metrics, 'loss': 1.0},
             'best': {best: .5, 'step': 5}, 'shifts': {'protocol': 'pad, s = 2'},
-            'wall_seconds': 1.0, 'images_per_second': 1.0, 'device': 'cpu x 1', 'sizes': {}}
+            'wall_seconds': 1.0, 'images_per_second': 1.0, 'device': 'cpu x 1', 'sizes': {},
+            'commit': None}
 
   def theirs(config, **rest):
     trained.append(('torch', config.task, config.seed))
     return train_twin(config, **rest)
 
   train_twin = train.train
-  monkeypatch.setattr(suites, 'train', ours)
+  monkeypatch.setattr(loop, 'train', ours)
+  monkeypatch.setattr(loop, 'commit', lambda: None)
   monkeypatch.setattr(train, 'train', theirs)
 
   def reproduce(*more):
@@ -90,12 +92,13 @@ def test_tables_show_the_twin():
   torch = {'values': [.4, .6], 'seeds': [0, 1], 'mean': .5, 'std': .1414, 'n': 2}
   known = {'suite': 'table1', 'scale': 'full', 'paper': .8, 'values': [.7], 'seeds': [0],
            'mean': .7, 'std': None, 'n': 1}
+  place = {'task': 'canvas', 'target': 'location', 'grid': 3, 'dataset': 'cifar10',
+           'metric': 'location_accuracy_best_random'}
   table = report.table([
-    {**known, 'cell': 'gapnet/location/3x3', 'metric': 'location_accuracy_best_random',
-     'torch': torch},
-    {**known, 'cell': 'permutenet/location/3x3', 'metric': 'location_accuracy_best_random',
-     'torch': None},
-    *({**known, 'cell': 'augshift/cifar10', 'metric': metric, 'torch': torch}
+    {**known, **place, 'cell': 'gapnet/location/3x3', 'network': 'gapnet', 'torch': torch},
+    {**known, **place, 'cell': 'permutenet/location/3x3', 'network': 'permutenet', 'torch': None},
+    *({**known, 'task': 'classification', 'network': 'augshift', 'dataset': 'cifar10',
+       'cell': 'augshift/cifar10', 'metric': metric, 'torch': torch}
       for metric in ('image_accuracy', 'consistency')),
     {**known, 'cell': 'something', 'metric': 'feature_distance', 'torch': torch}])
   rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines()]

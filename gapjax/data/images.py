@@ -6,7 +6,7 @@ import io
 import numpy as np
 
 from gapjax import errors
-from gapjax.data import catalogue
+from gapjax.data import catalogue, disk
 
 # Published mean and standard deviation of the training pixels, red green blue, on [0, 1].
 _NORMALISATION = {
@@ -45,7 +45,7 @@ class ImageDataset:
 
 def check(name, *, data_dir=None):
   """Raises UsageError, as `load` would, unless the dataset is there and can be read."""
-  catalogue.open_set(name, data_dir, known=catalogue.IMAGES)
+  disk.open_set(name, data_dir, known=catalogue.IMAGES)
 
 
 def load(name, *, split, data_dir=None, image_size=None, limit=None):
@@ -74,11 +74,17 @@ def load(name, *, split, data_dir=None, image_size=None, limit=None):
   limit = limit or 0
   if limit < 0:
     raise errors.UsageError(f'limit is {limit}; it must be a number of images, or 0 for all')
-  builder = catalogue.open_set(name, data_dir, known=catalogue.IMAGES)
+  builder = disk.open_set(name, data_dir, known=catalogue.IMAGES)
   errors.check_choice(split, tuple(builder.info.splits), what=f'split of {name}')
   image_key, label_key = _keys(builder, name)
   encoded, labels = _records(builder, split, image_key=image_key, label_key=label_key, limit=limit)
-  images = [_decode(image, image_size) for image in encoded]
+  try:
+    images = [_decode(image, image_size) for image in encoded]
+  except errors.UsageError:
+    raise
+  except (OSError, SyntaxError, ValueError) as error:  # Pillow's, of a file that is no image
+    raise errors.UsageError(f'{builder.data_dir} holds what is no image ({error}): remove it and '
+                            'prepare the dataset again') from error
   sizes = {image.shape for image in images}
   if len(sizes) > 1:
     raise errors.UsageError(f'the images of {name} differ in size; set data.image_size')
@@ -100,7 +106,7 @@ def normalisation(name, images=None):
     images: (n, h, w, 3) uint8 training images, for any other dataset.
 
   Returns:
-    Two (3,) float32 arrays.
+    Two (3,) float32 arrays. The deviation of a channel that never changes is 1, not 0.
 
   Raises:
     ValueError: no images for a dataset without published constants.
@@ -116,7 +122,8 @@ def normalisation(name, images=None):
   weights = counts / counts.sum(axis=1, keepdims=True)  # (3, 256)
   mean = weights @ values
   variance = (weights * (values - mean[:, None]) ** 2).sum(axis=1)
-  return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
+  std = np.where(np.ptp(images, axis=(0, 1, 2)) > 0, np.sqrt(variance), 1)
+  return mean.astype(np.float32), std.astype(np.float32)
 
 
 def _keys(builder, name):
@@ -151,10 +158,18 @@ def _records(builder, split, *, image_key, label_key, limit):
   return images, labels
 
 
+def as_rgb(picture):
+  """A Pillow image in RGB. Raises UsageError where a value is more than a byte: it would be cut."""
+  if picture.mode[0] in 'IF':  # 16 or 32 bits
+    raise errors.UsageError(f'an image has more than 8 bits a channel (Pillow calls it '
+                            f'{picture.mode}); save it with 8 and prepare the dataset again')
+  return picture.convert('RGB')
+
+
 def _decode(encoded, image_size):
   """One (h, w, 3) uint8 image of an encoded file, resized if asked."""
   import PIL.Image
-  image = PIL.Image.open(io.BytesIO(encoded)).convert('RGB')
+  image = as_rgb(PIL.Image.open(io.BytesIO(encoded)))
   if image_size and image.size != (image_size, image_size):
     whole = all(side % image_size == 0 for side in image.size)
     resampling = PIL.Image.Resampling.BOX if whole else PIL.Image.Resampling.BILINEAR

@@ -12,8 +12,9 @@ import os
 import numpy as np
 
 from gapjax import errors
-from gapjax.data import catalogue
+from gapjax.data import catalogue, disk
 from gapjax.data.catalogue import VOID
+from gapjax.data.images import as_rgb
 
 # Batches made at once, each in a thread: Pillow decodes and resizes without Python's lock.
 _THREADS = 8
@@ -51,10 +52,14 @@ class Scenes:
     try:
       record = self._records[self._indices[i]]
       image, label = (PIL.Image.open(io.BytesIO(record[key])) for key in ('image', 'label'))
-      image, label = image.convert('RGB'), label.convert('L')
+      image, numbers = as_rgb(image), np.asarray(label)  # of a palette, its indices
     except (RuntimeError, OSError) as error:  # array_record's, Pillow's
       raise errors.UsageError(f'{self._folder} is damaged ({error}): remove it and prepare the '
                               'dataset again') from error
+    if numbers.ndim != 2 or not 0 <= numbers.min() <= numbers.max() <= VOID:
+      raise errors.UsageError(f'the label of scene {i} in {self._folder} is no mask: its pixels '
+                              f'are {label.mode}, not one class number from 0 to {VOID} each')
+    label = PIL.Image.fromarray(numbers.astype(np.uint8))
     size = _shorter_side(image.size, self.image_size)
     return {'image': np.asarray(_resize(image, size)), 'label': np.asarray(_resize(label, size)),
             'id': record['id'] if isinstance(record['id'], str) else record['id'].decode()}
@@ -89,7 +94,7 @@ def load_scenes(name, *, split, data_dir=None, image_size=None, limit=None):
   for what, value in (('limit', limit or 0), ('image_size', image_size or 0)):
     if value < 0:
       raise errors.UsageError(f'{what} is {value}; it must be at least 0, and 0 means whole')
-  builder = catalogue.open_set(name, data_dir, known=catalogue.SCENES)
+  builder = disk.open_set(name, data_dir, known=catalogue.SCENES)
   import tensorflow_datasets as tfds
   features, metadata = builder.info.features, dict(builder.info.metadata or {})
   if not ({'image', 'label', 'id'} <= set(features) and {'class_names', 'palette'} <= set(metadata)

@@ -8,7 +8,6 @@ is read in place, nothing of it is written to disk.
 import collections
 import contextlib
 import dataclasses
-import os
 import pathlib
 import re
 import struct
@@ -154,13 +153,24 @@ class _Folder:
     self._root = root
     self.names = frozenset(
         (pathlib.Path(path, file).relative_to(root)).as_posix()
-        for folder in folders for path, _, files in os.walk(root / folder) for file in files)
+        for folder in folders for path, files in _walk(root / folder) for file in files)
 
   def open(self, name):
     return (self._root / name).open('rb')
 
   def where(self, name):
     return str(self._root / name)
+
+
+def _walk(folder, above=()):
+  """(path, names of its files) of a folder and all below it, links followed, circles left."""
+  path = folder.resolve()
+  if not folder.is_dir() or path in above:
+    return
+  below = sorted(folder.iterdir())
+  yield folder, [child.name for child in below if not child.is_dir()]
+  for child in below:
+    yield from _walk(child, (*above, path))
 
 
 class _Archives:

@@ -121,7 +121,8 @@ class ResNet(nn.Module):
     if dense and stride == 2:
       x, _ = halve(x, **how)
     if pool:
-      x = max_pool(x, size=3, stride=1 if dense else 2, padding=1)
+      x = max_pool(x, size=3, stride=1 if dense else 2, padding=1,
+                   circular=self.padding == 'circular')
       x = halve(x, **how)[0] if dense else x
     features, whole, dilation = {'stem': x}, stride * (2 if pool else 1), 1
     for s, (count, stride) in enumerate(zip(blocks, STRIDES, strict=True), 1):

@@ -56,25 +56,25 @@ class Sweep:
   matrices: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   def records(self) -> list[dict]:
-    """{'cell': 'left/N=100', 'metric', 'values', 'mean', 'std', 'n'} for every order, N and metric.
+    """{'order', 'N', 'metric', 'values', 'mean', 'std', 'n'} for every order, N and metric.
 
-    N = 0 is 'clean/N=0'. `values` has one value a repeat, None where nothing counted; `std` is the
-    sample's, None of one value.
+    N = 0 is order 'clean'. `values` has one value a repeat, None where nothing counted; `std` is
+    the sample's, None of one value.
     """
     records = []
     for metric, by_order in self.metrics.items():
       first = next(iter(by_order.values()))
-      records.append(_record(f'{CLEAN}/N=0', metric, first[:1, 0]))
+      records.append(_record(CLEAN, 0, metric, first[:1, 0]))
       for name, values in by_order.items():
-        records += [_record(f'{name}/N={count}', metric, values[:, i])
+        records += [_record(name, count, metric, values[:, i])
                     for i, count in enumerate(self.counts) if i]
     return records
 
 
-def _record(cell, metric, values):
+def _record(order, count, metric, values):
   values = [float(v) if np.isfinite(v) else None for v in values]
   known = [v for v in values if v is not None]
-  return {'cell': cell, 'metric': metric, 'values': values,
+  return {'order': order, 'N': count, 'metric': metric, 'values': values,
           'mean': float(np.mean(known)) if known else None,
           'std': float(np.std(known, ddof=1)) if len(known) > 1 else None,
           'n': len(known)}
@@ -85,14 +85,13 @@ def from_records(records: Iterable[Mapping]) -> Sweep:
 
   Raises UsageError unless the records are a whole sweep.
   """
-  values = {(r['metric'], *r['cell'].split('/N=')): r['values'] for r in records
-            if '/N=' in r['cell']}
-  counts = tuple(sorted({int(key[2]) for key in values}))
   metrics = {}
   try:
+    values = {(r['metric'], r['order'], r['N']): r['values'] for r in records}
+    counts = tuple(sorted({key[2] for key in values}))
     for metric, name in dict.fromkeys(key[:2] for key in values if key[1] != CLEAN):
-      columns = [values[metric, name, str(count)] for count in counts[1:]]
-      clean = values[metric, CLEAN, '0']  # one a seed; the orders of a seed follow each other
+      columns = [values[metric, name, count] for count in counts[1:]]
+      clean = values[metric, CLEAN, 0]  # one a seed; the orders of a seed follow each other
       clean = np.repeat(clean, len(columns[0]) // len(clean))
       metrics.setdefault(metric, {})[name] = np.array([clean, *columns], float).T
   except (KeyError, ValueError, IndexError) as error:
@@ -114,8 +113,8 @@ def write_csv(path, sweep: Sweep) -> None:
   lines = csv.writer(text, lineterminator='\n')
   lines.writerow(['order', 'N', 'repeat', 'metric', 'value'])
   for record in sweep.records():
-    name, count = record['cell'].split('/N=')
-    lines.writerows([name, count, repeat, record['metric'], '' if value is None else value]
+    lines.writerows([record['order'], record['N'], repeat, record['metric'],
+                     '' if value is None else value]
                     for repeat, value in enumerate(record['values']))
   paths.write_bytes(path, text.getvalue().encode())
 

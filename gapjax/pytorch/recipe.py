@@ -96,7 +96,9 @@ def segmentation_loss(logits, labels, config):
   """Cross entropy or focal loss, the mean over pixels that are not void; 0 where all are."""
   losses = F.cross_entropy(logits, labels, ignore_index=VOID, reduction='none')
   if config.loss == 'focal':
-    losses = (1 - torch.exp(-losses)) ** config.gamma * losses
+    wrong = -torch.expm1(-losses)  # 1 - p; its power has no derivative at 0
+    power = torch.where(wrong > 0, wrong, 1) ** config.gamma
+    losses = torch.where(wrong > 0, power, 0. ** config.gamma) * losses
   return losses.sum() / (labels != VOID).sum().clamp(min=1)
 
 

@@ -227,7 +227,9 @@ class ResNet(Backbone):
     if self.halves:
       x, _ = halve(x, **self.how)
     if self.pools:
-      x = F.max_pool2d(x, 3, 1 if self.dense else 2, padding=1)
+      circular = self.how['padding'] == 'circular'
+      x = F.max_pool2d(F.pad(x, [1] * 4, 'circular') if circular else x, 3, 1 if self.dense else 2,
+                       padding=0 if circular else 1)
       x = halve(x, **self.how)[0] if self.dense else x
     features = {'stem': x}
     for s in range(1, 5):

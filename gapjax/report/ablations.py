@@ -1,29 +1,29 @@
 """The report of two questions without published numbers: where permuting hurts, what padding gives.
 
-Its cells are named after the one thing that differs: 'permute_at=stage2/location/3x3',
-'padding=circular/gapnet/3x3' (which asks for the location).
+Its cells differ in one thing: permute_at, the rows of a table with a column a target, or padding
+(of networks asked for the location), with a column a network.
 """
 
 import dataclasses
-import re
 
 from gapjax.report.parts import DASH, both, number, ours, suite
 from gapjax.report.plots import ablations as plots_ablations
 from gapjax.report.plots import base as plots
 from gapjax.report.render import Section, Table
+from gapjax.report.schema import VARIED
 
-CELL = re.compile(r'(permute_at|padding)=(\w+)/(\w+)/(\d+)x\4')
-# A varied field: its head in the table and in pictures, its values' names in order, its series.
+# A varied field: its head in the table and in pictures, its values' names in order, the field whose
+# values are the series, and their names.
 FIELDS = {
   'permute_at': ('channels permuted', {
     'never': 'never', 'fixed': 'pooled, one order', 'pooled': 'pooled',
     'pooled_5x': f'pooled, 5{plots.TIMES} steps', 'pooled_wide': f'pooled, 4{plots.TIMES} width',
     'stage4': 'before stage 4', 'stage3': 'before stage 3', 'stage2': 'before stage 2',
     'stage1': 'before stage 1'},
-    plots.TARGETS),
+    'target', plots.TARGETS),
   'padding': ('padding', {name: name for name in (
     'zero', 'partial', 'replicate', 'reflect', 'circular')},
-    {name: plots.NETWORKS[name] for name in ('gapnet', 'permutenet')})}
+    'network', {name: plots.NETWORKS[name] for name in ('gapnet', 'permutenet')})}
 HEADING = 'Where permuting hurts, and what padding gives away'
 
 
@@ -40,18 +40,24 @@ class Row:
 
 
 def match(record):
-  """Whether a record is of such a cell: its field, value, series and grid."""
-  return CELL.fullmatch(record['cell'])
+  """The field that is varied in a record's cell; None where none is."""
+  return next((field for field in VARIED if field in record), None)
 
 
 def place(record):
   """Sort key: fields, their values, series, each in order."""
-  field, value, series, _ = match(record).groups()
-  _, values, names = FIELDS[field]
+  field, value, series = _place(record)
+  _, values, _, names = FIELDS[field]
   known = [list(FIELDS).index(field)]
   for one, every in ((value, values), (series, names)):
     known.append(list(every).index(one) if one in every else len(every))
   return suite(record), *known, value, series
+
+
+def _place(record):
+  """Its varied field, that field's value, and the series."""
+  field = match(record)
+  return field, record[field], record[FIELDS[field][2]]
 
 
 def cells(source):
@@ -62,7 +68,7 @@ def cells(source):
 def rows_of(records):
   found = {}
   for record in sorted(records, key=place):
-    field, value, series, _ = match(record).groups()
+    field, value, series = _place(record)
     if record['metric'] in ('location_accuracy', 'image_accuracy'):
       found.setdefault((field, value), {})[series] = record
   return [Row(*key, some) for key, some in found.items()]
@@ -89,7 +95,7 @@ def tables(records):
 
 
 def _table(field, rows):
-  head, _, names = FIELDS[field]
+  head, _, _, names = FIELDS[field]
   chances = [(names[series], number(chance)) for row in rows
              for series, record in row.records.items()
              if (chance := (record.get('detail') or {}).get('chance'))]
@@ -122,7 +128,7 @@ def _picture(field, heading, text):
 
 
 def _column(row):
-  _, _, names = FIELDS[row.field]
+  names = FIELDS[row.field][3]
   return plots_ablations.Column(row.name, {
     name: (row.records[series]['values'], (row.records[series].get('detail') or {}).get('chance'))
     for series, name in names.items() if series in row.records})

@@ -1,14 +1,12 @@
 """The report's third claim (the paper's section 5): channels that hold position can be removed."""
 
 import functools
-import re
 
 import numpy as np
 
 from gapjax import paths
 from gapjax.neurons import attack
 from gapjax.report.parts import (
-  CANVAS,
   DASH,
   both,
   copied,
@@ -16,14 +14,15 @@ from gapjax.report.parts import (
   learned,
   number,
   ours,
+  picture,
   run_curves,
   suite,
 )
 from gapjax.report.plots import base as plots
 from gapjax.report.plots import neurons as pictures
 from gapjax.report.render import Picture, Section, Table
+from gapjax.report.schema import is_plain
 
-NETWORK = re.compile(r'(deeplab\w+)/([^/]+)')
 HEADING = 'Third claim: position channels can be found and removed'
 # Pictures that the attack leaves, the name of their copy, and what they show.
 LEFT = [('predictions.png', 'Predictions', 'Evaluated scenes, their labels, and the classes that '
@@ -42,19 +41,15 @@ CLASSIFIED = {'location_accuracy': 'places', 'image_accuracy': 'images'}
 
 
 def match(record):
-  """The network of a record, if it is a segmentation network or was attacked; else None."""
-  if 'network' in record:
-    return record['network']
-  return record['cell'] if NETWORK.fullmatch(record['cell']) else None
+  """Whether a record is of an attack, or of a network that can only be attacked."""
+  return 'N' in record or is_plain(record, 'segmentation')
 
 
 def place(record):
-  """Sort key: suite, network, what is removed, how much."""
-  name, _, count = record['cell'].partition('/N=')
-  known = ['clean', *pictures.LOOKS]
-  removed = 'network' in record
-  return (suite(record), match(record), removed,
-          int(count) if removed else 0, known.index(name) if name in known else len(known))
+  """Sort key: suite, cell, what is removed, how much."""
+  known, order = [attack.CLEAN, *pictures.LOOKS], record.get('order')
+  return (suite(record), record['cell'], 'N' in record, record.get('N', 0),
+          known.index(order) if order in known else len(known))
 
 
 def cells(source):
@@ -63,7 +58,7 @@ def cells(source):
     config = source.summary['config']
     return [plots.Panel(config['model']['name'], config['data']['name'],
                         **run_curves(source.workdir))]
-  return [plots.Panel(*match(record).split('/', 1), **detail_curves(record['detail']))
+  return [plots.Panel(record['network'], record['dataset'], **detail_curves(record['detail']))
           for record in source.records if record.get('detail')]
 
 
@@ -94,21 +89,22 @@ def lead(source):
       if any(record['metric'] in CLASSIFIED for record in source.records) else [])]
 
 
-def subject(name):
+def subject(record):
   """What a network is called: 'GAPNet, 3 x 3' for those of both targets; others by their cell."""
-  found = CANVAS.fullmatch(name)
-  return f'{plots.NETWORKS[found[1]]}, {found[3]}{plots.TIMES}{found[3]}' if found else name
+  if record.get('task') != 'canvas':
+    return record['cell']
+  return f'{plots.NETWORKS[record["network"]]}, {record["grid"]}{plots.TIMES}{record["grid"]}'
 
 
 def _removed(source):
   """The records of what was removed: a suite's, or an attack's on a run's last checkpoint."""
   if source.summary is None:
-    return [record for record in source.records if 'network' in record]
+    return [record for record in source.records if 'N' in record]
   path = source.workdir / 'attack.json'
   if not path.exists():
     return []
   config, sizes = source.summary['config'], source.summary.get('sizes') or {}
-  more = {'network': config['model']['name'],
+  more = {'cell': config['model']['name'],
           **({'chance': sizes.get('chance')} if config.get('task') != 'segmentation' else {})}
   return [{**record, **more} for record in paths.read_json(path, list)
           if record.get('step') == source.summary['step']]
@@ -117,12 +113,12 @@ def _removed(source):
 def _attacks(source):
   """[(what was attacked, Sweep, {metric: chance})]; a classifier's targets side by side if they
   were asked for the same N."""
-  by_network, found = {}, {}
+  by_cell, found = {}, {}
   for record in _removed(source):
-    by_network.setdefault(record['network'], []).append(record)
-  for network, records in by_network.items():
+    by_cell.setdefault(record['cell'], []).append(record)
+  for records in by_cell.values():
     sweep = attack.from_records(records)
-    metrics, chance = found.setdefault((subject(network), sweep.counts), ({}, {}))
+    metrics, chance = found.setdefault((subject(records[0]), sweep.counts), ({}, {}))
     metrics.update(sweep.metrics)
     chance.update({r['metric']: r['chance'] for r in records if r.get('chance') is not None})
   return [(name, attack.Sweep(counts, dict(sorted(metrics.items(), key=_column))), chance)
@@ -154,32 +150,29 @@ def tables(records):
 
 def table(records):
   """One row for the whole network and for each order at some N: mIoU by region, or accuracy."""
-  there = dict.fromkeys(r['metric'] for r in records if 'network' in r)  # also rectangles'
+  there = dict.fromkeys(r['metric'] for r in records if 'N' in r)  # also rectangles'
   there = there or dict.fromkeys(r['metric'] for r in records)
   metrics = [*(m for m in pictures.METRICS if m in there),
              *(m for m in there if m not in pictures.METRICS and m.startswith('miou_')
                and m != 'miou_best')]
   found, rows, breaks = {}, [], set()
   for record in records:
-    name = subject(match(record))
-    if 'network' in record or record['metric'] in metrics:
-      found.setdefault(name, {}).setdefault(record['cell'], {})[record['metric']] = record
-  for network, by_cell in found.items():
-    counts = sorted({int(cell.split('/N=')[1]) for cell in by_cell if '/N=' in cell})
-    chosen = shown(counts)
-    for cell, values in by_cell.items():
-      removed, _, count = cell.partition('/N=')
-      if removed == attack.CLEAN:
-        if network in by_cell:  # the network's own row says the same
-          continue
-        count = ''
-      if count and int(count) not in chosen:
+    if 'N' in record or record['metric'] in metrics:
+      found.setdefault(subject(record), {}).setdefault(
+        (record.get('order'), record.get('N')), {})[record['metric']] = record
+  for network, removed in found.items():
+    chosen = shown(sorted({count for _, count in removed if count}))
+    whole = next(key for key in ((None, None), (attack.CLEAN, 0)) if key in removed)
+    for (order, count), values in removed.items():
+      if not count and (order, count) != whole:  # the network's own row says the same
         continue
-      if not count or removed == next(iter(pictures.LOOKS)):
+      if count and count not in chosen:
+        continue
+      if not count or order == next(iter(pictures.LOOKS)):
         breaks.add(len(rows))
-      rows.append([network, count or '0', removed if count else DASH,
+      rows.append([network, str(count or 0), order if count else DASH,
                    *(ours(values.get(metric)) for metric in metrics)])
-    chance = {r['metric']: r['chance'] for values in by_cell.values() for r in values.values()
+    chance = {r['metric']: r['chance'] for values in removed.values() for r in values.values()
               if r.get('chance') is not None}
     if chance:
       breaks.add(len(rows))
@@ -250,7 +243,7 @@ def classes(source, _):
   if source.summary is not None:
     found = {source.cells[0].network_name: source.summary.get('per_class')}
   else:
-    found = {match(r): r['detail'].get('per_class') for r in source.records if r.get('detail')}
+    found = {r['cell']: r['detail'].get('per_class') for r in source.records if r.get('detail')}
   found = {name: per_class for name, per_class in found.items() if per_class}
   if not found:
     return None
@@ -261,9 +254,9 @@ def classes(source, _):
 
 
 def scenes(source, folder):
-  where = source.workdir if source.summary is not None else source.workdir / 'samples'
-  found = [Picture(copied(where / name, folder, name), alt, caption)
-           for name, alt, caption in LEFT if (where / name).exists()
+  marked = [record for record in source.records if record['task'] == 'segmentation']
+  found = [Picture(copied(path, folder, name), alt, caption) for name, alt, caption in LEFT
+           if (path := picture(source, name, marked))
            and (name != 'attack_scenes.png' or _removed(source))]
   return Section('What the network sees, and what is left', pictures=found) if found else None
 

@@ -1,10 +1,7 @@
 """The report's first claim (the paper's section 3): position survives global pooling."""
 
-import re
-
 from gapjax.report.attack import removed
 from gapjax.report.parts import (
-  CANVAS,
   both,
   copied,
   detail_curves,
@@ -12,12 +9,14 @@ from gapjax.report.parts import (
   learned,
   number,
   ours,
+  picture,
   pytorch,
   run_curves,
   suite,
 )
 from gapjax.report.plots import base as plots
 from gapjax.report.render import Picture, Section, Table
+from gapjax.report.schema import is_plain
 
 # config.model.head -> the cell's network
 HEADS = {'gap': 'gapnet', 'permuted': 'permutenet', 'linear': 'GAP and a linear layer'}
@@ -27,14 +26,14 @@ HEADING = 'First claim: position survives global pooling'
 
 
 def match(record):
-  """Whether a record is of a canvas cell: its network, target and grid."""
-  return CANVAS.fullmatch(record['cell'])
+  """Whether a record is of a network on a canvas."""
+  return is_plain(record, 'canvas')
 
 
 def place(record):
   """Sort key: the paper's order."""
-  network, target, k = match(record).groups()
-  return suite(record), *plots.order(plots.Panel(network, target, int(k)))
+  return suite(record), *plots.order(
+    plots.Panel(record['network'], record['target'], record['grid']))
 
 
 def cells(source):
@@ -44,10 +43,10 @@ def cells(source):
   found = {}
   for record in source.records:
     if detail := record.get('detail'):
-      network, target, k = match(record).groups()
+      target, grid = record['target'], record['grid']
       found[record['cell']] = plots.Panel(
-        network, target, int(k), _chance(target, int(k), detail), detail.get('per_location'),
-        **detail_curves(detail))
+        record['network'], target, grid, _chance(target, grid, detail),
+        detail.get('per_location'), **detail_curves(detail))
   return list(found.values())
 
 
@@ -88,7 +87,7 @@ def lead(source):
     'finds nearly every place and PermuteNet falls towards guessing. Naming the image falls too, '
     'since shuffled channels leave the classifier little more than their mean; in the paper, '
     'with 512 channels and 20,000 steps, it falls by less.')
-  if any(match(record)[1] == 'permutenet_fixed' for record in source.records):
+  if any(record['network'] == 'permutenet_fixed' for record in source.records):
     text += (' As a control, a third network shuffles in one order fixed for the whole run, '
              'which its linear layer can learn to undo.')
   return [text]
@@ -102,13 +101,13 @@ def table(records):
   torch = any(r.get('torch') is not None for r in records)
   several = len({name for name, _ in found}) > 1
   blocks, rows = [], []
-  for (group, name), metrics in found.items():
-    network, target, k = CANVAS.fullmatch(name).groups()
+  for (group, _), metrics in found.items():
+    network, target, grid = (first(metrics.values(), key) for key in ('network', 'target', 'grid'))
     exact, best = (metrics.get(f'{target}_accuracy{which}') for which in ('', '_best_random'))
-    chance = _chance(target, int(k), first((exact, best), 'detail') or {})
-    blocks.append((group, target, k))
+    chance = _chance(target, grid, first((exact, best), 'detail') or {})
+    blocks.append((group, target, grid))
     rows.append([*([group] if several else []), plots.NETWORKS[network], target,
-                 f'{k}{plots.TIMES}{k}', number(first((best, exact), 'paper')),
+                 f'{grid}{plots.TIMES}{grid}', number(first((best, exact), 'paper')),
                  *([pytorch((best, exact))] if torch else []),
                  ours(best), ours(exact), number(chance)])
   breaks = frozenset(i for i in range(1, len(rows)) if blocks[i] != blocks[i - 1])
@@ -130,8 +129,7 @@ def results(source, _):
   exact, facts = {}, []
   for record in source.records:
     if record['metric'] == 'location_accuracy' and record['mean'] is not None:
-      network, _, k = match(record).groups()
-      exact[int(k), network] = record['mean']
+      exact[record['grid'], record['network']] = record['mean']
   for k in sorted({k for k, _ in exact}):
     for network in ('gapnet', 'permutenet'):
       if (k, network) in exact:
@@ -142,17 +140,14 @@ def results(source, _):
 
 
 def samples(source, folder):
-  grids = {int(match(record)[3]) for record in source.records}  # shift cells leave a 1x1.png
-  found = [p for p in (source.workdir / 'samples').glob('*x*.png')
-           if re.fullmatch(r'(\d+)x\1', p.stem) and int(p.stem.split('x')[0]) in grids]
-  found = sorted(found, key=lambda p: int(p.stem.split('x')[0]))
-  found += [p for p in [source.workdir / 'canvas.png'] if source.summary and p.exists()]
+  """The training's inputs, one picture a grid."""
   pictures = []
-  for path in found:
-    k = path.stem.partition('x')[0]  # 'canvas' for a single run's
-    copy = copied(path, folder, path.name if k == 'canvas' else f'canvas_{path.name}')
-    name = 'Samples of the canvas' if k == 'canvas' else f'Samples of the {plots.square(k)} canvas'
-    pictures.append(Picture(copy, name, f'{name}. Thin lines mark the locations.'))
+  for k in sorted({record['grid'] for record in source.records}) or [None]:
+    path = picture(source, 'samples.png', [r for r in source.records if r['grid'] == k])
+    if path:
+      copy = copied(path, folder, f'canvas_{k}x{k}.png' if k else path.name)
+      name = f'Samples of the {plots.square(k)} canvas' if k else 'Samples of the canvas'
+      pictures.append(Picture(copy, name, f'{name}. Thin lines mark the locations.'))
   return Section('What the network sees', text=[
     'Each image stands at one random place on an otherwise empty canvas. The location networks '
     'must name the place, the image networks what stands there.'],

@@ -6,10 +6,12 @@ import statistics
 from collections.abc import Sequence
 
 import numpy as np
+import scipy.stats
 
-from gapjax.report.parts import CANVAS, DASH
+from gapjax.report.parts import DASH
 from gapjax.report.plots.base import TIMES
 from gapjax.report.render import Section, Table
+from gapjax.report.schema import is_plain
 
 LOCATION, IMAGE = (f'{target}_accuracy_best_random' for target in ('location', 'image'))
 # (more consistent, less): networks of the paper's table 2; '' is the one without a remedy.
@@ -17,6 +19,7 @@ ORDER = {'AugShift is more consistent than the network alone': ('augshift', ''),
          'AugShift is more consistent than BlurPool': ('augshift', 'blurpool'),
          'BlurPool is more consistent than the network alone': ('blurpool', '')}
 HALVES = {'left': 'right', 'right': 'left'}
+LEAST_SEEDS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +32,14 @@ class Comparison:
 
   @property
   def holds(self) -> str:
-    """What all seeds say; 'undecided' if they do not agree."""
-    signs = {np.sign(value) for value in self.found.values()}
-    said = {(1,): 'yes', (-1,): 'no'}.get(tuple(signs), 'undecided')
-    return said if len(self.found) > 1 else f'{said} (one seed)'
+    """'yes' or 'no' where Student's 95% interval of the seeds' mean is on one side of 0, else
+    'undecided'; of fewer than LEAST_SEEDS, which chance too often puts on one side, a dash."""
+    values = np.array(list(self.found.values()))
+    if len(values) < LEAST_SEEDS:
+      return DASH
+    half = scipy.stats.t.ppf(.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    low, high = values.mean() + half * np.array([-1, 1])
+    return 'yes' if low > 0 else 'no' if high < 0 else 'undecided'
 
 
 def compared(records) -> list[Comparison]:
@@ -61,7 +68,8 @@ def table(comparisons: Sequence[Comparison]) -> Table:
     ['the paper says', 'where', 'here', 'paper', 'gapjax', 'by seed'], rows, text=3,
     breaks=frozenset(i for i in range(1, len(rows)) if rows[i][0] != rows[i - 1][0]),
     strong=frozenset({4}), caption='Differences in percentage points. gapjax: mean '
-    '\N{PLUS-MINUS SIGN} sample standard deviation (seeds); yes or no where all seeds say so.'
+    f'\N{PLUS-MINUS SIGN} sample standard deviation (seeds). Yes or no, from {LEAST_SEEDS} seeds '
+    'on, where Student\'s 95% interval of the differences lies on one side of zero.'
     + (' On the canvas by the best epoch under random placement, as in the paper.'
        if any(TIMES in c.where for c in comparisons) else '')
     + (' What is missed is mIoU, the mean over all numbers of removed channels.'
@@ -77,35 +85,38 @@ def _mean(values):
   return f'{_points(statistics.fmean(values))}{spread} ({len(values)})'
 
 
-def _of(records, cell, metric, network=None):
-  """{seed: value} of a cell's metric; random orders of a seed are averaged."""
+def _of(records, metric):
+  """{seed: value} of a cell's metric, of the records of that cell; random orders of a seed are
+  averaged."""
   for r in records:
-    if (r['cell'], r['metric'], r.get('network')) == (cell, metric, network) and r.get('seeds') \
-        and None not in r['values']:
+    if r['metric'] == metric and r.get('seeds') and None not in r['values']:
       return dict(zip(r['seeds'], np.reshape(r['values'], (len(r['seeds']), -1)).mean(1).tolist(),
                       strict=True))
   return {}
-
-
-def _published(records, cell, metric):
-  return next((r.get('paper') for r in records if (r['cell'], r['metric']) == (cell, metric)), None)
 
 
 def _minus(a, b):
   return {seed: a[seed] - b[seed] for seed in sorted(a) if seed in b}
 
 
-def _difference(records, metric, more, less):
-  """(the paper's, ours) of two cells."""
-  paper = [_published(records, cell, metric) for cell in (more, less)]
+def _where(records, **fields):
+  """The records with these fields."""
+  return [r for r in records if fields.items() <= r.items()]
+
+
+def _difference(metric, more, less):
+  """(the paper's, ours) of two cells' records."""
+  paper = [next((r.get('paper') for r in records if r['metric'] == metric), None)
+           for records in (more, less)]
   return (None if None in paper else paper[0] - paper[1],
-          _minus(*(_of(records, cell, metric) for cell in (more, less))))
+          _minus(*(_of(records, metric) for records in (more, less))))
 
 
 def _canvas(records):
-  grids = sorted({int(m[3]) for r in records if (m := CANVAS.fullmatch(r['cell']))})
-  losses = {(metric, k): _difference(records, metric, *(
-    f'{network}/{target}/{k}x{k}' for network in ('gapnet', 'permutenet')))
+  plain = [r for r in records if is_plain(r, 'canvas')]
+  grids = sorted({r['grid'] for r in plain})
+  losses = {(metric, k): _difference(metric, *(
+    _where(plain, network=network, target=target, grid=k) for network in ('gapnet', 'permutenet')))
     for metric, target in ((LOCATION, 'location'), (IMAGE, 'image')) for k in grids}
   for k in grids:
     yield Comparison('GAPNet finds places that PermuteNet does not', f'{k}{TIMES}{k}',
@@ -118,32 +129,32 @@ def _canvas(records):
 
 
 def _shifts(records):
-  names = {r['cell'] for r in records if r['metric'] == 'consistency'}
-  datasets = sorted({name.split('/')[1] for name in names}, key=lambda name: (len(name), name))
+  plain = [r for r in records if is_plain(r, 'classification') and 'weight' not in r]
+  datasets = sorted({r['dataset'] for r in plain}, key=lambda name: (len(name), name))
   for (claim, pair), dataset in itertools.product(ORDER.items(), datasets):
-    plain = next((name for name in names if name.endswith(f'/{dataset}')
-                  and name.split('/')[0].startswith('resnet')), '')
-    more, less = (f'{network}/{dataset}' if network else plain for network in pair)
-    yield Comparison(claim, dataset, *_difference(records, 'consistency', more, less))
+    here = _where(plain, dataset=dataset)
+    more, less = (_where(here, network=network) if network else
+                  [r for r in here if r['network'].startswith('resnet')] for network in pair)
+    yield Comparison(claim, dataset, *_difference('consistency', more, less))
 
 
 def _removed(records):
-  networks = dict.fromkeys(r['network'] for r in records
-                           if 'network' in r and r['metric'] == 'miou')
+  cut = [r for r in records if 'N' in r]
+  cells = dict.fromkeys(r['cell'] for r in cut if r['metric'] == 'miou')
 
-  def over_counts(network, metric, spared, removed):
+  def over_counts(cell, metric, spared, removed):
     """The mean over N of what is left without `spared` less what is left without `removed`."""
-    counts = {r['cell'].split('/N=')[1] for r in records if r.get('network') == network
-              and r['cell'].startswith(f'{removed}/')}
-    found = [_minus(*(_of(records, f'{order}/N={n}', metric, network)
+    here = _where(cut, cell=cell)
+    counts = {r['N'] for r in _where(here, order=removed)}
+    found = [_minus(*(_of(_where(here, order=order, N=n), metric)
                       for order in (spared, removed))) for n in counts]
     seeds = set.intersection(*map(set, found)) if found else ()
     return {seed: statistics.fmean(values[seed] for values in found) for seed in sorted(seeds)}
 
-  for network in networks:
-    yield Comparison('position channels are missed more than random ones', network, None,
-                     over_counts(network, 'miou', 'random', 'overall'))
-  for network in networks:
+  for cell in cells:
+    yield Comparison('position channels are missed more than random ones', cell, None,
+                     over_counts(cell, 'miou', 'random', 'overall'))
+  for cell in cells:
     for side, other in HALVES.items():
       yield Comparison(f'{side} channels are missed more in the {side} half than {other} ones',
-                       network, None, over_counts(network, f'miou_{side}', other, side))
+                       cell, None, over_counts(cell, f'miou_{side}', other, side))

@@ -1,7 +1,7 @@
 """From JSON on disk to a report a stranger can read: README.md, report.html and PNGs.
 
-A report is a list of sections. The paper's claims are a module each, report_canvas, report_shifts
-and report_attack, which know their cells, tables and words; each function in a module's `SECTIONS`
+A report is a list of sections. The paper's claims are a module each, canvas, shifts and attack,
+which know their cells, tables and words; each function in a module's `SECTIONS`
 looks at the `Source` and returns one `Section` (text, facts, tables, pictures) or None when it has
 nothing to say. Markdown and HTML are both rendered from that list. A new figure of the paper is one
 more function in `SECTIONS`. Nothing here depends on the clock: the same JSON gives the same bytes.
@@ -16,6 +16,7 @@ from gapjax.report import ablations as report_ablations
 from gapjax.report import attack as report_attack
 from gapjax.report import canvas as report_canvas
 from gapjax.report import compared as report_compared
+from gapjax.report import schema
 from gapjax.report import shifts as report_shifts
 from gapjax.report.parts import DASH, Source, number, ours, pytorch, suite
 from gapjax.report.render import Page, Section, Table, html_page, markdown, markdown_table
@@ -43,28 +44,28 @@ NOTES = {
   ('ablations', 'small'): 'This run uses small handwritten digits in place of CIFAR-10, a narrow '
                           'network and a few hundred steps.',
   ('table2', 'small'): NARROW, ('augshift_sweep', 'small'): NARROW,
+  ('table1', 'narrow'): 'This run is the paper\'s recipe, all images and all epochs (GAPNet\'s '
+                        'location: 2, which it finds after one), at a quarter of the width.',
+  **dict.fromkeys((('table2', 'narrow'), ('augshift_sweep', 'narrow')), (
+    'This run uses a quarter of the width, all training images and 15 epochs of large batches with '
+    f'a triangular rate, {COMPARE}')),
+  ('', 'narrow'): f'This run uses a quarter of the width, {COMPARE}',
   ('', 'small'): f'This run is smaller than the paper\'s, {COMPARE}',
   ('', 'tiny'): 'This run shows that everything runs; its few steps show nothing else.'}
 
 
 def _load(workdir):
-  def read(name, kind):
-    path = workdir / name
-    return paths.read_json(path, kind) if path.exists() else None
-  run, records = read('run.json', dict) or {}, read('results.json', list)
-  if records == []:
-    raise UsageError(f'{workdir / "results.json"} is empty: no cell has finished yet; run again')
-  if records:
-    for i, record in enumerate(records):
-      for key in ('cell', 'metric', 'mean'):
-        if not isinstance(record, dict) or key not in record:
-          raise UsageError(f'{workdir / "results.json"} entry {i} has no `{key}`; run again')
-    return Source(workdir, records=records, run=run)
-  summary = read('summary.json', dict)
+  run, summary = (paths.read_json(workdir / name) if (workdir / name).exists() else None
+                  for name in ('run.json', 'summary.json'))
+  results = workdir / 'results.json'
+  if records := schema.read(results):
+    return Source(workdir, records=records, run=run or {})
+  if results.exists():
+    raise UsageError(f'{results} is empty: no cell has finished yet; run again')
   if summary is None:
     raise UsageError(f'{workdir} holds neither results.json nor summary.json; '
                      'give the --workdir of a `gapjax reproduce`, `quickstart` or `train`')
-  return Source(workdir, run=run, summary=summary)
+  return Source(workdir, run=run or {}, summary=summary)
 
 
 def _split(records):
@@ -106,9 +107,7 @@ def table(records):
 
   The canvas cells (the paper's section 3) and the shift cells (section 4) take one row a cell in a
   table each, what removing channels left (section 5) and the ablations a table or two; any others
-  one row a record in the last. `records`: a suite's results.json, dicts with
-  `cell`, `metric`, `mean`, and if known `paper`, `torch`, `std`, `n`, `suite`, `scale`,
-  `protocol`, `detail`.
+  one row a record in the last. `records`: a suite's results.json (schema.py).
   """
   return '\n\n'.join(markdown_table(table) for claim, some in _split(records)
                      for table in _tables(claim, some))
@@ -174,7 +173,7 @@ def _seconds(value):
 # What a record's detail says about training, its label, and how to print it.
 DETAIL = [('model', 'model', str), ('parameters', 'parameters', '{:,}'.format),
           ('train_images', 'training images', '{:,}'.format),
-          ('test_images', 'test images', '{:,}'.format), ('canvas_size', 'input, pixels', str),
+          ('test_images', 'test images', '{:,}'.format), ('input_size', 'input, pixels', str),
           ('epochs', 'epochs', str), ('steps', 'steps', '{:,}'.format),
           ('batch_size', 'batch', str), ('seeds', 'seeds', lambda v: ', '.join(map(str, v))),
           ('wall_seconds', 'time a seed', lambda v: _seconds(sum(v) / len(v)) if v else DASH),
@@ -252,8 +251,8 @@ def _page(source, parts, sections):
 def build(workdir):
   """Writes README.md, report.html and PNGs to workdir/report; returns the path of report.html.
 
-  `workdir` holds results.json (a suite; with run.json and samples/KxK.png if they exist) or
-  summary.json (a run; with metrics.jsonl and canvas.png if they exist). Raises UsageError when
+  `workdir` holds results.json (a suite; with run.json and its runs' pictures if they exist) or
+  summary.json (a run; with metrics.jsonl and samples.png if they exist). Raises UsageError when
   neither is there or one of the files is broken.
   """
   source = _load(paths.of(workdir))

@@ -8,10 +8,9 @@ from gapjax import paths
 from gapjax.errors import UsageError
 from gapjax.report.plots import base as plots
 from gapjax.report.render import Picture, Section
+from gapjax.report.schema import SETTINGS
 
 DASH = '\N{EN DASH}'
-# The name of a canvas cell: network, target, grid.
-CANVAS = re.compile(r'(gapnet|permutenet|permutenet_fixed)/(location|image)/(\d+)x\3')
 FRACTION = re.compile('accuracy|consistency|miou|chance')
 # A panel's curves: the split and the key of their lines in metrics.jsonl.
 CURVES = {'train_loss': ('train', 'loss'), 'eval_accuracy': ('eval', 'accuracy'),
@@ -83,6 +82,22 @@ def run_curves(workdir):
       if point.get('split') == split and key in point and 'step' in point:
         found[name][point['step']] = point[key]  # a resumed run repeats steps: its last word counts
   return {name: sorted(points.items()) for name, points in found.items()}
+
+
+def network_of(record):
+  """A record's network as a Panel has it, with the settings of a sweep: 'augshift,weight=0.3'."""
+  return ','.join([record['network'], *(f'{key}={record[key]:g}' for key in SETTINGS
+                                        if key in record)])
+
+
+def picture(source, name, records=None):
+  """The path of a picture that training left: the single run's, or that of the first of the records
+  (all of the source) and of its first seed that has one. None without."""
+  folders = [source.workdir] if source.summary is not None else dict.fromkeys(
+    source.workdir / 'cells' / record['cell'] / f'seed{seed}'
+    for record in (source.records if records is None else records)
+    for seed in record.get('seeds', ()))
+  return next((folder / name for folder in folders if (folder / name).exists()), None)
 
 
 def copied(path, folder, name):

@@ -1,7 +1,5 @@
 """The report's second claim (the paper's section 4): AugShift makes CNNs translation invariant."""
 
-import re
-
 from gapjax.report.parts import (
   DASH,
   both,
@@ -9,8 +7,10 @@ from gapjax.report.parts import (
   detail_curves,
   first,
   learned,
+  network_of,
   number,
   ours,
+  picture,
   pytorch,
   run_curves,
   suite,
@@ -18,10 +18,10 @@ from gapjax.report.parts import (
 from gapjax.report.plots import base as plots
 from gapjax.report.plots import shifts as plots_shifts
 from gapjax.report.render import Picture, Section, Table
+from gapjax.report.schema import is_plain
 
-CELL = re.compile(r'((?:resnet\d+|blurpool|aps|two_crops|augshift|augshift_blurpool|augshift_aps)'
-                  r'(?:,\w+=[\d.e-]+)*)/([^/]+)')
-METRICS = ('image_accuracy', 'consistency', 'feature_distance', 'image_accuracy_best')
+# Consistency by the headline's protocol, and by those that only the final evaluation counts.
+CONSISTENCIES = ('consistency', 'consistency_crop', 'consistency_circular')
 DOWNSAMPLING = {'blur': 'blurpool', 'polyphase': 'aps'}  # config.model.downsample -> network
 HEADING = 'Second claim: AugShift makes networks translation invariant'
 # What the lead says of the networks beside AugShift and the plain one.
@@ -40,13 +40,13 @@ DISTANCE = ('the mean squared distance of the pooled features of two random shif
 
 
 def match(record):
-  """Whether a record is of a shift cell: its network with its settings, and its dataset."""
-  return CELL.fullmatch(record['cell']) if record['metric'] in METRICS else None
+  """Whether a record is of a network that classifies shifted images."""
+  return is_plain(record, 'classification')
 
 
 def place(record):
   """Sort key: suite, dataset, network, settings."""
-  return suite(record), *plots.order(plots.Panel(*match(record).groups()))
+  return suite(record), *plots.order(plots.Panel(network_of(record), record['dataset']))
 
 
 def _by_cell(records):
@@ -62,11 +62,12 @@ def cells(source):
   if source.summary is not None:
     return [_run_cell(source)]
   found = []
-  for (_, name), metrics in _by_cell(source.records).items():
-    detail = first(metrics.values(), 'detail') or {}
-    accuracy, consistency = (metrics.get(name, {}).get('mean') for name in METRICS[:2])
+  for metrics in _by_cell(source.records).values():
+    detail, record = first(metrics.values(), 'detail') or {}, next(iter(metrics.values()))
+    accuracy, consistency = (metrics.get(name, {}).get('mean')
+                             for name in ('image_accuracy', 'consistency'))
     found.append(plots_shifts.ShiftPanel(
-      *CELL.fullmatch(name).groups(), chance=detail.get('chance'), accuracy=accuracy,
+      network_of(record), record['dataset'], chance=detail.get('chance'), accuracy=accuracy,
       consistency=consistency, **_shifts(detail.get('shifts')), **detail_curves(detail)))
   return found
 
@@ -157,34 +158,37 @@ def _protocols(source):
 
 
 def table(records):
-  """One row a network and dataset; the consistency's head, or a column, names the protocol."""
+  """One row a network and dataset; heads of consistencies, or a column, name the protocol."""
   found = _by_cell(records)
   several = len({group for group, _ in found}) > 1
   torch, paper = (any(r.get(who) is not None for r in records) for who in ('torch', 'paper'))
-  protocols = list(dict.fromkeys(m['consistency'].get('protocol') for m in found.values()
-                                 if 'consistency' in m))
-  apart = len(protocols) > 1
+  protocols = {metric: list(dict.fromkeys(
+    r.get('protocol') for r in records if r['metric'] == metric)) for metric in CONSISTENCIES}
+  apart = len(protocols['consistency']) > 1
+  others = [metric for metric in CONSISTENCIES[1:] if protocols[metric]]
   blocks, rows = [], []
-  for (group, name), metrics in found.items():
-    network, dataset = CELL.fullmatch(name).groups()
-    blocks.append((group, dataset))
-    row = [*([group] if several else []), plots.network_name(network), dataset]
-    accuracy, consistency, distance = (metrics.get(metric) for metric in METRICS[:3])
+  for (group, _), metrics in found.items():
+    record = next(iter(metrics.values()))
+    blocks.append((group, record['dataset']))
+    row = [*([group] if several else []), plots.network_name(network_of(record)), record['dataset']]
+    accuracy, consistency = (metrics.get(name) for name in ('image_accuracy', 'consistency'))
     if apart:
       row.append((consistency or {}).get('protocol') or DASH)
     for record in (accuracy, consistency):
       row += [*([number(first([record], 'paper'))] if paper else []),
               *([pytorch([record])] if torch else []), ours(record)]
-    rows.append([*row, ours(distance)])
+    rows.append([*row, *(ours(metrics.get(name)) for name in (*others, 'feature_distance'))])
   unstated = ' The protocol behind the paper\'s consistency is not known to gapjax.' \
     if paper else ''
-  named = f' ({protocols[0]})' if protocols and protocols[0] and not apart else ''
+  names = {metric: f' ({" or ".join(map(str, said))})' if said and said[0] else ''
+           for metric, said in protocols.items()}
   head = [*(['suite'] if several else []), 'network', 'dataset', *(['protocol'] if apart else [])]
-  for what, protocol in (('top-1', ''), ('consistency', named)):
+  for what, protocol in (('top-1', ''), ('consistency', '' if apart else names['consistency'])):
     head += [*([f'paper: {what}'] if paper else []), *([f'PyTorch: {what}'] if torch else []),
              f'gapjax: {what}{protocol}']
   return Table(
-    [*head, 'gapjax: feature distance'], rows, text=2 + several + apart,
+    [*head, *(f'gapjax: consistency{names[metric]}' for metric in others),
+     'gapjax: feature distance'], rows, text=2 + several + apart,
     strong=frozenset({len(head) - 2 - torch - paper, len(head) - 1}),
     breaks=frozenset(i for i in range(1, len(rows)) if blocks[i] != blocks[i - 1]),
     caption='Top-1 and consistency in percent. gapjax: mean \N{PLUS-MINUS SIGN} sample standard '
@@ -223,13 +227,13 @@ def _fact(cell):
 
 
 def samples(source, folder):
-  """The training's inputs: canvas.png of a run, samples/1x1.png of a suite."""
-  single = source.summary is not None
-  path = source.workdir / ('canvas.png' if single else 'samples/1x1.png')
-  if not path.exists():
+  """The training's inputs; of a suite those of a network that sees pairs, if there is one."""
+  pairs = [r for r in source.records if r['network'].startswith(('augshift', 'two_crops'))]
+  path = picture(source, 'samples.png', pairs) or picture(source, 'samples.png')
+  if not path:
     return None
   return Section('What the network sees', pictures=[Picture(
-    copied(path, folder, path.name if single else 'images.png'),
+    copied(path, folder, 'samples.png' if source.summary is not None else 'images.png'),
     'Training images', 'Training images as the network sees them; with two crops, pairs stand one '
     'above the other.')])
 

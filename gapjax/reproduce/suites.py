@@ -1,140 +1,78 @@
-"""Every cell of a table or figure: run over seeds, resumable, written as it finishes."""
+"""What to train: the cells of every table and figure, at every scale.
+
+A cell is one network trained once a seed.
+"""
 
 import dataclasses
-import datetime
 import fnmatch
-import logging
 import operator
-import statistics
-import time
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
 from gapjax import config as configs
-from gapjax import data, paths
-from gapjax.errors import UsageError, check_choice
-from gapjax.neurons.run import attack_run
-from gapjax.report import page as report
-from gapjax.reproduce.cells import SCALES, SUITES, Cell
-from gapjax.tasks.segmentation import object_classes
-from gapjax.training import workdirs
-from gapjax.training.system import versions
-from gapjax.training.train import train
-from gapjax.weights.files import require_torch
+from gapjax import recipes
+from gapjax.errors import UsageError
+from gapjax.report.schema import SETTINGS, VARIED
 
-log = logging.getLogger(__name__)
-
-# What a detail averages over seeds; its other fields are of the first.
-AVERAGED = ('per_location', 'shifts', 'per_class')
-# Fields that the names of cells say: changed, a row of the table would be called what it is not.
-NAMED = {'task', 'data.name', 'canvas.grid', 'canvas.target'}
-# What the report shows of a run, beside its samples.
-PICTURES = ('predictions.png', 'activations.png', 'attack_scenes.png')
+# Fields of the config that a cell's name says, by task: changed, a row of a table would be called
+# what it is not.
+NAMED = {
+  'canvas': {'canvas.grid', 'canvas.target', *(
+    f'model.{key}' for model in recipes.NETWORKS.values() for key in model)},
+  'classification': {'model.name', 'model.head', *(
+    f'{part}.{key}' for network in recipes.SHIFT_NETWORKS.values()
+    for part, fields in zip(('model', 'augshift'), network, strict=True) for key in fields)},
+  'segmentation': {'model.name'}}
 
 
-def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: str,
-        only: str | None = None, changes=(), published=None, with_torch: bool = False,
-        progress: bool = True):
-  """Trains what no results.json holds yet, cell by cell, then builds the report.
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One cell of a table: a network trained once a seed.
 
-  Args:
-    suite: a key of SUITES.
-    scale: one of its SCALES.
-    seeds: trains with seeds 0 to seeds - 1.
-    workdir: cells are trained in `workdir/cells/CELL/seedN`; `workdir/results.json` is written
-      after each.
-    data_dir: where datasets are; None is TFDS' default.
-    command: what the report says made it, below the earlier commands of this workdir.
-    only: trains only the cells whose names match one of these patterns, parted by spaces.
-    changes: flags '--config.FIELD=VALUE' that set a field of every cell.
-    published: another results.json whose cells count as trained, if it exists; what made them is
-      told by the run.json beside it.
-    with_torch: trains the PyTorch twin of every cell too, in `workdir/cells/CELL/seedN/torch`.
-    progress: whether to show progress bars.
-
-  Returns:
-    The path of report.html.
+  config: what trains it. identity: what tells it from the other cells of its suite, beside what the
+  config asks and of which dataset: network, of a sweep its SETTINGS, of an ablation what is VARIED.
+  paper: {metric: published fraction}. attack: whether its position channels are ranked and removed
+  once it is trained. changes: the fields in which it is not the suite's ('num_epochs=20').
   """
-  workdir = paths.of(workdir)
-  check_choice(scale, SCALES[suite], what=f'scale of {suite}')
-  every = changed(SUITES[suite](scale), changes, only=only)
-  cells = chosen(every, only)
-  if with_torch and paths.is_remote(workdir):
-    raise UsageError(f'--with_torch trains in a local folder only, not in {workdir}; leave it out, '
-                     'or give another --workdir')
-  train_twin = twin_of() if with_torch else None
-  for c in (cell.config for cell in cells):  # before hours of training, not after
-    if c.task == 'segmentation':
-      for split in (c.data.train_split, c.data.eval_split, c.neurons.split):
-        scenes = data.load_scenes(c.data.name, split=split, data_dir=data_dir)
-        object_classes(c.neurons.classes, scenes.class_names, dataset=c.data.name)
-    else:
-      data.check(c.data.name, data_dir=data_dir)
-  with workdirs.lock(workdir):  # results.json is read once, and written after every cell
-    own = workdir / 'results.json'
-    check_records(own, every)
-    records = known_records([own, *([published] if published else [])], every)
-    if len(records) > len(read_records(own)):
-      borrow(paths.of(published).parent, workdir)
-    _train(cells, records, suite=suite, scale=scale, seeds=seeds, workdir=workdir,
-           data_dir=data_dir, command=command, train_twin=train_twin, progress=progress)
-    return report.build(workdir)
+  config: ConfigDict
+  identity: Mapping[str, str | float]
+  paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  attack: bool = False
+  changes: tuple[str, ...] = ()
+
+  @property
+  def fields(self) -> dict:
+    """What its records carry of it (report/schema.py)."""
+    c = self.config
+    asked = {'target': c.canvas.target, 'grid': c.canvas.grid} if c.task == 'canvas' else {}
+    return {'task': c.task, **self.identity, **asked, 'dataset': c.data.name}
+
+  @property
+  def name(self) -> str:
+    return cell_name(self.fields)
+
+  @property
+  def named(self) -> set[str]:
+    """The fields of its config that its name says."""
+    return {'task', 'data.name', *NAMED[self.config.task],
+            *(f'model.{key}' for key in VARIED if key in self.identity)}
 
 
-def borrow(source, workdir) -> None:
-  """What tells how the cells of another suite's folder were made: its run.json, if workdir has none
-  yet, and the pictures that workdir has not."""
-  paths.make(workdir / 'samples')
-  folder = source / 'samples'
-  for name in ('run.json', *(f'samples/{path.name}' for path in (
-      sorted(folder.iterdir()) if folder.is_dir() else ()))):
-    if (source / name).exists() and not (workdir / name).exists():
-      paths.write_bytes(workdir / name, (source / name).read_bytes())
+def cell_name(fields: Mapping) -> str:
+  """'gapnet/location/3x3', 'augshift,weight=3/cifar10', 'permute_at=stage2/location/3x3'."""
+  parts = [f'{key}={fields[key]}' for key in VARIED if key in fields]
+  if 'network' in fields:
+    parts.append(','.join([fields['network'], *(
+      f'{key}={fields[key]:g}' for key in SETTINGS if key in fields)]))
+  parts += ([fields['target'], '{0}x{0}'.format(fields['grid'])] if 'grid' in fields
+            else [fields['dataset']])
+  return '/'.join(parts)
 
 
-def _train(cells, records, *, suite, scale, seeds, workdir, data_dir, command, train_twin,
-           progress):
-  """Trains what `records` do not hold, and writes them and run.json after each."""
-  start = time.perf_counter()
-  previous = paths.read_json(workdir / 'run.json') if (workdir / 'run.json').exists() else {}
-  # Seeds outside, so that every cell has a value before any has a second one.
-  for seed in range(seeds):
-    for number, cell in enumerate(cells, 1):
-      known = [r for r in records if holds(r, cell) and seed in r['seeds']]
-      trained = any('network' not in record for record in known)
-      attacked = not cell.attack or any('network' in record for record in known)
-      twinned = not train_twin or any(
-        seed in torch_seeds(record) for record in records if holds(record, cell))
-      if trained and attacked and twinned:
-        continue
-      log.warning('%s seed %d (cell %d of %d)', cell.name, seed, number, len(cells))
-      config = ConfigDict(cell.config.to_dict())
-      config.seed = seed
-      folder = workdir / 'cells' / cell.name / f'seed{seed}'
-      if not (trained and attacked):
-        summary = train(config, workdir=folder, data_dir=data_dir, progress=progress)
-        if not trained:
-          records = add(records, suite, scale, cell, seed, summary,
-                        paths.read_lines(folder / 'metrics.jsonl'))
-        if not attacked:
-          records = add_attack(records, suite, scale, cell, seed,
-                               attack_run(folder, data_dir=data_dir), chance=guessing(summary))
-        keep_samples(folder, workdir / 'samples', cell.config)
-        write_records(workdir / 'results.json', records)
-      if not twinned:
-        summary = train_twin(config, workdir=folder / 'torch', data_dir=data_dir,
-                             progress=progress)
-        records = add_torch(records, cell, seed, summary)
-        write_records(workdir / 'results.json', records)
-      today = datetime.date.today().isoformat()
-      paths.write_json(workdir / 'run.json', {
-        'began': previous.get('began', today), 'ended': today,
-        'command': '\n'.join(dict.fromkeys([*previous.get('command', '').splitlines(), command])),
-        'device': '; '.join(dict.fromkeys(filter(None, [
-          *previous.get('device', '').split('; '), summary['device']]))),
-        'versions': {**previous.get('versions', {}), **summary.get('versions', versions())},
-        'wall_seconds': previous.get('wall_seconds', 0.0) + time.perf_counter() - start})
-  write_records(workdir / 'results.json', records)
+def attacked(cell: Cell) -> Cell:
+  """The cell, its position channels ranked and removed too."""
+  return dataclasses.replace(cell, attack=True)
 
 
 def chosen(cells, only: str | None) -> list[Cell]:
@@ -155,217 +93,212 @@ def chosen(cells, only: str | None) -> list[Cell]:
 def changed(cells, changes, *, only=None) -> list[Cell]:
   """The cells with the fields that flags '--config.FIELD=VALUE' set.
 
-  Raises UsageError on what cannot be, on the seed, and on a field in which those of the cells that
-  `only` chooses differ: that is what the suite compares.
+  Raises UsageError on what cannot be, on the seed, on a field that the names of the cells that
+  `only` chooses say, and on one in which those differ: that is what the suite compares.
   """
-  fields = configs.named_fields(changes)
+  fields, some = configs.named_fields(changes), chosen(cells, only)
   if 'seed' in fields:
     raise UsageError('--config.seed: a cell is trained with seeds 0 to --seeds - 1; use --seeds')
-  for name in NAMED.intersection(fields):
-    raise UsageError(f'--config.{name}: the names of the cells say it; choose some with --cells')
+  named = set().union(*(cell.named for cell in some))
+  for name in fields:
+    if name in named:
+      raise UsageError(f'--config.{name}: the names of the cells say it, so a row would be called '
+                       'what it is not; choose cells with --cells, or train one network of your '
+                       'own with gapjax train')
   found = [dataclasses.replace(
     cell, config=configs.with_fields(cell.config, changes),
     changes=tuple(change.partition('config.')[2] for change in changes)) for cell in cells]
   for name in fields:
-    values = dict.fromkeys(repr(operator.attrgetter(name)(cell.config))
-                           for cell in chosen(cells, only))
+    values = dict.fromkeys(repr(operator.attrgetter(name)(cell.config)) for cell in some)
     if len(values) > 1:
       raise UsageError(f'--config.{name}: the cells differ in it ({", ".join(values)}); '
                        'choose some that do not with --cells')
   return found
 
 
-def read_records(path) -> list[dict]:
-  """The records of a results.json, each with its cell's config; none where there is no file."""
-  records, found = paths.read_json(path, list) if path.exists() else [], {}
-  for record in records:
-    if 'config' in record:
-      found.setdefault(trained_cell(record), {'config': record['config']})
-  return [{**found.get(trained_cell(record), {}), **record} for record in records]
+# ---- Table 1: location and image classification on a canvas (section 3) --------------------------
+
+GRIDS = (3, 5, 7)
+# Table 1 of the paper: {(network, target): {grid: fraction}}; 5x5 was not published.
+TABLE1 = {
+  ('gapnet', 'location'): {3: 1.0, 7: 1.0},
+  ('permutenet', 'location'): {3: 0.788, 7: 0.214},
+  ('gapnet', 'image'): {3: 0.826, 7: 0.821},
+  ('permutenet', 'image'): {3: 0.736, 7: 0.699},
+}
 
 
-def write_records(path, records) -> None:
-  """Writes results.json, with a cell's config in its first record alone."""
-  seen, written = set(), []
-  for record in records:
-    again = trained_cell(record) in seen
-    written.append({key: v for key, v in record.items() if not (again and key == 'config')})
-    seen.add(trained_cell(record))
-  paths.write_json(path, written)
+def canvas_cell(network: str, target: str, grid: int, base: ConfigDict) -> Cell:
+  """A network (a key of recipes.NETWORKS), target and grid over a base config."""
+  published = TABLE1.get((network, target), {}).get(grid)
+  paper = {} if published is None else {f'{target}_accuracy_best_random': published}
+  return Cell(recipes.on_canvas(network, base, target=target, grid=grid), {'network': network},
+              paper)
 
 
-def trained_cell(record) -> str:
-  """The name of the cell that a record is of, also one of its attack."""
-  return record.get('network', record.get('cell'))
+def table1(scale: str) -> list[Cell]:
+  """{GAPNet, PermuteNet} x {location, image} x {3x3, 5x5, 7x7} on CIFAR-10 (table 1).
 
-
-def check_records(path, cells) -> None:
-  """Raises UsageError when results.json holds anything but these cells: it would be lost."""
-  for record in read_records(path):
-    if not any(holds(record, cell) for cell in cells):
-      raise UsageError(f'{path} holds {record.get("cell")} of another suite, scale or config; '
-                       'use another --workdir')
-
-
-def known_records(files, cells) -> list[dict]:
-  """Records of these cells in several results.json files; an earlier file has precedence."""
-  records = []
-  for path in map(paths.of, files):
-    there = {(trained_cell(r), r['cell'], r['metric']) for r in records}
-    new = [r for r in read_records(path) if any(holds(r, cell) for cell in cells)
-           and (trained_cell(r), r['cell'], r['metric']) not in there]
-    for name in dict.fromkeys(map(trained_cell, new)):
-      log.warning('%s is known from %s', name, path)
-    records += new
-  return records
-
-
-def holds(record, cell) -> bool:
-  """Whether a record is of this cell, trained with this config (but for the seed)."""
-  return trained_cell(record) == cell.name and 'config' in record and not [
-    field for field in configs.difference(cell.config, record['config'])
-    if not field.startswith('seed ')]
-
-
-def add(records, suite, scale, cell, seed, summary, lines) -> list[dict]:
-  """The records with one more seed of a cell, from its summary and metrics."""
-  records = list(records)
-  for number, (metric, value) in enumerate(measured(summary).items()):
-    old = next((r for r in records if (r['cell'], r['metric']) == (cell.name, metric)), None)
-    numbers = [*(old['values'] if old else []), value]
-    record = {
-      'suite': suite, 'scale': scale, **said(cell), 'cell': cell.name, 'metric': metric,
-      'paper': cell.paper.get(metric), 'torch': old.get('torch') if old else None,
-      'values': numbers, 'seeds': [*(old['seeds'] if old else []), seed], **spread(numbers),
-      'commits': [*(old.get('commits', []) if old else []), summary.get('commit')],
-      'config': configs.as_json(cell.config)}
-    if metric == 'consistency':
-      record['protocol'] = summary['shifts']['protocol']
-    if number == 0:
-      record['detail'] = detail(old['detail'] if old else None, summary, lines)
-    if old:
-      records[records.index(old)] = record
-    else:
-      records.append(record)
-  return records
-
-
-def said(cell) -> dict:
-  """What a record says of changes to its cell, if there are any."""
-  return {'changes': list(cell.changes)} if cell.changes else {}
-
-
-def measured(summary) -> dict[str, float]:
-  """The metrics of a run, by their names in results.json."""
-  return {name: value for part in ('final', 'best') for name, value in summary[part].items()
-          if name not in ('loss', 'step')}
-
-
-def spread(values) -> dict:
-  """Mean, number and sample standard deviation (None of one) of the values of seeds."""
-  return {'mean': statistics.fmean(values), 'n': len(values),
-          'std': statistics.stdev(values) if len(values) > 1 else None}
-
-
-def twin_of():
-  """What trains a cell's PyTorch twin. Raises UsageError where PyTorch is not installed."""
-  require_torch('--with_torch', 'leave it out')
-  from gapjax.pytorch.train import train
-  return train
-
-
-def torch_seeds(record) -> list[int]:
-  """The seeds with which the PyTorch twin of a record's cell is trained."""
-  return (record.get('torch') or {}).get('seeds', [])
-
-
-def add_torch(records, cell, seed, summary) -> list[dict]:
-  """The records with one more seed of a cell's PyTorch twin: 'torch' holds 'values', 'seeds',
-  'mean', 'n' and 'std', as the record does of gapjax's runs."""
-  values, found = measured(summary), []
-  for record in records:
-    if record['cell'] == cell.name and record['metric'] in values:
-      numbers = [*(record.get('torch') or {}).get('values', []), values[record['metric']]]
-      record = {**record, 'torch': {
-        'values': numbers, 'seeds': [*torch_seeds(record), seed], **spread(numbers)}}
-    found.append(record)
-  return found
-
-
-def add_attack(records, suite, scale, cell, seed, sweep, *, chance=None) -> list[dict]:
-  """The records with what one seed's attack left of a cell: cells such as 'left/N=100', whose
-  'network' is the cell's name. Random orders have several values a seed. chance: of a classifier,
-  what guessing gets."""
-  records = list(records)
-  for new in sweep.records():
-    old = next((r for r in records if r.get('network') == cell.name
-                and (r['cell'], r['metric']) == (new['cell'], new['metric'])), None)
-    values = [*(old['values'] if old else []), *new['values']]
-    known = [value for value in values if value is not None]
-    record = {
-      'suite': suite, 'scale': scale, **said(cell), 'network': cell.name, 'cell': new['cell'],
-      'metric': new['metric'], 'paper': None, 'torch': None, 'values': values,
-      'seeds': [*(old['seeds'] if old else []), seed], 'n': len(known),
-      'mean': statistics.fmean(known) if known else None,
-      'std': statistics.stdev(known) if len(known) > 1 else None,
-      **({} if chance is None else {'chance': chance}), 'config': configs.as_json(cell.config)}
-    if old:
-      records[records.index(old)] = record
-    else:
-      records.append(record)
-  return records
-
-
-def guessing(summary):
-  """A classifier's accuracy by guessing; None of a network that marks pixels."""
-  return None if summary['config']['task'] == 'segmentation' else summary['sizes']['chance']
-
-
-def detail(old, summary, lines) -> dict:
-  """What the report's pictures and footnotes need; curves are of the first seed."""
-  if old:
-    n = len(old['wall_seconds'])
-    return {**old, **{name: mean(old[name], summary[name], n) for name in AVERAGED if name in old},
-            'wall_seconds': [*old['wall_seconds'], summary['wall_seconds']]}
-  config = ConfigDict(summary['config'])
-  evaluations = [line for line in lines if line['split'] == 'eval']
-  curves = {
-    'train_loss': [[line['step'], line['loss']] for line in lines if line['split'] == 'train'],
-    **{f'eval_{name}': [[line['step'], line[name]] for line in evaluations]
-       for name in ('accuracy', 'consistency') if name in evaluations[0]}}
-  return {
-    **{name: summary[name] for name in AVERAGED if name in summary}, 'curves': curves,
-    'wall_seconds': [summary['wall_seconds']],
-    'images_per_second': summary['images_per_second'], 'epochs': config.num_epochs,
-    'steps': summary['step'], 'batch_size': config.batch_size,
-    'model': ' '.join([config.model.name, *(
-      [config.model.backbone] if config.task == 'segmentation' else []),
-      f'width {config.model.width}']), **summary['sizes']}
-
-
-def mean(old, new, n: int):
-  """The mean over n + 1 seeds of nested numbers, from that over n and the next; all else stays."""
-  if isinstance(old, dict):
-    return {key: mean(value, new[key], n) for key, value in old.items()}
-  if isinstance(old, list):
-    return [mean(a, b, n) for a, b in zip(old, new, strict=True)]
-  return (old * n + new) / (n + 1) if isinstance(old, float) else old
-
-
-def keep_samples(run, folder, config) -> None:
-  """Copies a run's pictures to folder: samples of the first run of each grid as KxK.png, of crops
-  as 1x1.png; predictions of a segmentation network under their own names.
-
-  Pairs of crops show more than single ones, and take their place.
+  Scale 'small' is width 16, images shrunk to 16x16, the first 10,000 training and 500 test images,
+  and 10, 6 and 4 epochs with cosine decay: it shows the ordering in one to two hours on 2 cores,
+  not the paper's numbers. Scale 'narrow' is the paper's recipe, images and steps at width 16;
+  GAPNet finds every location after one epoch, and has two.
   """
-  paths.make(folder)
-  if config.task == 'segmentation':
-    for name in PICTURES:
-      if (run / name).exists():
-        paths.write_bytes(folder / name, (run / name).read_bytes())
-    return
-  pairs = config.task == 'classification' and config.augshift.crops == 2
-  grid = config.canvas.grid if config.task == 'canvas' else 1
-  target = folder / f'{grid}x{grid}.png'
-  if not target.exists() or pairs:
-    paths.write_bytes(target, (run / 'canvas.png').read_bytes())
+  base = configs.default()
+  if scale != 'full':
+    base.model.width = 16
+  if scale == 'small':
+    base.data.update(image_size=16, train_images=10_000)
+    base.schedule.name = 'cosine'
+    base.eval.images = 500
+  cells = [canvas_cell(network, target, grid, base)
+           for grid in GRIDS for target in configs.TARGETS for network in ('gapnet', 'permutenet')]
+  for cell in cells:
+    if scale == 'small':
+      cell.config.num_epochs = {3: 10, 5: 6, 7: 4}[cell.config.canvas.grid]
+    else:  # the exact evaluation of 7x7 is 490,000 canvases
+      cell.config.eval.batch_size = 500
+    if scale == 'narrow' and cell.name.startswith('gapnet/location/'):
+      cell.config.num_epochs = 2
+  return cells
+
+
+# ---- Table 2: accuracy and shift consistency (section 4) -----------------------------------------
+
+# {(network, dataset): (top-1, consistency)}; the paper has no others.
+TABLE2 = {
+  ('resnet18', 'cifar10'): (.931, .908), ('resnet18', 'cifar100'): (.726, .701),
+  ('blurpool', 'cifar10'): (.925, .925), ('blurpool', 'cifar100'): (.724, .782),
+  ('augshift', 'cifar10'): (.921, .948), ('augshift', 'cifar100'): (.726, .856),
+}
+CIFAR = {'small': recipes.small_cifar, 'narrow': recipes.narrow_cifar, 'full': recipes.cifar}
+
+
+def shift_cell(network: str, base: ConfigDict, **pair) -> Cell:
+  """A network (a key of recipes.SHIFT_NETWORKS) over a base config; pair: SETTINGS of a sweep."""
+  config = recipes.shifted(network, base, **pair)
+  # The paper's numbers are for test images, and its weight and shifts are not known.
+  published = (TABLE2.get((network, config.data.name)) if not pair and not config.data.held_out
+               else None)
+  paper = dict(zip(('image_accuracy', 'consistency'), published or (), strict=False))
+  # The same network by its own name, when it is not the paper's.
+  name = config.model.name if network == 'resnet18' else network
+  return Cell(config, {'network': name, **pair}, paper)
+
+
+def table2(scale: str) -> list[Cell]:
+  """SHIFT_NETWORKS x {CIFAR-10, CIFAR-100} (table 2); the recipe of each scale: CIFAR."""
+  base = CIFAR[scale]
+  return [shift_cell(network, base(dataset))
+          for dataset in ('cifar10', 'cifar100') for network in recipes.SHIFT_NETWORKS]
+
+
+def augshift_sweep(scale: str) -> list[Cell]:
+  """AugShift on CIFAR-10 for several weights and maximum shifts, beside the baseline.
+
+  From it come the defaults of config.augshift (of the settings that lose at most one point of
+  accuracy, the most consistent), so it is measured on training images that were left out, never on
+  test images; headline metrics only.
+  """
+  base = CIFAR[scale]('cifar10')
+  base.data.held_out = 4_000 if scale == 'small' else 5_000
+  base.eval.update(images=0, max_shift=0)
+  settings = [(3.0, 4, 0.0), (1.0, 4, 0.0), (1.0, 8, 0.0), (3.0, 8, 0.0), (10.0, 4, 0.0),
+              (5.0, 4, 0.0), (10.0, 4, 0.5), (0.0, 4, 0.0)]
+  return [shift_cell('resnet18', base), *(
+    shift_cell('augshift', base, **dict(zip(SETTINGS, values, strict=True)))
+    for values in settings)]
+
+
+# ---- Position channels: segmentation to attack (section 5) ---------------------------------------
+
+
+def attack(scale: str) -> list[Cell]:
+  """DeepLabv3 on CamVid, and table 1's networks on 3x3: trained, ranked and attacked.
+
+  Beside GAPNet, whose channels each have their place, PermuteNet is the control.
+  """
+  canvas = [attacked(cell) for cell in table1(scale) if cell.config.canvas.grid == 3]
+  for cell in canvas:
+    cell.config.neurons.images = 2_000
+  return [Cell(recipes.camvid(scale), {'network': 'deeplabv3'}, attack=True), *canvas]
+
+
+# ---- Quickstart: the whole paper on scikit-learn's digits ----------------------------------------
+
+
+def quickstart(scale: str) -> list[Cell]:
+  """On digits. Claim 1: GAPNet and PermuteNet, location and image, and the fixed control.
+  Claim 2: the baseline, BlurPool, two crops without and with the pairwise loss. Claim 3: a
+  segmentation network whose position channels are removed, and both GAPNets of claim 1.
+  """
+  canvas, moved, scenes = recipes.digits(), recipes.digits_moved(), recipes.digit_scenes()
+  shifted = ['resnet18', 'blurpool', 'two_crops', 'augshift']
+  if scale == 'tiny':  # for continuous integration: shows that it runs, not what it finds
+    for base in (canvas, moved):
+      base.num_epochs = 2
+      base.data.image_size = 8
+      base.model.width = 8
+      base.eval.update(images=100, every_epochs=1)
+    moved.eval.update(max_shift=4, shift_images=20)
+    scenes.num_epochs = 1
+    scenes.data.train_images, scenes.model.width = 40, 4
+    scenes.eval.images = scenes.neurons.images = 20
+    for base in (canvas, scenes):
+      base.neurons.update(counts=3, random_orders=2)
+    shifted = ['resnet18', 'augshift']
+  cells = [('gapnet', 'location'), ('permutenet', 'location'), ('permutenet_fixed', 'location'),
+           ('gapnet', 'image'), ('permutenet', 'image')]
+  first = [canvas_cell(network, target, 3, canvas) for network, target in cells]
+  return [*(attacked(cell) if cell.identity['network'] == 'gapnet' else cell for cell in first),
+          *(shift_cell(network, moved) for network in shifted),
+          Cell(scenes, {'network': 'deeplabv3'}, attack=True)]
+
+
+# ---- Without published numbers: where permuting hurts, and what padding gives away ---------------
+
+
+# Where the channels are permuted, each network GAP and one linear layer: never, in one order fixed
+# for the run, or anew at every forward pass, from the pooled channels towards the image.
+PERMUTED = {
+  'never': dict(head='linear'), 'fixed': recipes.NETWORKS['permutenet_fixed'],
+  'pooled': recipes.NETWORKS['permutenet'],
+  **{f'stage{s}': dict(recipes.NETWORKS['permutenet'], permute_at=f'stage{s}')
+     for s in (4, 3, 2, 1)}}
+
+
+def ablations(scale: str) -> list[Cell]:
+  """One thing varied at a time, on the 3x3 canvas: where channels are permuted, for location and
+  image; and how convolutions pad, for GAPNet's and PermuteNet's location ('none' shrinks the maps
+  of these canvases to nothing). PermuteNet's location with zero padding is in both, trained twice.
+  And PermuteNet for five times as many epochs, since it learns slowly, and with four times as many
+  channels (small: the paper's 512). Small: on digits, as in the quickstart.
+  """
+  base = recipes.digits() if scale == 'small' else configs.default()
+
+  def cell(target, model, **identity):
+    config = recipes.on_canvas('gapnet', base, target=target, grid=3)
+    config.model.update(model)
+    return Cell(config, identity)
+
+  longer, wider = ([cell(target, PERMUTED['pooled'], permute_at=f'pooled_{what}')
+                    for target in configs.TARGETS] for what in ('5x', 'wide'))
+  for c in (cell.config for cell in longer):
+    c.num_epochs *= 5
+    c.eval.every_epochs = c.num_epochs // 10
+  for c in (cell.config for cell in wider):
+    c.model.width *= 4
+  return [
+    *(cell(target, model, permute_at=where)
+      for where, model in PERMUTED.items() for target in configs.TARGETS), *longer, *wider,
+    *(cell('location', dict(recipes.NETWORKS[network], padding=padding), padding=padding,
+           network=network)
+      for padding in ('zero', 'partial', 'replicate', 'reflect', 'circular')
+      for network in ('gapnet', 'permutenet'))]
+
+
+SUITES = {'quickstart': quickstart, 'table1': table1, 'table2': table2,
+          'augshift_sweep': augshift_sweep, 'attack': attack, 'ablations': ablations}
+SCALES = {
+  **dict.fromkeys(SUITES, ('small', 'full')), 'quickstart': ('digits', 'tiny'),
+  **dict.fromkeys(('table1', 'table2', 'augshift_sweep'), ('small', 'narrow', 'full'))}

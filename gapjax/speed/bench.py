@@ -149,8 +149,8 @@ class Trainer:
     plan = Plan.of(config, num_images=len(train_set))
     model, state, rule, _ = build.create(config, task, train_set, plan,
                                          platform=devices.platform)
-    self.flops = flops.step_flops(config, model,
-                                   (*build.input_shape(config, task, train_set), 3))
+    self.flops = flops.step_flops(model, (*task.input_shape(train_set), 3),
+                                  images=config.batch_size * task.crops)
     feed = build.create_feed(config, task, train_set, plan)
     self.batches = feed.batches(0)
     self.state, self.key, self.data = devices.replicate(

@@ -131,8 +131,8 @@ class Step:
     train_set, task, self.data = bench_data.load(config, data_dir)
     plan = Plan.of(config, num_images=len(train_set))
     model, state, rule, _ = build.create(config, task, train_set, plan)
-    self.model_flops = flops.step_flops(config, model,
-                                   (*build.input_shape(config, task, train_set), 3))
+    self.model_flops = flops.step_flops(model, (*task.input_shape(train_set), 3),
+                                        images=config.batch_size * task.crops)
     single = config.copy_and_resolve_references()
     single.update(batch_size=1, steps_per_call=1)
     feed = build.create_feed(single, task, train_set,

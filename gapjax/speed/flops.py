@@ -40,11 +40,9 @@ def forward_flops(model, image_shape: tuple[int, int, int]) -> int:
   return _count(program.jaxpr)
 
 
-def step_flops(config, model, image_shape: tuple[int, int, int]) -> int:
-  """Those of a training step of a config, over its whole batch, of each image as often as it is
-  seen."""
-  seen = config.batch_size * (config.augshift.crops if config.task == 'classification' else 1)
-  return TRAINING * seen * forward_flops(model, image_shape)
+def step_flops(model, image_shape: tuple[int, int, int], *, images: int) -> int:
+  """Those of a training step on so many images; a pair of crops are two."""
+  return TRAINING * images * forward_flops(model, image_shape)
 
 
 def _count(jaxpr):

@@ -21,9 +21,18 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Num, Shaped
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
+from gapjax import data as datasets
+from gapjax.data.sheet import Sheet
 from gapjax.errors import UsageError
 from gapjax.tasks import consistency
-from gapjax.tasks.images import check_images, check_shift, normalise, random_flips
+from gapjax.tasks.images import (
+  ResidentImages,
+  check_images,
+  check_shift,
+  normalise,
+  random_flips,
+  shown,
+)
 from gapjax.tasks.metrics import PairMetrics, TrainMetrics
 
 
@@ -122,7 +131,7 @@ def warm_up(step: jax.Array | int, weight: float, *, steps: int) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class AugShiftTask:
+class AugShiftTask(ResidentImages):
   """Classification of randomly shifted images; with two shifts of each, AugShift.
 
   Attributes:
@@ -149,7 +158,30 @@ class AugShiftTask:
   flip: bool = True
   map_offsets: tuple[int, ...] = (0,)
   dtype: jnp.dtype = jnp.float32
-  grid = 1  # the image is the whole input
+
+  @classmethod
+  def of(cls, config, train_set, *, dtype, axis_name=None) -> 'AugShiftTask':
+    """The task of a config. Raises UsageError where a shift is as large as the images."""
+    del axis_name  # the loss is a mean over images
+    height, width = train_set.images.shape[1:3]
+    for name, shift in (('augshift.max_shift', config.augshift.max_shift),
+                        ('eval.shift', config.eval.shift),
+                        ('eval.max_shift', config.eval.max_shift)):
+      check_shift(f'{name}={shift}: a shift', shift, height, width)
+    mean, std = datasets.normalisation(train_set.name, train_set.images)
+    c, reach = config.augshift, config.eval.max_shift // config.eval.map_step
+    return cls(
+      mean=mean, std=std, flip=config.data.flip, dtype=dtype,
+      num_classes=len(train_set.class_names), crops=c.crops, max_shift=c.max_shift,
+      weight=c.weight, stacked=c.stacked,
+      warm_up_steps=round(c.warm_up * config.num_epochs * len(train_set) / config.batch_size),
+      map_offsets=tuple(config.eval.map_step * i for i in range(-reach, reach + 1)))
+
+  @staticmethod
+  def describe(config) -> str:
+    c = config.augshift
+    return f'head {config.model.head}, ' + (
+      f'two crops, pairwise weight {c.weight} on' if c.crops == 2 else 'one crop of')
 
   def normalised(self, images: jax.Array) -> jax.Array:
     return normalise(images, mean=self.mean, std=self.std, dtype=self.dtype)
@@ -188,12 +220,14 @@ class AugShiftTask:
       loss=jnp.broadcast_to(loss, labels.shape), correct=correct,
       relative_distance=jnp.broadcast_to(parts['relative_distance'], labels.shape))
 
-  def samples(self, keys, data, indices):
-    """Images as the network sees them, (n, h, w, 3) normalised, all first crops before all second
-    ones; which examples they are, (n,); and None, for where (an image is no canvas)."""
-    n = max(len(indices) // self.crops, 1)
-    images = self.train_batch(keys[:n], data, indices[:n])['images']
-    return images.reshape(-1, *images.shape[2:]), jnp.tile(jnp.arange(n), self.crops), None
+  def samples(self, train_set, *, seed: int, count: int = 12) -> Sheet:
+    """Training images as the network sees them, all first crops before all second ones."""
+    few = train_set.part(0, count // self.crops)
+    batch = jax.jit(self.train_batch)(jax.random.split(jax.random.key(seed), len(few)),
+                                      self.resident(few), np.arange(len(few)))
+    labels = [few.class_names[label] for label in few.labels] * self.crops
+    return Sheet([*zip(labels, np.concatenate(shown(batch['images'], self)), strict=True)],
+                 columns=6)
 
   def eval_inputs(self, data, common, batch) -> jax.Array:
     """Test examples batch['index'] (b,), each moved by batch['offset'] (b, v, 2): (v * b, ...)."""
@@ -205,3 +239,6 @@ class AugShiftTask:
     """Sums over a batch of views, padding left out; see consistency.counts."""
     return consistency.counts(logits, features['pooled'], data['labels'][batch['index']], batch,
                               centre=common['centre'], num_cells=len(self.map_offsets) ** 2)
+
+  def evaluation(self, config, test_set, counter) -> consistency.ShiftEvaluation:
+    return consistency.ShiftEvaluation(config, self, test_set, counter)

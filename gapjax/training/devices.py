@@ -43,6 +43,7 @@ def initialize(how: str) -> None:
     if arguments['process_id'] >= arguments['num_processes']:
       raise UsageError(f'--distributed={how}: processes are counted from 0 to '
                        f'{arguments["num_processes"] - 1}')
+  print('gapjax: waiting for the other processes of the run', file=sys.stderr, flush=True)
   try:
     jax.distributed.initialize(**arguments)
   except (ValueError, RuntimeError) as error:
@@ -57,7 +58,8 @@ def initialize(how: str) -> None:
 
 def told_by_environment() -> str | None:
   """'auto' in a process that SLURM or GKE started as one of several, else None."""
-  several = (int(os.environ.get('SLURM_STEP_NUM_TASKS', '1')) > 1
+  tasks = os.environ.get('SLURM_STEP_NUM_TASKS', '')
+  several = ((tasks.isdigit() and int(tasks) > 1)
              or ',' in os.environ.get('TPU_WORKER_HOSTNAMES', ''))
   return 'auto' if several else None
 
@@ -142,10 +144,11 @@ def together():
 def leave(code: int) -> None:
   """Ends a process that has failed, without waiting for the others as jax would: they wait for it.
   """
-  if code and not is_alone():
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+  with contextlib.suppress(RuntimeError, AssertionError):  # jax', without a device to ask
+    if code and not is_alone():
+      sys.stdout.flush()
+      sys.stderr.flush()
+      os._exit(code)
 
 
 class Devices:

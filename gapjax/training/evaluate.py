@@ -48,7 +48,7 @@ def evaluate(workdir, *, data_dir=None, devices=None) -> dict:
   """
   workdir, devices = paths.of(workdir), Devices(devices)
   run = open_run(workdir, data_dir=data_dir)
-  evaluator = build.create_evaluator(run.config, run.model, run.task, run.test_set, devices)
-  result = {'step': run.step, **evaluator.report(devices.replicate(run.state))}
+  evaluation = build.create_evaluation(run.config, run.model, run.task, run.test_set, devices)
+  result = {'step': run.step, **evaluation.report(devices.replicate(run.state))}
   paths.write_json(workdir / 'evaluation.json', result)
   return result

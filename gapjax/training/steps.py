@@ -14,7 +14,7 @@ from flax import struct
 from jax import lax
 
 # Streams folded into the run's key.
-INIT, ORDER, TRAIN, EVAL, SAMPLES = range(5)
+INIT, ORDER, TRAIN, EVAL = range(4)
 
 
 @struct.dataclass
@@ -27,7 +27,7 @@ class TrainState:
 
 
 def stream(seed: int, name: int) -> jax.Array:
-  """The key of one stream (INIT, ORDER, TRAIN, EVAL, SAMPLES) of a run."""
+  """The key of one stream (INIT, ORDER, TRAIN, EVAL) of a run."""
   return jax.random.fold_in(jax.random.key(seed), name)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import importlib.metadata
 import os
 import pathlib
@@ -93,9 +94,10 @@ def versions() -> dict[str, str]:
           **{name: importlib.metadata.version(name) for name in REPORTED_PACKAGES}}
 
 
+@functools.cache
 def commit() -> str | None:
   """The commit of the clone that gapjax runs from, with '+' where files differ from it; None where
-  it is installed."""
+  it is installed. Asked once: a process runs the code that it has loaded."""
   here = pathlib.Path(__file__).resolve().parent
 
   def git(*command):

@@ -14,7 +14,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from gapjax import config as configs
 from gapjax import paths
 from gapjax.errors import Interrupted, TrainingFailed
-from gapjax.tasks.segmentation import object_classes
 from gapjax.training import build, steps, workdirs
 from gapjax.training.checkpoint import Checkpoints, digest
 from gapjax.training.devices import (
@@ -66,8 +65,6 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
 
     # ---- Data ---------------------------------------------------------------------------------
     train_set, test_set, task = build.load(config, data_dir=data_dir)
-    if config.task == 'segmentation':  # what the attack will ask for
-      object_classes(config.neurons.classes, train_set.class_names, dataset=config.data.name)
 
     # ---- Workdir: new, or of the same config; nobody else's meanwhile --------------------------
     if is_first():  # the process that reads and writes there
@@ -78,10 +75,10 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     plan = Plan.of(config, num_images=len(train_set))
     model, state, rule, schedule = build.create(config, task, train_set, plan,
                                                  platform=devices.platform)
-    log.info('%s\n%s', describe(config, plan, devices),
+    log.info('%s\n%s', describe(config, task, plan, devices),
              parameter_overview.get_parameter_overview(state.params, include_stats=False))
     train_steps = build.create_train_steps(model, task, rule, devices)
-    evaluator = build.create_evaluator(config, model, task, test_set, devices)
+    evaluation = build.create_evaluation(config, model, task, test_set, devices)
 
     # ---- Resume, or begin: the workdir is this config's ----------------------------------------
     checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
@@ -96,7 +93,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     writer = stack.enter_context(Writer(workdir, step=step))
     feed = build.create_feed(config, task, train_set, plan)
     if is_first():
-      feed.save_samples(workdir / 'canvas.png')
+      task.samples(train_set, seed=config.seed).save(workdir / 'samples.png')
 
     # ---- On the device: the training set if it fits, the state, the key ------------------------
     data = devices.replicate(feed.data)
@@ -128,7 +125,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
       # ---- Evaluate, as the authors do each epoch ----------------------------------------------
       if plan.evaluates(step) and not writer.evaluated(step) and not stopping:
         with clock.paused():
-          result = evaluator.during(state, stop=stop if is_alone() else None)
+          result = evaluation.during(state, stop=stop if is_alone() else None)
         if result is None:
           stopping = True  # saved at this step, so that going on begins with the evaluation
         else:
@@ -162,24 +159,25 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
 
     # ---- Final: every test image at every location; consistency; mIoU --------------------------
     checkpoints.wait()
-    final = evaluator.final(state, stop=stop if is_alone() else None,
+    final = evaluation.final(state, stop=stop if is_alone() else None,
                             progress=progress and is_first())
     if final is None:
       raise Interrupted(f'stopped in the final evaluation; training is complete in {workdir}; '
                         'the same command evaluates', code=stop.code)
     check_finite(final['loss'], step)
     if is_first():
-      evaluator.save_pictures(state, workdir)
+      for name, picture in evaluation.pictures(state).items():
+        picture.save(workdir / name)
     writer.write(step, 'final', **final)
     evaluations = [line for line in writer.lines if line['split'] == 'eval']
     summary = {
-      'config': configs.as_json(config), 'step': step, **evaluator.summary(final, evaluations),
+      'config': configs.as_json(config), 'step': step, **evaluation.summary(final, evaluations),
       'wall_seconds': clock.wall_seconds(), 'images_per_second': clock.images_per_second(),
       'device': describe_devices(devices.devices), 'versions': versions(),
       'commit': commit()}
     summary['sizes'] = {
       'train_images': len(train_set), 'test_images': len(test_set),
-      'canvas_size': build.input_shape(config, task, train_set)[1],
+      'input_size': task.input_shape(train_set)[1],
       'chance': 1 / task.num_classes,
       'parameters': sum(x.size for x in jax.tree.leaves(state.params))}
     if is_first():
@@ -188,15 +186,11 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     return summary
 
 
-def describe(config, plan, devices) -> str:
+def describe(config, task, plan, devices) -> str:
   """One line on what is about to run."""
-  m, k, pair = config.model, config.canvas.grid, config.augshift
-  what = {'canvas': f'head {m.head}, {config.canvas.target} on a {k}x{k} canvas of',
-          'classification': f'head {m.head}, ' + (
-            f'two crops, pairwise weight {pair.weight} on' if pair.crops == 2 else 'one crop of'),
-          'segmentation': f'{m.backbone}, output stride {m.output_stride}, scenes of'}
+  m = config.model
   return (f'{m.name} width {m.width}, padding {m.padding}, {m.dtype}; '
-          f'{what[config.task]} {config.data.name}; {plan.total_steps} steps of batch '
+          f'{task.describe(config)} {config.data.name}; {plan.total_steps} steps of batch '
           f'{config.batch_size} on {describe_devices(devices.devices)}')
 
 

@@ -1,4 +1,4 @@
-"""The pictures of a report: canvas samples, accuracy per location, learning curves.
+"""The pictures of a report: accuracy per location, learning curves.
 
 Every function writes one PNG and keeps no state: figures are made with matplotlib's object API, so
 no display and no pyplot is needed, and the same arguments give the same bytes. Pictures with axes
@@ -54,8 +54,6 @@ PAGE = {False: {'page': '#ffffff', 'ink': '#1f262d', 'soft': '#616b75', 'rule': 
         True: {'page': '#12161b', 'ink': '#e3e8ec', 'soft': '#98a4af', 'rule': '#2a323a'}}
 # As many decimals as the value needs: 87.5%, 90%.
 PERCENT = FuncFormatter(lambda value, _: f'{100 * value:.4g}%')
-# Readable on white and on the dark page alike, for pictures that come in one version only.
-MIDDLE_GREY = '#7b858f'
 
 
 def square(k):
@@ -154,7 +152,7 @@ def rows_of(cells):
 
 
 @contextlib.contextmanager
-def drawing(path, *, size, dark=False, transparent=False):
+def drawing(path, *, size, dark=False):
   """Yields an empty figure of `size` inches in the house style and writes it to `path`."""
   colors = PAGE[dark]
   style = {
@@ -173,43 +171,7 @@ def drawing(path, *, size, dark=False, transparent=False):
     FigureCanvasAgg(figure)
     yield figure
     with paths.opened(path) as file:
-      figure.savefig(file, format='png', metadata={'Software': None}, transparent=transparent)
-
-
-def canvas_samples(canvases, *, labels, path, grid, columns=6):
-  """Draws canvases in a table, each under its label, with thin lines between the grid's cells.
-
-  Args:
-    canvases: float (n, H, W, 3) in [0, 1], RGB, already de-normalised.
-    labels: n short strings, such as 'location 4' or 'a 7'.
-    path: where the PNG goes; its background is transparent.
-    grid: k; lines are drawn at multiples of H / k and W / k.
-    columns: canvases in a row.
-
-  Raises:
-    ValueError: the shapes do not fit, or there is no canvas.
-  """
-  canvases = np.asarray(canvases, np.float32)
-  if canvases.ndim != 4 or canvases.shape[-1] != 3 or not len(canvases):
-    raise ValueError(f'canvases must be (n, H, W, 3) with n > 0, got {canvases.shape}')
-  if len(labels) != len(canvases):
-    raise ValueError(f'{len(canvases)} canvases need as many labels, got {len(labels)}')
-  columns = min(columns, len(canvases))
-  rows = -(-len(canvases) // columns)
-  _, height, width, _ = canvases.shape
-  side = 7.8 / max(columns, 3)
-  size = (side * columns, rows * (side * height / width + .22))
-  with drawing(path, size=size, transparent=True) as figure:
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-      axis.set_axis_off()
-    for axis, canvas, label in zip(axes, canvases, labels, strict=False):
-      axis.imshow(np.clip(canvas, 0, 1), interpolation='nearest', extent=(0, width, height, 0))
-      line = 'black' if np.median(canvas) > .6 else 'white'
-      for i in range(1, grid):
-        axis.axhline(i * height / grid, color=line, linewidth=.6, alpha=.45)
-        axis.axvline(i * width / grid, color=line, linewidth=.6, alpha=.45)
-      axis.set_title(label, fontsize=8, color=MIDDLE_GREY, pad=4)
+      figure.savefig(file, format='png', metadata={'Software': None})
 
 
 def location_heatmaps(cells, path, *, dark=False):

@@ -1,0 +1,185 @@
+"""The recipes that configs/ and reproduce/ share: networks by name, and what they are trained on.
+
+`gapjax train --config=configs/...` and `gapjax reproduce` so train the same thing.
+"""
+
+from ml_collections import ConfigDict
+
+from gapjax import config as configs
+
+# ---- A canvas (section 3, table 1) ---------------------------------------------------------------
+
+# What a network is, in config.model.
+NETWORKS = {
+  'gapnet': dict(head='gap'),
+  'permutenet': dict(head='permuted', permutation='batch', permute_at='pooled'),
+  'permutenet_fixed': dict(head='permuted', permutation='fixed', permute_at='pooled'),
+}
+
+
+def on_canvas(network: str, base: ConfigDict, *, target: str, grid: int) -> ConfigDict:
+  """A network (a key of NETWORKS), target and grid over a base config."""
+  c = ConfigDict(base.to_dict())
+  c.model.update(NETWORKS[network])
+  c.canvas.update(grid=grid, target=target)
+  return c
+
+
+def digits() -> ConfigDict:
+  """The quickstart's recipe: scikit-learn's digits, a narrow ResNet-10, seconds an epoch."""
+  c = configs.default()
+  c.num_epochs = 20
+  c.data.update(name='digits', image_size=16, flip=False)
+  c.model.update(name='resnet10', width=16)
+  c.optimizer.lr = 2e-3
+  c.schedule.update(name='cosine', warmup_epochs=1.0)
+  c.eval.update(batch_size=200, every_epochs=4)
+  c.checkpoint.update(every_epochs=10.0)
+  return c
+
+
+# ---- Accuracy and shift consistency (section 4, table 2) -----------------------------------------
+
+BLUR, APS = dict(downsample='blur'), dict(downsample='polyphase', blur_size=1)
+CONTROL = dict(weight=0.0, max_shift=4, warm_up=0.0)
+SINGLE, TWO, PAIR = dict(crops=1, **CONTROL), dict(crops=2, **CONTROL), dict(crops=2)
+# name -> (config.model, config.augshift). `two_crops` is the fair baseline: AugShift sees every
+# image twice a step, so part of its gain is not the pairwise term's.
+SHIFT_NETWORKS = {
+  'resnet18': ({}, SINGLE),
+  'blurpool': (BLUR, SINGLE),
+  'aps': (APS, SINGLE),
+  'two_crops': ({}, TWO),
+  'augshift': ({}, PAIR),
+  'augshift_blurpool': (BLUR, PAIR),
+  'augshift_aps': (APS, PAIR),
+}
+
+
+def shifted(network: str, base: ConfigDict, **pair) -> ConfigDict:
+  """A network (a key of SHIFT_NETWORKS) over a base config; pair: fields of config.augshift.
+
+  With two crops the loss is the sum of two cross entropies. So that a step of SGD is what the
+  baseline's would be on both crops' mean, the rate is half of the base's and the decay twice.
+  """
+  c = ConfigDict(base.to_dict())
+  model, augshift = SHIFT_NETWORKS[network]
+  c.model.update(model)
+  c.augshift.update({**augshift, **pair})
+  if c.augshift.crops == 2 and c.optimizer.name == 'sgd':
+    c.optimizer.lr /= 2
+    c.optimizer.weight_decay *= 2
+  return c
+
+
+def cifar(dataset: str) -> ConfigDict:
+  """ResNet-18's standard recipe on CIFAR-10 or CIFAR-100: SGD, cosine, random shifts and flips."""
+  c = configs.default()
+  c.task = 'classification'
+  c.data.name = dataset
+  c.num_epochs = 60
+  c.batch_size = 128
+  c.model.update(stem='cifar', head='linear')
+  c.optimizer.update(name='sgd', lr=0.1, weight_decay=5e-4)
+  c.schedule.update(name='cosine', warmup_epochs=2.0)
+  c.eval.update(batch_size=500, every_epochs=5, shift_images=500, map_step=2)
+  c.checkpoint.every_epochs = 5.0
+  return c
+
+
+def narrow_cifar(dataset: str) -> ConfigDict:
+  """Width 16, all 50,000 images, 15 epochs: about an hour on 2 CPU cores.
+
+  Large batches and a triangular rate (up over a fifth of the training, then down to 0), as those
+  who train CIFAR-10 in few epochs have it.
+  """
+  c = cifar(dataset)
+  c.num_epochs = 15
+  c.batch_size = 250
+  c.model.width = 16
+  c.optimizer.update(lr=0.2, nesterov=True)
+  c.schedule.update(name='poly', power=1.0, warmup_epochs=3.0)
+  c.eval.every_epochs = 3
+  c.checkpoint.every_epochs = 1.0
+  return c
+
+
+def small_cifar(dataset: str) -> ConfigDict:
+  """Width 12, the first 10,000 images, 5 epochs: minutes on 2 CPU cores.
+
+  Adam, because in so few steps it gets further than SGD: after 3 epochs the baseline had 54.6%
+  against 50.6% (batch 64) and 49.9% (batch 32) right.
+  """
+  c = cifar(dataset)
+  c.num_epochs = 5
+  c.batch_size = 32
+  c.data.train_images = 10_000
+  c.model.width = 12
+  c.optimizer.update(name='adam', lr=2e-3, b1=0.9, weight_decay=0.0)
+  c.schedule.warmup_epochs = 0.5
+  c.eval.update(batch_size=250, images=4_000, every_epochs=3, shift_images=400, map_step=2)
+  c.checkpoint.every_epochs = 2.5
+  return c
+
+
+def digits_moved() -> ConfigDict:
+  """The quickstart's recipe for shift consistency: digits moved by up to a quarter."""
+  c = digits()
+  c.task = 'classification'
+  c.num_epochs = 12
+  c.model.head = 'linear'
+  c.eval.update(every_epochs=6, map_step=2, shift_images=200)
+  c.checkpoint.every_epochs = 6.0
+  return c
+
+
+# ---- Segmentation, to be attacked (section 5) ----------------------------------------------------
+
+
+def deeplab(dataset: str) -> ConfigDict:
+  """DeepLabv3-ResNet-50 as the authors train it: SGD, the backbone at a tenth of the rate, poly."""
+  c = configs.default()
+  c.task = 'segmentation'
+  c.data.update(name=dataset, eval_split='val')
+  c.batch_size = 16
+  c.model.update(name='deeplabv3', stem='imagenet')
+  c.optimizer.update(name='sgd', lr=0.1, weight_decay=1e-4, backbone_factor=0.1)
+  c.schedule.name = 'poly'
+  c.eval.update(batch_size=4, every_epochs=5)
+  c.checkpoint.every_epochs = 5.0
+  return c
+
+
+def camvid(scale: str = 'full') -> ConfigDict:
+  """CamVid from scratch: 367 street scenes of 480x360. Small: at half the size and width, with
+  ResNet-18 and Adam, which gets further in so few steps."""
+  c = deeplab('camvid')
+  c.data.eval_split = 'test'
+  c.num_epochs, c.batch_size = 200, 8
+  c.segmentation.update(crop=(352, 480), scale=(0.75, 1.5))
+  c.model.backbone_momentum = 0.1  # the statistics start from nothing, too
+  c.optimizer.update(lr=0.02, backbone_factor=1.0)
+  c.eval.every_epochs, c.checkpoint.every_epochs = 20, 20.0
+  c.neurons.classes = ('pedestrian', 'car', 'bicyclist')
+  if scale == 'small':
+    c.num_epochs = 60
+    c.data.image_size = 180
+    c.segmentation.crop = (176, 240)
+    c.model.update(backbone='resnet18', width=32)
+    c.optimizer.update(name='adam', lr=2e-3, b1=0.9)
+  return c
+
+
+def digit_scenes() -> ConfigDict:
+  """The quickstart's recipe for segmentation: digits scattered over a scene."""
+  c = deeplab('digit_scenes')
+  c.data.eval_split = 'test'
+  c.num_epochs, c.batch_size = 10, 8
+  c.segmentation.update(crop=(64, 96), scale=(0.9, 1.1), flip=False)
+  c.model.update(backbone='resnet10', width=16, stem='canvas', output_stride=8,
+                 backbone_momentum=0.1)
+  c.optimizer.update(name='adam', lr=3e-3, b1=0.9, weight_decay=0.0, backbone_factor=1.0)
+  c.eval.update(batch_size=20, every_epochs=5)
+  c.checkpoint.every_epochs = 5.0
+  c.neurons.update(classes=tuple(map(str, range(10))), purity=0.75, counts=8)
+  return c

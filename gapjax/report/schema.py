@@ -1,0 +1,49 @@
+"""What a record of results.json holds: reproduce/ writes them, report/ reads them.
+
+A record is one metric of one cell, over seeds:
+
+  schema: SCHEMA.
+  suite, scale: what it is of. changes: 'num_epochs=20', ...: fields set on the command line.
+  cell: the cell's name, for people and folders. What it says stands in fields of its own, as far as
+    they apply: task, network, dataset, target, grid; weight, max_shift, warm_up (SETTINGS, of a
+    sweep); permute_at, padding (VARIED, of an ablation).
+  order, N: of an attack, what was removed and how many channels; N = 0 is order 'clean'.
+  metric, values, seeds, mean, std, n: fractions, one value a seed, or several where a seed has
+    several random orders; std is the sample's, None of one; n counts the values that are known.
+  commit: of the code that trained all these seeds; None where it is not known.
+  paper, torch: the published fraction; the PyTorch twin's values, seeds, mean, std, n, commit.
+  protocol: how a consistency was measured. chance: what guessing gets, of an attacked classifier.
+  detail: curves and sizes, in a cell's first record.
+  config: what trained the cell; on disk in its first record alone.
+"""
+
+from gapjax import paths
+from gapjax.errors import UsageError
+
+SCHEMA = 2
+SETTINGS = ('weight', 'max_shift', 'warm_up')
+VARIED = ('permute_at', 'padding')
+
+
+def read(path) -> list[dict]:
+  """The records of a results.json, each with its cell's config; none where there is no file.
+
+  Raises UsageError where it holds anything but records of SCHEMA.
+  """
+  records, configs = paths.read_json(path, list) if path.exists() else [], {}
+  for i, record in enumerate(records):
+    if not isinstance(record, dict) or record.get('schema') != SCHEMA:
+      raise UsageError(f'{path} entry {i} is no record of schema {SCHEMA}; if an earlier gapjax '
+                       f'wrote it: python benchmarks/convert_results.py {path}')
+    for key in ('cell', 'metric', 'mean'):
+      if key not in record:
+        raise UsageError(f'{path} entry {i} has no `{key}`; run again')
+    if 'config' in record:
+      configs.setdefault(record['cell'], {'config': record['config']})
+  return [{**configs.get(record['cell'], {}), **record} for record in records]
+
+
+def is_plain(record, task: str) -> bool:
+  """Whether it is of a network of this task as it was trained, no ablation and nothing removed."""
+  return record.get('task') == task and 'N' not in record and not any(
+    key in record for key in VARIED)

@@ -1,0 +1,130 @@
+"""The loop over cells and seeds of a suite: resumable, its results written as each finishes."""
+
+import datetime
+import logging
+import time
+
+from ml_collections import ConfigDict
+
+from gapjax import paths
+from gapjax.errors import UsageError, check_choice
+from gapjax.neurons.run import attack_run
+from gapjax.report import page as report
+from gapjax.report.plots import neurons as pictures
+from gapjax.reproduce.records import (
+  add,
+  add_attack,
+  add_torch,
+  check_commit,
+  read_own,
+  torch_seeds,
+  write,
+)
+from gapjax.reproduce.suites import SCALES, SUITES, changed, chosen
+from gapjax.tasks import TASKS
+from gapjax.training import workdirs
+from gapjax.training.system import commit, versions
+from gapjax.training.train import train
+from gapjax.weights.files import require_torch
+
+log = logging.getLogger(__name__)
+
+
+def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: str,
+        only: str | None = None, changes=(), with_torch: bool = False, progress: bool = True):
+  """Trains what the workdir's results.json does not hold yet, cell by cell, then its report.
+
+  Args:
+    suite: a key of SUITES.
+    scale: one of its SCALES.
+    seeds: trains with seeds 0 to seeds - 1.
+    workdir: cells are trained in `workdir/cells/CELL/seedN`; `workdir/results.json` is written
+      after each.
+    data_dir: where datasets are; None is TFDS' default.
+    command: what the report says made it, below the earlier commands of this workdir.
+    only: trains only the cells whose names match one of these patterns, parted by spaces.
+    changes: flags '--config.FIELD=VALUE' that set a field of every cell.
+    with_torch: trains the PyTorch twin of every cell too, in `workdir/cells/CELL/seedN/torch`.
+    progress: whether to show progress bars.
+
+  Returns:
+    The path of report.html.
+
+  Raises:
+    UsageError: no such scale, cells or fields; data or PyTorch are missing; results.json holds
+      other cells, or seeds of another commit that more are to be averaged with.
+  """
+  workdir = paths.of(workdir)
+  check_choice(scale, SCALES[suite], what=f'scale of {suite}')
+  every = changed(SUITES[suite](scale), changes, only=only)
+  cells = chosen(every, only)
+  if with_torch and paths.is_remote(workdir):
+    raise UsageError(f'--with_torch trains in a local folder only, not in {workdir}; leave it out, '
+                     'or give another --workdir')
+  train_twin = twin_of() if with_torch else None
+  for c in (cell.config for cell in cells):  # before hours of training, not after
+    TASKS[c.task].check_data(c, data_dir=data_dir)
+  with workdirs.lock(workdir):  # results.json is read once, and written after every cell
+    path = workdir / 'results.json'
+    records = read_own(path, every)
+    for name in dict.fromkeys(record['cell'] for record in records):
+      log.warning('%s is known from %s', name, path)
+    left = [(seed, cell, parts) for seed in range(seeds) for cell in cells  # a value of each first
+            if (parts := missing(records, cell, seed, twin=with_torch))]
+    here = commit()
+    for _, cell, parts in left:
+      if 'trained' in parts:
+        check_commit([r['commit'] for r in records if r['cell'] == cell.name], here,
+                     name=cell.name)
+    _train(left, records, suite=suite, scale=scale, workdir=workdir, data_dir=data_dir,
+           command=command, train_twin=train_twin, progress=progress)
+    return report.build(workdir)
+
+
+def missing(records, cell, seed: int, *, twin: bool) -> set[str]:
+  """What the records lack of a cell's seed: of 'trained', 'attacked' and 'twinned'."""
+  own = [record for record in records if record['cell'] == cell.name]
+  there = {'attacked' if 'N' in record else 'trained' for record in own if seed in record['seeds']}
+  if any(seed in torch_seeds(record) for record in own):
+    there.add('twinned')
+  return {'trained', *(['attacked'] if cell.attack else []), *(['twinned'] if twin else [])} - there
+
+
+def _train(left, records, *, suite, scale, workdir, data_dir, command, train_twin, progress):
+  """Trains what is left, and writes results.json and run.json after each."""
+  start = time.perf_counter()
+  previous = paths.read_json(workdir / 'run.json') if (workdir / 'run.json').exists() else {}
+  for number, (seed, cell, parts) in enumerate(left, 1):
+    log.warning('%s seed %d (%d of %d)', cell.name, seed, number, len(left))
+    config = ConfigDict(cell.config.to_dict())
+    config.seed = seed
+    folder = workdir / 'cells' / cell.name / f'seed{seed}'
+    if parts & {'trained', 'attacked'}:
+      summary = train(config, workdir=folder, data_dir=data_dir, progress=progress)
+      about = dict(seed=seed, summary=summary, suite=suite, scale=scale)
+      if 'trained' in parts:
+        records = add(records, cell, lines=paths.read_lines(folder / 'metrics.jsonl'), **about)
+      if 'attacked' in parts:
+        attacked = attack_run(folder, data_dir=data_dir)
+        pictures.save(folder, *attacked)
+        records = add_attack(records, cell, sweep=attacked.sweep, **about)
+      write(workdir / 'results.json', records)
+    if 'twinned' in parts:
+      summary = train_twin(config, workdir=folder / 'torch', data_dir=data_dir, progress=progress)
+      records = add_torch(records, cell, seed=seed, summary=summary)
+      write(workdir / 'results.json', records)
+    today = datetime.date.today().isoformat()
+    paths.write_json(workdir / 'run.json', {
+      'began': previous.get('began', today), 'ended': today,
+      'command': '\n'.join(dict.fromkeys([*previous.get('command', '').splitlines(), command])),
+      'device': '; '.join(dict.fromkeys(filter(None, [
+        *previous.get('device', '').split('; '), summary['device']]))),
+      'versions': {**previous.get('versions', {}), **summary.get('versions', versions())},
+      'wall_seconds': previous.get('wall_seconds', 0.0) + time.perf_counter() - start})
+
+
+def twin_of():
+  """What trains a cell's PyTorch twin. Raises UsageError where PyTorch is not installed."""
+  require_torch('--with_torch', 'leave it out')
+  from gapjax.pytorch.train import train
+  return train

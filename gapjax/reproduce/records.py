@@ -1,0 +1,177 @@
+"""The records of results.json: one more seed of a cell, of its attack, of its PyTorch twin.
+
+What a record holds: gapjax/report/schema.py. Only equal records are averaged: a row is one cell,
+trained with one config by the code of one commit.
+"""
+
+import statistics
+
+from ml_collections import ConfigDict
+
+from gapjax import config as configs
+from gapjax import paths
+from gapjax.errors import UsageError
+from gapjax.report.schema import SCHEMA, read
+from gapjax.training.evaluators import CIRCULAR_SHIFT
+
+# What a detail averages over seeds; its other fields are of the first.
+AVERAGED = ('per_location', 'shifts', 'per_class')
+
+
+def write(path, records) -> None:
+  """Writes results.json, with a cell's config in its first record alone."""
+  seen, written = set(), []
+  for record in records:
+    written.append({key: value for key, value in record.items()
+                    if key != 'config' or record['cell'] not in seen})
+    seen.add(record['cell'])
+  paths.write_json(path, written)
+
+
+def read_own(path, cells) -> list[dict]:
+  """The records of a workdir's results.json.
+
+  Raises UsageError when it holds anything but these cells, which would be lost.
+  """
+  records = read(path)
+  for record in records:
+    if not any(holds(record, cell) for cell in cells):
+      raise UsageError(f'{path} holds {record["cell"]} of another suite, scale or config; '
+                       'use another --workdir')
+  return records
+
+
+def holds(record, cell) -> bool:
+  """Whether a record is of this cell, trained with this config (but for the seed)."""
+  return record['cell'] == cell.name and 'config' in record and not [
+    field for field in configs.difference(cell.config, record['config'])
+    if not field.startswith('seed ')]
+
+
+def check_commit(commits, commit, *, name: str) -> None:
+  """Raises UsageError unless one more seed, of `commit`, is of the code of the others."""
+  for other in set(commits) - {commit}:
+    raise UsageError(f'{name} was trained by commit {other or "unknown"}, and another seed is of '
+                     f'{commit or "an unknown one"}: seeds of two commits are not averaged; take '
+                     'the code of the first, or another --workdir')
+
+
+def add(records, cell, *, seed: int, summary, lines, suite: str, scale: str) -> list[dict]:
+  """The records with one more seed of a cell, from its run's summary and lines of metrics."""
+  for number, (metric, value) in enumerate(metrics_of(summary).items()):
+    said = protocol(metric, cell.config)
+    records = _merged(records, {
+      **_about(cell, summary, suite=suite, scale=scale), 'metric': metric,
+      'paper': cell.paper.get(metric), 'values': [value], 'seeds': [seed],
+      **({'protocol': said} if said else {}),
+      **({'detail': detail(summary, lines)} if number == 0 else {})})
+  return records
+
+
+def add_attack(records, cell, *, seed: int, summary, sweep, suite: str, scale: str) -> list[dict]:
+  """The records with what one seed's attack left of a cell. Random orders have several values a
+  seed. Of a classifier they say what guessing gets."""
+  chance = ({} if cell.config.task == 'segmentation' else
+            {'chance': summary['sizes']['chance']})
+  for new in sweep.records():
+    records = _merged(records, {
+      **_about(cell, summary, suite=suite, scale=scale), 'order': new['order'], 'N': new['N'],
+      'metric': new['metric'], 'paper': None, 'values': new['values'], 'seeds': [seed], **chance})
+  return records
+
+
+def add_torch(records, cell, *, seed: int, summary) -> list[dict]:
+  """The records with one more seed of a cell's PyTorch twin."""
+  values, joined = metrics_of(summary), []
+  for record in records:
+    if record['cell'] == cell.name and 'N' not in record and record['metric'] in values:
+      old, commit = record.get('torch') or {}, summary.get('commit')
+      check_commit([old['commit']] if old else [], commit, name=f'the PyTorch twin of {cell.name}')
+      numbers = [*old.get('values', []), values[record['metric']]]
+      record = {**record, 'torch': {'values': numbers, 'seeds': [*torch_seeds(record), seed],
+                                    **spread(numbers), 'commit': commit}}
+    joined.append(record)
+  return joined
+
+
+def torch_seeds(record) -> list[int]:
+  """The seeds with which the PyTorch twin of a record's cell is trained."""
+  return (record.get('torch') or {}).get('seeds', [])
+
+
+def _about(cell, summary, *, suite, scale):
+  """What all records of a seed say of its cell."""
+  return {'schema': SCHEMA, 'suite': suite, 'scale': scale,
+          **({'changes': list(cell.changes)} if cell.changes else {}),
+          'cell': cell.name, **cell.fields, 'commit': summary.get('commit'), 'torch': None,
+          'config': configs.as_json(cell.config)}
+
+
+def _merged(records, new):
+  """The records with `new`, a record of one seed, in that of the same row or as the last."""
+  def row(record):
+    return [record.get(key) for key in ('cell', 'metric', 'order', 'N')]
+
+  old = next((record for record in records if row(record) == row(new)), None)
+  if old is None:
+    return [*records, {**new, **spread(new['values'])}]
+  check_commit([old['commit']], new['commit'], name=new['cell'])
+  values = [*old['values'], *new['values']]
+  record = {**old, 'values': values, 'seeds': [*old['seeds'], *new['seeds']], **spread(values)}
+  if 'detail' in old:
+    record['detail'] = _joined(old['detail'], new['detail'])
+  return [record if other is old else other for other in records]
+
+
+def metrics_of(summary) -> dict[str, float]:
+  """The metrics of a run, by their names in results.json."""
+  return {name: value for part in ('final', 'best') for name, value in summary[part].items()
+          if name not in ('loss', 'step')}
+
+
+def protocol(metric: str, config) -> str | None:
+  """How a consistency was measured (tasks/consistency.py); None of any other metric."""
+  return {'consistency': f'pad, s = {config.eval.shift}',
+          'consistency_crop': f'crop, s = {config.eval.shift}',
+          'consistency_circular': f'circular, s = {CIRCULAR_SHIFT}'}.get(metric)
+
+
+def spread(values) -> dict:
+  """Mean, number and sample standard deviation (None of one) of the values that are known."""
+  known = [value for value in values if value is not None]
+  return {'mean': statistics.fmean(known) if known else None, 'n': len(known),
+          'std': statistics.stdev(known) if len(known) > 1 else None}
+
+
+def detail(summary, lines) -> dict:
+  """What the report's pictures and footnotes need of one seed."""
+  config = ConfigDict(summary['config'])
+  evaluations = [line for line in lines if line['split'] == 'eval']
+  curves = {
+    'train_loss': [[line['step'], line['loss']] for line in lines if line['split'] == 'train'],
+    **{f'eval_{name}': [[line['step'], line[name]] for line in evaluations]
+       for name in ('accuracy', 'consistency') if name in evaluations[0]}}
+  return {
+    **{name: summary[name] for name in AVERAGED if name in summary}, 'curves': curves,
+    'wall_seconds': [summary['wall_seconds']],
+    'images_per_second': summary['images_per_second'], 'epochs': config.num_epochs,
+    'steps': summary['step'], 'batch_size': config.batch_size,
+    'model': ' '.join([config.model.name, *(
+      [config.model.backbone] if config.task == 'segmentation' else []),
+      f'width {config.model.width}']), **summary['sizes']}
+
+
+def _joined(old, new):
+  """The detail of several seeds and that of one more; curves and speed are of the first."""
+  n = len(old['wall_seconds'])
+  return {**old, **{name: mean(old[name], new[name], n) for name in AVERAGED if name in old},
+          'wall_seconds': [*old['wall_seconds'], *new['wall_seconds']]}
+
+
+def mean(old, new, n: int):
+  """The mean over n + 1 seeds of nested numbers, from that over n and the next; all else stays."""
+  if isinstance(old, dict):
+    return {key: mean(value, new[key], n) for key, value in old.items()}
+  if isinstance(old, list):
+    return [mean(a, b, n) for a, b in zip(old, new, strict=True)]
+  return (old * n + new) / (n + 1) if isinstance(old, float) else old
