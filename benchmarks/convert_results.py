@@ -13,17 +13,16 @@ import pathlib
 import re
 import sys
 
-from ml_collections import ConfigDict
-
 from gapjax.errors import UsageError
-from gapjax.report import schema
+from gapjax.report import runs, schema
 from gapjax.reproduce import records as new_records
 from gapjax.reproduce.suites import cell_name
 
 ROOT = pathlib.Path(__file__).parent.parent
 VARIED = re.compile(r'(permute_at|padding)=(\w+)/(\w+)/(?:location/)?\d+x\d+')
+RENAMED = {'canvas_size': 'input_size'}  # of a detail
 EQUAL = ('suite', 'scale', 'changes', 'metric', 'values', 'seeds', 'mean', 'std', 'n', 'paper',
-         'torch', 'chance', 'detail')
+         'torch', 'chance')
 
 
 def convert(records: list[dict]) -> list[dict]:
@@ -39,7 +38,6 @@ def convert(records: list[dict]) -> list[dict]:
     if len(commits) > 1:
       raise UsageError(f'{cell}: seeds of several commits: {", ".join(map(str, commits))}')
     fields = fields_of(cell, config)
-    said = new_records.protocol(record['metric'], ConfigDict(config))
     about = {'schema': schema.SCHEMA, **{key: record[key] for key in ('suite', 'scale', 'changes')
                                          if key in record}, 'cell': cell_name(fields), **fields}
     if 'network' in record:
@@ -47,8 +45,11 @@ def convert(records: list[dict]) -> list[dict]:
       about |= {'order': order, 'N': int(count)}
     rest = {key: value for key, value in record.items()
             if key not in ('cell', 'network', 'commits', *about)}
+    if 'detail' in rest:
+      rest['detail'] = {RENAMED.get(key, key): value for key, value in rest['detail'].items()}
     found.append({**about, **rest, 'commit': commits.pop(),
-                  **({'protocol': said} if said and 'N' not in about else {}), 'config': config})
+                  **({} if 'N' in about else runs.protocol(record['metric'], config)),
+                  'config': config})
   return found
 
 
@@ -80,9 +81,12 @@ def compare(before: list[dict], after: list[dict]) -> int:
   count = 0
   for old, new in zip(before, after, strict=True):
     assert old.get('protocol') in (None, new.get('protocol'))
-    for key in EQUAL:
-      assert old.get(key) == new.get(key), (old['cell'], old['metric'], key)
-      count += numbers(old.get(key))
+    pairs = [(old.get(key), new.get(key)) for key in EQUAL]
+    pairs += [(value, new['detail'][RENAMED.get(key, key)])
+              for key, value in old.get('detail', {}).items()]
+    for here, there in pairs:
+      assert here == there, (old['cell'], old['metric'], here, there)
+      count += numbers(here)
   return count
 
 

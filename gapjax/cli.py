@@ -258,15 +258,15 @@ def check_parity(config, *, output=None):
   weights.require_torch('--check', 'leave it out')
   from gapjax.pytorch import parity, reference
   from gapjax.report.render import markdown_table
-  found = {}
+  differences = {}
   for case in [parity.of_config('config', config)] if config else parity.cases():
     logging.getLogger('gapjax').info('%s', case.name)
-    found[case.name] = reference.measure(case)
-  for table in parity.tables(found):
+    differences[case.name] = reference.measure(case)
+  for table in parity.tables(differences):
     print(markdown_table(table), end='\n\n')
   if output:
-    paths.write_json(output, {**reference.provenance(), 'networks': found})
-  bad = {name: columns for name, row in found.items() if (columns := parity.too_large(row))}
+    paths.write_json(output, {**reference.provenance(), 'networks': differences})
+  bad = {name: columns for name, row in differences.items() if (columns := parity.too_large(row))}
   if bad:
     raise CheckFailed('more than rounding: ' + '; '.join(
       f'{name}: {", ".join(columns)}' for name, columns in bad.items()))
@@ -277,8 +277,6 @@ def compile(argv):
   parser = flags('compile', data=True)
   parser.add_argument('--topology', required=True, metavar='CHIP:SHAPE',
                       help='a slice, such as v5e:2x2, v6e:16x16, v4:2x2x2 or v5p:4x4x4')
-  parser.add_argument('--no_fit', action='store_true', help='where the batch does not fit, do not '
-                      'look for the largest that does (which takes up to three compilations more)')
   parser.add_argument('--output', metavar='FILE', type=local, help='write everything as JSON')
   arguments, chosen = parse_with_config(parser, argv)
   # jax and libtpu read these as they load: take no TPU, ask no cloud for one, do not complain.
@@ -288,7 +286,7 @@ def compile(argv):
   from gapjax.speed import compile_tpu
   check_output(arguments.output)
   result = compile_tpu.compile_step(config.from_flags(chosen), topology=arguments.topology,
-                                    fit=not arguments.no_fit, data_dir=arguments.data_dir)
+                                    data_dir=arguments.data_dir)
   if result['fits']:
     print('\n'.join(compile_tpu.lines(result)))
   if arguments.output:
@@ -304,9 +302,8 @@ def bench(argv):
                       'about 5 seconds)')
   parser.add_argument('--rounds', type=int, default=5, help='how often to measure (default 5)')
   parser.add_argument('--against', help='torch: the same network in PyTorch, in turns with gapjax')
-  parser.add_argument('--torch', default='plain', help='how it runs: plain (images on the device, '
-                      'the default), authors (a DataLoader of single images), compiled '
-                      '(channels_last, autocast to bfloat16, torch.compile)')
+  parser.add_argument('--torch', default='plain', help='how it runs: plain (float32, the '
+                      'default), compiled (channels_last, autocast to bfloat16, torch.compile)')
   parser.add_argument('--profile', metavar='DIR', type=local, help='write a trace of a few calls')
   parser.add_argument('--output', metavar='FILE', type=local, help='write everything as JSON')
   arguments, chosen = parse_with_config(parser, argv)

@@ -284,8 +284,10 @@ def from_json(there: dict) -> ConfigDict:
   """
   fields = _known(there)
   unread = NOT_READ.get(fields.get('task'), ())
-  c = _nested({name: field.default for name, field in FIELDS.items()
-               if field.decides not in EVALUATION or name.startswith(unread)} | fields)
+  rest = {name: field.default for name, field in FIELDS.items()
+          if field.decides not in EVALUATION or name.startswith(unread)}
+  c = _nested({name: tuple(value) if isinstance(value, list) else value
+               for name, value in {**rest, **fields}.items()})
   validate(c)
   return c
 

@@ -23,6 +23,11 @@ def check_choice(value, known, *, what):
                      f'known: {", ".join(str(k) for k in known)}')
 
 
+def first_line(error):
+  """The first line of an exception's text, or its type: tarfile's and others' have several."""
+  return str(error).partition('\n')[0].rstrip(':') or type(error).__name__
+
+
 class TrainingFailed(Exception):
   """Training cannot go on (the loss is not finite): one line, exit code 1, checkpoints kept."""
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gapjax.data import ImageDataset
 from gapjax.errors import UsageError
 from gapjax.tasks.augshift import AugShiftTask, augshift_loss, random_shifts, warm_up
 
@@ -220,7 +221,8 @@ def test_one_crop_is_plain_cross_entropy():
 @pytest.mark.parametrize('crops', [1, 2])
 def test_samples_are_pairs(crops):
   task = make_task(crops=crops, flip=False, max_shift=0)
-  keys = jax.random.split(jax.random.key(0), 12)
-  images, which, where = task.samples(keys, DATA, np.arange(12))
-  assert where is None and list(which) == list(range(12 // crops)) * crops
-  np.testing.assert_allclose(images, (IMAGES[which] / 255 - MEAN) / STD, atol=1e-5)
+  train_set = ImageDataset('digits', DATA['images'], DATA['labels'], tuple('0123456789'))
+  tiles = task.samples(train_set, seed=0).tiles
+  which = [*range(12 // crops)] * crops
+  assert [label for label, _ in tiles] == [str(DATA['labels'][i]) for i in which]
+  np.testing.assert_array_equal([image for _, image in tiles], IMAGES[which])

@@ -167,6 +167,43 @@ def test_overrides_and_variants_reach_the_config():
   assert (c.optimizer.lr, tuple(c.schedule.step_epochs), c.data.flip) == (3e-4, (1, 2), False)
 
 
+def test_a_config_file_is_executed_once(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text('from gapjax import config\n\n\ndef get_config(arg=None):\n'
+                  f'  with open({str(tmp_path / "log")!r}, "a") as file:\n    file.write("x")\n'
+                  '  return config.default()\n')
+  assert config.from_flags([f'--config={path}', '--config.seed=3']).seed == 3
+  assert (tmp_path / 'log').read_text() == 'x'
+
+
+def test_what_a_field_decides():
+  """Another number of kept checkpoints is the same run; another batch to evaluate by the same run
+  and another number; other removed channels another attack alone."""
+  ours, decided = config.default(), {}
+  for name, value in (('checkpoint.keep', 9), ('eval.batch_size', 9), ('neurons.counts', 9),
+                      ('batch_size', 96)):
+    theirs = config.default()
+    theirs.update_from_flattened_dict({name: value})
+    decided[name] = [bool(config.difference(ours, config.as_json(theirs), deciding=what))
+                     for what in (config.RUN, config.EVALUATION, config.RECORD)]
+  assert decided == {'checkpoint.keep': [False, False, False], 'batch_size': [True, True, True],
+                     'eval.batch_size': [False, True, True], 'neurons.counts': [False, False, True]}
+
+
+def test_a_field_that_is_not_on_disk_is_what_it_was(monkeypatch):
+  """Before Nesterov's momentum could be had, none was: whatever the default becomes."""
+  old = config.as_json(config.default())
+  del old['optimizer']['nesterov']
+  nesterov = config.FIELDS['optimizer.nesterov']._replace(default=True)
+  monkeypatch.setitem(config.FIELDS, 'optimizer.nesterov', nesterov)
+  assert config.default().optimizer.nesterov and not config.from_json(old).optimizer.nesterov
+  assert config.difference(config.default(), old) == ['optimizer.nesterov True (there: False)']
+  del old['batch_size']  # was always there
+  with pytest.raises(UsageError, match='batch_size'):
+    config.from_json(old)
+  assert 'batch_size 48 (there: None)' in config.difference(config.default(), old)
+
+
 def test_fields_that_a_task_does_not_read_make_no_other_config():
   canvas, moved = config.default(), config.default()
   moved.task = 'classification'

@@ -1,6 +1,8 @@
 """Every config in configs/ builds and takes a step, on small stand-ins for its size alone."""
 
 import itertools
+import math
+import re
 
 import jax
 import numpy as np
@@ -61,10 +63,22 @@ def test_config_takes_a_step(path):
   assert not jax.tree.all(jax.tree.map(np.array_equal, before, after))
 
 
+# The publishers' counts of training images.
+IMAGES = {'cifar10': 50_000, 'cifar100': 50_000, 'digits': 1_397, 'camvid': 367,
+          'cityscapes': 2_975, 'voc2012': 1_464, 'voc2012/train_aug': 10_582}
+
+
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda p: p.stem)
-def test_config_says_how_to_run_it(path):
-  text = path.read_text()
-  assert f'--config=configs/{path.name}' in text.split('"""')[1]
+def test_config_says_how_to_run_it_and_what_it_takes(path):
+  """The command of each variant; epochs * images / batch, in the text's steps; what to expect."""
+  text = path.read_text().split('"""')[1]
+  commands = re.findall(r'gapjax train --config=configs/(\S+)', text)
+  assert commands[0] == path.name and '\nTime: ' in text and '\nMeasured: ' in text
+  for command in commands:
+    c = config.from_flags([f'--config={path.parent / command}'])
+    split = c.data.train_split
+    images = IMAGES[c.data.name if split == 'train' else f'{c.data.name}/{split}']
+    assert f'{math.ceil(c.num_epochs * images / c.batch_size):,}' in text.split('Steps: ')[1]
 
 
 def test_canvases_are_made_of_square_images():

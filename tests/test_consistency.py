@@ -197,7 +197,8 @@ def test_a_run_and_its_evaluation(data_dir, tmp_path):
   device = jax.local_devices()[:1]
   summary = train(config, workdir=tmp_path, data_dir=data_dir, devices=device, progress=False)
   assert json.loads((tmp_path / 'summary.json').read_text()) == summary
-  assert set(summary['final']) == {'image_accuracy', 'consistency', 'feature_distance', 'loss'}
+  assert set(summary['final']) == {'image_accuracy', 'consistency', 'consistency_crop',
+                                   'consistency_circular', 'feature_distance', 'loss'}
   assert set(summary['best']) == {'image_accuracy_best', 'step'}
   assert summary['shifts']['protocol'] == 'pad, s = 2' and 'per_location' not in summary
   lines = {line['split']: line for line in paths.read_lines(tmp_path / 'metrics.jsonl')}

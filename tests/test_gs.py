@@ -160,7 +160,7 @@ def test_report_in_a_bucket(bucket, gapjax, killed):
   """Training has written it; made again from a copy of the folder it is the same page."""
   copy, _ = killed
   before = {file.name: file.read_bytes() for file in (copy / 'report').iterdir()}
-  assert {'README.md', 'report.html', 'samples.png', 'curves.png', 'curves-dark.png'} <= set(before)
+  assert {'README.md', 'report.html', 'curves.png'} <= set(before)
   report.build(copy)
   assert before == {file.name: file.read_bytes() for file in (copy / 'report').iterdir()}
   bucket.write('a run/report/README.md', b'old')
@@ -256,7 +256,7 @@ def test_reproduce_in_a_bucket(bucket, tiny_file, data_dir):
   assert 'is known from gs://bucket/suite/results.json' in done.stderr
   names = bucket.names('suite')
   assert {'suite/results.json', 'suite/run.json', 'suite/report/report.html',
-          'suite/report/canvas_2x2.png',
+          'suite/report/curves.png',
           'suite/cells/gapnet/location/2x2/seed0/summary.json'} <= set(names)
 
 

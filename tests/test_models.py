@@ -12,6 +12,7 @@ import reference
 from gapjax import config as configs
 from gapjax import models
 from gapjax.errors import UsageError
+from gapjax.models import VGG, ResNet
 from gapjax.models.heads import Permute
 from gapjax.models.layers import PADDINGS, Conv
 
@@ -126,6 +127,17 @@ def test_permuted_head_permutes_the_pooled_channels(train):
 
   assert landed(1) == landed(1)
   assert len({tuple(landed(seed)) for seed in range(6)}) == 6
+
+
+@pytest.mark.parametrize('network', [
+  functools.partial(ResNet, 'resnet18', 10), functools.partial(VGG, 'vgg11', 10)])
+def test_a_network_that_would_not_permute_as_it_says_is_refused(network):
+  with pytest.raises(UsageError, match=r'give permute=Permute\(\)'):
+    network(head='permuted')
+  with pytest.raises(UsageError, match="give head='permuted'"):
+    network(permute=Permute())
+  network(head='permuted', permute=Permute(), permute_at='stage1')
+  network(head='linear', permute=Permute())
 
 
 def test_permutation_modes():

@@ -4,49 +4,15 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 from PIL import Image
-from test_report import _canvases
 
 from gapjax.report.plots import base as plots
+from gapjax.report.plots import learning, locations
 
 
 def _pixels(path):
   with Image.open(path) as image:
     return np.asarray(image.convert('RGB'), int)
-
-
-def test_canvas_samples_show_the_canvases(tmp_path):
-  canvases = _canvases(n=3)
-  canvases[1, :8, :8] = [.1, .9, .1]
-  path = tmp_path / 'x.png'
-  plots.canvas_samples(canvases, labels=['a', 'b', 'c'], path=path, grid=3, columns=2)
-  pixels = _pixels(path)
-  height, width = pixels.shape[:2]
-  red = (abs(pixels - [230, 26, 26]) < 6).all(-1)
-  green = (abs(pixels - [26, 230, 26]) < 6).all(-1)
-  # Two rows of two: red top left, green top right, red bottom left, nothing bottom right.
-  half_y, half_x = height // 2, width // 2
-  assert red[:half_y, :half_x].any() and green[:half_y, half_x:].any()
-  assert red[half_y:, :half_x].any() and not (red | green)[half_y:, half_x:].any()
-
-
-@pytest.mark.parametrize(('grid', 'inside'), [(3, [1, 2]), (2, [1])])
-def test_canvas_samples_draw_a_line_between_locations(tmp_path, grid, inside):
-  plots.canvas_samples(np.full((1, 6, 6, 3), .4), labels=['a'], path=tmp_path / 'x.png', grid=grid)
-  pixels = _pixels(tmp_path / 'x.png')[..., 0]
-  (top, left), (bottom, right) = (f(np.argwhere(pixels == 102), 0) for f in (np.min, np.max))
-  canvas = pixels[top:bottom, left:right]
-  for axis, size in ((1, bottom - top), (0, right - left)):
-    lines = np.flatnonzero(np.median(canvas, axis) > 110)
-    assert sorted({round(at / size * 12) for at in lines}) == [12 * i // grid for i in inside]
-
-
-@pytest.mark.parametrize(('shape', 'labels'),
-                         [((2, 9, 9), 2), ((2, 9, 9, 3), 1), ((0, 9, 9, 3), 0)])
-def test_canvas_samples_refuse_wrong_shapes(tmp_path, shape, labels):
-  with pytest.raises(ValueError, match='canvases'):
-    plots.canvas_samples(np.zeros(shape), labels=['a'] * labels, path=tmp_path / 'x.png', grid=3)
 
 
 def _expected(value):
@@ -57,7 +23,7 @@ def test_heatmap_colours_stand_at_their_locations(tmp_path):
   values = np.zeros((2, 2))
   values[0, 1] = 1  # top right
   cell = plots.Panel('gapnet', 'location', 2, .25, values.tolist())
-  plots.location_heatmaps([cell], tmp_path / 'x.png')
+  locations.heatmaps([cell], tmp_path / 'x.png')
   pixels = _pixels(tmp_path / 'x.png')
   pixels = pixels[:int(.93 * len(pixels))]  # without the colour bar
   full = np.argwhere((abs(pixels - _expected(1.)) < 2).all(-1))
@@ -72,7 +38,7 @@ def test_heatmap_colours_stand_at_their_locations(tmp_path):
 def test_heatmap_scale_is_shared_and_missing_counts_stay_blank(tmp_path):
   """0.5 as a map's largest value is still drawn as 0.5: the scale does not stretch to the data."""
   for name, values in (('a', [[.5, .5], [.25, None]]), ('b', [[None, None], [None, None]])):
-    plots.location_heatmaps([plots.Panel('gapnet', 'image', 2, .1, values)], tmp_path / name)
+    locations.heatmaps([plots.Panel('gapnet', 'image', 2, .1, values)], tmp_path / name)
   def half(name):
     pixels = _pixels(tmp_path / name)
     return (abs(pixels[:int(.93 * len(pixels))] - _expected(.5)) < 2).all(-1).sum()
@@ -84,17 +50,6 @@ def test_accuracy_map_lightness_falls_monotonically():
   assert (np.diff(lightness) < 0).all()
 
 
-def test_seven_by_seven_and_dark_pages(tmp_path):
-  cells = [plots.Panel(name, 'location', 7, 1 / 49, np.full((7, 7), .5).tolist(),
-                       [(0, 1.), (9, .5)])
-           for name in ('gapnet', 'permutenet', 'something else')]
-  for draw in (plots.location_heatmaps, plots.curves):
-    draw(cells, tmp_path / 'light.png')
-    draw(cells, tmp_path / 'dark.png', dark=True)
-    assert _pixels(tmp_path / 'light.png')[0, 0].tolist() == [255, 255, 255]
-    assert _pixels(tmp_path / 'dark.png')[0, 0].tolist() == [0x12, 0x16, 0x1b]
-
-
 def _line(pixels, color):
   return np.argwhere((abs(pixels - list(bytes.fromhex(color[1:]))) < 12).all(-1))
 
@@ -102,26 +57,20 @@ def _line(pixels, color):
 def test_curves_draw_the_better_network_higher(tmp_path):
   cells = [plots.Panel(name, 'location', 3, 1 / 9, None, [], [(0, .11), (50, at), (100, at)])
            for name, at in (('gapnet', .9), ('permutenet', .3))]
-  plots.curves(cells, tmp_path / 'x.png')
+  learning.curves(cells, tmp_path / 'x.png')
   pixels = _pixels(tmp_path / 'x.png')
   right = pixels[:, int(.8 * pixels.shape[1]):]
-  better, worse = (_line(right, color)[:, 0] for color in plots.LINES[False][:2])
+  better, worse = (_line(right, color)[:, 0] for color in plots.LINES[:2])
   assert len(better) and len(worse)
   assert better.max() < worse.min()  # rows count downwards
 
 
 def test_curves_survive_a_diverged_loss(tmp_path):
   points = [(s, 2. * .9 ** s) for s in range(90)] + [(90, float('inf')), (91, None), (92, 0.)]
-  plots.curves([plots.Panel('gapnet', 'image', 3, None, None, points, [(5, float('nan'))]),
+  learning.curves([plots.Panel('gapnet', 'image', 3, None, None, points, [(5, float('nan'))]),
                 plots.Panel('permutenet', 'image', 3, None, None, [(0, float('nan'))])],
                tmp_path / 'x.png')
-  assert len(_line(_pixels(tmp_path / 'x.png'), plots.LINES[False][0])) > 200
-
-
-@pytest.mark.parametrize('draw', [plots.location_heatmaps, plots.curves])
-def test_pictures_of_nothing_are_refused(tmp_path, draw):
-  with pytest.raises(ValueError, match='no cell'):
-    draw([plots.Panel('gapnet', 'location', 3)], tmp_path / 'x.png')
+  assert len(_line(_pixels(tmp_path / 'x.png'), plots.LINES[0])) > 200
 
 
 def test_drawing_leaves_no_global_state(tmp_path):
@@ -131,8 +80,8 @@ def test_drawing_leaves_no_global_state(tmp_path):
     'def state():\n'
     '  return {k: matplotlib.rcParams[k] for k in matplotlib.rcParams if k != "backend"}\n'
     'before = state()\n'
-    'from gapjax import plots\n'
-    'plots.curves([plots.Panel("gapnet", "image", 3, None, None, [(0, 1.)])], sys.argv[1])\n'
+    'from gapjax.report.plots import base as plots, learning\n'
+    'learning.curves([plots.Panel("gapnet", "image", 3, None, None, [(0, 1.)])], sys.argv[1])\n'
     'assert "matplotlib.pyplot" not in sys.modules\n'
     'assert state() == before')
   subprocess.run([sys.executable, '-c', code, str(tmp_path / 'x.png')], check=True)

@@ -1,7 +1,6 @@
 """Reports: numbers against the JSON, bytes against a rebuild."""
 
 import base64
-import io
 import json
 import re
 import shutil
@@ -10,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gapjax import config, paths
+from gapjax.data.sheet import Sheet
 from gapjax.errors import UsageError
 from gapjax.report import page as report
-from gapjax.report import parts as report_parts
-from gapjax.report import render
+from gapjax.report import render, runs
 from gapjax.report.plots import base as plots
 
 PAPER = {'gapnet/location/3x3': 1.0, 'permutenet/location/3x3': .788, 'gapnet/image/3x3': .826}
@@ -57,10 +57,10 @@ def _write(path, value):
   path.write_text(json.dumps(value), encoding='utf-8')
 
 
-def _canvases(n=4, grid=3, side=8):
-  canvases = np.full((n, grid * side, grid * side, 3), .4, np.float32)
-  canvases[:, :side, :side] = [.9, .1, .1]
-  return canvases
+def save_samples(path, grid, value=.4):
+  """A picture of two training inputs."""
+  pixels = np.full((8, 8, 3), round(255 * value), np.uint8)
+  Sheet([(name, pixels) for name in 'ab'], 2, grid=grid).save(path)
 
 
 @pytest.fixture(scope='module')
@@ -74,7 +74,7 @@ def suite(tmp_path_factory):
     'began': '2026-11-25', 'ended': '2026-11-26'})
   run = workdir / 'cells/gapnet/location/3x3/seed1'  # the first seed's may be lost
   run.mkdir(parents=True)
-  plots.canvas_samples(_canvases(), labels=list('abcd'), path=run / 'samples.png', grid=3)
+  save_samples(run / 'samples.png', 3)
   report.build(workdir)
   return workdir
 
@@ -97,8 +97,7 @@ def _rows(markdown):
 def test_rebuilding_changes_no_byte(suite):
   folder = suite / 'report'
   before = {path.name: path.read_bytes() for path in folder.iterdir()}
-  assert set(before) == {'README.md', 'report.html', 'canvas_3x3.png', 'locations.png',
-                         'locations-dark.png', 'curves.png', 'curves-dark.png'}
+  assert set(before) == {'README.md', 'report.html', 'locations.png', 'curves.png'}
   assert report.build(str(suite)) == folder / 'report.html'
   assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
   assert not any(b'Software' in data for data in before.values())
@@ -109,7 +108,7 @@ def test_every_suite_and_run_of_a_folder_is_reported(suite, tmp_path):
   shutil.copytree(suite, tmp_path / 'b', ignore=shutil.ignore_patterns('report'))
   (tmp_path / 'c').mkdir()
   (tmp_path / 'a').mkdir()
-  _write(tmp_path / 'c/summary.json', {'final': {'location_accuracy': 0.5}})
+  _run(tmp_path / 'c', final={'location_accuracy': 0.5})
   _write(tmp_path / 'a/results.json', {'networks': {}})
   (tmp_path / 'notes.txt').write_text('')
   pages = [tmp_path / f'{name}/report/report.html' for name in 'bc']
@@ -126,21 +125,22 @@ def test_every_suite_and_run_of_a_folder_is_reported(suite, tmp_path):
 def test_html_loads_nothing_from_elsewhere(suite):
   page = _html(suite)
   loads = re.findall(r'(?:src|srcset|href|data|action)\s*=\s*["\']?([^"\'\s>]{0,20})', page)
-  assert len(loads) == 5 and all(load.startswith('data:image/png;base64'[:20]) for load in loads)
+  assert len(loads) == 3 and all(load.startswith('data:image/png;base64'[:20]) for load in loads)
   assert not re.search(r'https?://|url\(|@import|<script|<link|<iframe', page)
   assert 'prefers-color-scheme:dark' in page and 'name="viewport"' in page
 
 
-def test_embedded_pictures_are_the_pngs_of_the_folder(suite):
-  found = re.findall(r'data:image/png;base64,([A-Za-z0-9+/=]+)', _html(suite))
-  data = {base64.b64decode(text, validate=True) for text in found}
-  assert data == {path.read_bytes() for path in (suite / 'report').glob('*.png')}
-  for png in data:
-    with Image.open(io.BytesIO(png)) as image:
-      image.load()
-      assert 400 < image.width < 3000 and 200 < image.height < 6000
+def test_embedded_pictures_are_the_pngs_on_a_card_of_their_own(suite):
   links = re.findall(r'!\[[^\]]+\]\(([^)]+)\)', _markdown(suite))
-  assert links == ['canvas_3x3.png', 'locations.png', 'curves.png']
+  assert links == ['../cells/gapnet/location/3x3/seed1/samples.png', 'locations.png', 'curves.png']
+  found = re.findall(r'base64,([A-Za-z0-9+/=]+)" width="(\d+)"', _html(suite))
+  for (text, width), link in zip(found, links, strict=True):
+    path = suite / 'report' / link
+    assert base64.b64decode(text, validate=True) == path.read_bytes()
+    with Image.open(path) as image:
+      assert 400 < image.width < 3000 and 200 < image.height < 6000
+      assert int(width) == round(.6 * image.width)  # 160 dots an inch, of which CSS has 96
+      assert image.convert('RGBA').getpixel((0, 0)) == (255, 255, 255, 255)
 
 
 def test_days_are_told(suite):
@@ -233,35 +233,54 @@ def test_other_suites_get_a_plain_table(tmp_path):
   assert 'other, full' in mixed and '90.0' in mixed
 
 
+def _run(workdir, *fields, points=(), **summary):
+  """A run's files, of a default config with fields of its own ('model.head=permuted')."""
+  c = config.with_fields(config.default(), [f'--config.{field}' for field in fields])
+  _write(workdir / 'summary.json', {
+    'config': config.as_json(c), 'step': 1700, 'final': {}, 'best': {}, 'wall_seconds': 3725.0,
+    'images_per_second': 1234.5, 'sizes': {'chance': .1, 'train_images': 1397},
+    'device': 'cpu x 1', 'versions': {'jax': '0.10.2'}, **summary})
+  (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(point) + '\n' for point in points))
+  save_samples(workdir / 'samples.png', 3)
+  return workdir
+
+
 @pytest.fixture
 def run(tmp_path):
-  _write(tmp_path / 'summary.json', {
-    'config': {'canvas': {'grid': 3, 'target': 'location'}, 'optimizer': {'lr': .001},
-               'model': {'name': 'resnet10', 'head': 'permuted', 'permutation': 'fixed'}},
-    'step': 1700, 'final': {'location_accuracy': .4321, 'loss': 1.23456},
-    'best': {'location_accuracy_best_random': .5555, 'step': 29},
-    'per_location': [[.1, .5, None]] * 3, 'wall_seconds': 3725.0, 'images_per_second': 1234.5,
-    'device': 'cpu x 1', 'versions': {'jax': '0.10.2'}})
   points = [{'step': s, 'split': 'train', 'loss': 2 - s / 100, 'accuracy': .2} for s in (9, 19)]
   points += [{'step': 19, 'split': 'eval', 'accuracy': a, 'loss': 1.} for a in (.1, .4)]
   points += [{'step': 19, 'split': 'final', 'accuracy': .4}]
-  (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(p) + '\n' for p in points))
-  plots.canvas_samples(_canvases(), labels=list('abcd'), path=tmp_path / 'samples.png', grid=3)
-  return tmp_path
+  return _run(
+    tmp_path, 'model.head=permuted', 'model.permutation=fixed', 'canvas.target=location',
+    'canvas.grid=3', points=points, final={'location_accuracy': .4321, 'loss': 1.23456},
+    best={'location_accuracy_best_random': .5555, 'step': 29}, per_location=[[.1, .5, None]] * 3)
 
 
-def test_single_run(run):
+def test_a_run_is_reported_as_the_suite_with_one_cell(run):
   page = report.build(run).read_text(encoding='utf-8')
-  for text in ('<h1>PermuteNet, fixed order: location, 3', '>43.2<', '>1.235<', '>55.5<',
+  for text in ('<h1>PermuteNet, fixed order: location, 3', '>43.2 (1)<', '>55.5 (1)<', '>11.1<',
                '>1 h 2 min<', '>1,234<', '>optimizer.lr<', '>0.001<', '>1,700<', 'canvas.'):
     assert text in page
   assert page.count('<img') == 3 and 'mean over seeds' not in page
+  assert 'a single run' in page and 'first seed' not in page
+
+
+def test_an_attack_is_told_of_the_runs_last_step_alone(run):
+  removed = [{'order': order, 'N': count, 'metric': 'location_accuracy', 'values': [value],
+              'mean': value, 'std': None, 'n': 1, 'step': 1700}
+             for order, count, value in (
+               ('clean', 0, .43), ('overall', 8, .17), ('random', 8, .39))]
+  old = [{**record, 'step': 900, 'mean': .77, 'values': [.77]} for record in removed]
+  for records, told in ((removed, True), (old, False)):
+    _write(run / 'attack.json', records)
+    page = report.build(run).read_text(encoding='utf-8')
+    assert ('What removing channels costs' in page) == ('>17.0 (1)<' in page) == told
+    assert '>77.0 (1)<' not in page
 
 
 def test_a_resumed_run_counts_the_last_value_of_a_step(run):
-  curves = report_parts.run_curves(run)
-  assert curves['eval_accuracy'] == [(19, .4)]
-  assert curves['train_loss'] == [(9, 1.91), (19, 1.81)]
+  curves = runs.curves(paths.read_lines(run / 'metrics.jsonl'))
+  assert curves == {'eval_accuracy': [[19, .4]], 'train_loss': [[9, 1.91], [19, 1.81]]}
 
 
 # --- mistakes --------------------------------------------------------------------------------

@@ -81,22 +81,16 @@ def test_cells_that_are_not_trained_yet_are_dashes():
   assert paddings.splitlines()[-1].split('|')[3].strip() == '\N{EN DASH}'
 
 
-@pytest.mark.parametrize('dark', [False, True])
-def test_dots_stand_at_their_values(tmp_path, dark):
+def test_dots_stand_at_their_values(tmp_path):
   """Rows of the picture where the series' colour is: the higher accuracy stands higher."""
   columns = [plots_ablations.Column('low', {'A': ([.2, .3], .1)}),
              plots_ablations.Column('high', {'A': ([.9, .8], .1)})]
-  plots_ablations.dots(columns, tmp_path / 'a.png', dark=dark)
+  plots_ablations.dots(columns, tmp_path / 'a.png')
   pixels = np.asarray(Image.open(tmp_path / 'a.png').convert('RGB'))[100:]  # below the legend
-  color = [int(plots.LINES[dark][0][i:i + 2], 16) for i in (1, 3, 5)]
+  color = [int(plots.LINES[0][i:i + 2], 16) for i in (1, 3, 5)]
   rows, places = np.nonzero(abs(pixels - np.array(color)).max(-1) < 8)
   middle = pixels.shape[1] // 2
   guess = np.median(rows[np.abs(rows - np.bincount(rows).argmax()) < 2])
   low, high = (rows[side & (rows < guess - 3)] for side in (places < middle, places > middle))
   per_percent = (guess - np.median(low)) / 15  # their mean is 25, guessing is 10
   assert np.median(high) == pytest.approx(guess - 75 * per_percent, abs=6)
-
-
-def test_nothing_to_draw_is_an_error(tmp_path):
-  with pytest.raises(ValueError, match='nothing'):
-    plots_ablations.dots([], tmp_path / 'a.png')

@@ -91,7 +91,6 @@ def test_the_page_shows_two_panels_and_says_what_is_in_them(records, tmp_path):
           ) in text
   assert 'Networks that classify lose channels, too' in text and 'dotted line is guessing' in text
   assert re.findall(r'!\[[^\]]+\]\(([^)]+)\)', text) == ['attack.png']
-  assert (tmp_path / 'report' / 'attack-dark.png').exists()
 
 
 def test_other_counts_stand_in_a_picture_of_their_own(records, tmp_path):
@@ -106,20 +105,18 @@ def test_other_counts_stand_in_a_picture_of_their_own(records, tmp_path):
   assert re.findall(r'!\[[^\]]+\]\(([^)]+)\)', text) == ['attack.png', 'attack1.png']
 
 
-@pytest.mark.parametrize('dark', [False, True])
-def test_chance_is_drawn_where_it_is(tmp_path, dark):
+def test_chance_is_drawn_where_it_is(tmp_path):
   """In a panel from 0 to about 1: the dotted line's row between those of the curves."""
   sweep = Sweep((0, 10), {'location_accuracy': {'overall': np.array([[.9, .9]]),
                                                 'left': np.array([[.1, .1]])}})
-  pictures.curves(sweep, tmp_path / 'a.png', chance={'location_accuracy': .5}, dark=dark)
+  pictures.curves(sweep, tmp_path / 'a.png', chance={'location_accuracy': .5})
   pixels = np.asarray(Image.open(tmp_path / 'a.png').convert('RGB')).astype(int)
 
   def row(color):
     wanted = [int(color[i:i + 2], 16) for i in (1, 3, 5)]
     return np.bincount(np.nonzero((np.abs(pixels - wanted) < 12).all(-1))[0]).argmax()
 
-  high, low, at = (row(color) for color in (
-    plots.LINES[dark][1], plots.LINES[dark][0], plots.PAGE[dark]['soft']))
+  high, low, at = map(row, (plots.LINES[1], plots.LINES[0], plots.SOFT))
   assert (at - high) / (low - high) == pytest.approx(.5, abs=.02)
 
 

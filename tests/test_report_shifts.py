@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from test_plots import _line, _pixels
-from test_report import _html, _markdown, _records, _rows, _write
+from test_report import _html, _markdown, _records, _rows, _run, _write, save_samples
 
 from gapjax.report import page as report
 from gapjax.report.plots import base as plots
@@ -60,8 +60,7 @@ def _shift_records(networks=NETWORKS, datasets=('cifar10',), *, suite='table2', 
 
 def _picture(run, value=.4, grid=1):
   run.mkdir(parents=True)
-  plots.canvas_samples(np.full((2, 8, 8, 3), value), labels=['a', 'b'], grid=grid,
-                       path=run / 'samples.png')
+  save_samples(run / 'samples.png', grid, value)
 
 
 @pytest.fixture(scope='module')
@@ -143,8 +142,8 @@ def test_tables_come_in_the_papers_order_and_unknown_cells_last():
 
 
 def test_a_table_of_many_columns_may_leave_the_margins(tmp_path):
-  for torch, wide in ((None, False), (.771, True)):
-    _write(tmp_path / 'results.json', [{**r, 'detail': None} for r in _shift_records(torch=torch)])
+  for more, wide in (({'paper': None}, False), ({'torch': .771}, True)):
+    _write(tmp_path / 'results.json', [{**r, 'detail': None, **more} for r in _shift_records()])
     page = report.build(tmp_path).read_text(encoding='utf-8')
     assert ('<div class="scroll wide">' in page) == wide
 
@@ -176,9 +175,8 @@ def test_a_map_of_one_point_is_not_drawn(tmp_path):
 def test_rebuilding_changes_no_byte(shifts):
   folder = shifts / 'report'
   before = {path.name: path.read_bytes() for path in folder.iterdir()}
-  assert set(before) == {'README.md', 'report.html', 'images.png', *(
-    f'{name}{dark}.png' for name in ('consistency', 'accuracy_maps', 'shift_curves')
-    for dark in ('', '-dark'))}
+  assert set(before) == {'README.md', 'report.html', 'consistency.png', 'accuracy_maps.png',
+                         'shift_curves.png'}
   report.build(shifts)
   assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
   assert not any(b'Software' in data for data in before.values())
@@ -195,7 +193,8 @@ def test_the_page_says_what_is_compared_and_measured(shifts):
                   'on 1,500 test images, mean over seeds', 'not 0 to 100%', 'input, pixels',
                   'Training images as the network sees them; with two', 'sum over both'):
       assert words in text
-    assert 'GAPNet' not in text and 'BlurPool' not in text and 'canvas' not in text
+    assert 'GAPNet' not in text and 'BlurPool' not in text
+    assert 'canvas' not in text.replace('samples.png', '')
   records = {(r['cell'], r['metric']): r['mean'] for r in json.loads(
     (shifts / 'results.json').read_text())}
   for network, name in (('resnet18', 'ResNet-18'), ('augshift', 'AugShift')):
@@ -213,8 +212,9 @@ def test_both_claims_on_one_page(tmp_path):
   _picture(tmp_path / 'cells/permutenet/image/3x3/seed0', grid=3)
   page = report.build(tmp_path).read_text(encoding='utf-8')
   assert re.findall(r'!\[.*\]\((.*)\)', _markdown(tmp_path)) == [
-    'canvas_3x3.png', 'locations.png', 'curves.png', 'images.png', 'consistency.png',
-    'accuracy_maps.png', 'shift_curves.png']
+    '../cells/permutenet/image/3x3/seed0/samples.png', 'locations.png', 'curves.png',
+    '../cells/resnet10/digits/seed0/samples.png', 'consistency.png', 'accuracy_maps.png',
+    'shift_curves.png']
   assert '<h1>What global average pooling keeps' in page
   headings = re.findall(r'<(h[23])>(.*?)</h', page)
   assert headings == [
@@ -230,34 +230,27 @@ def test_both_claims_on_one_page(tmp_path):
   assert page.index('GAPNet pools') < page.index('AugShift shows') < page.index('something')
 
 
-@pytest.mark.parametrize(('config', 'name'), [
-  ({'augshift': {'crops': 2, 'weight': 1.}}, 'AugShift'),
-  ({'augshift': {'crops': 2, 'weight': 1.}, 'model': {'downsample': 'blur'}},
-   'AugShift + BlurPool'),
-  ({'augshift': {'crops': 2, 'weight': 0.}}, 'Two crops, weight 0'),
-  ({'augshift': {'crops': 2, 'weight': 0.}, 'model': {'downsample': 'blur'}},
-   'Two crops at weight 0 + BlurPool'),
-  ({'augshift': {'crops': 1, 'weight': 1.}, 'model': {'downsample': 'polyphase'}}, 'APS'),
-  ({'model': {'name': 'resnet18', 'downsample': 'stride'}}, 'ResNet-18')])
-def test_title_of_a_single_run(tmp_path, config, name):
-  _write(tmp_path / 'summary.json', {'config': {
-    'task': 'classification', 'data': {'name': 'cifar10'}, **config}, 'final': {}})
-  assert f'<h1>{name} on cifar10</h1>' in report.build(tmp_path).read_text(encoding='utf-8')
+@pytest.mark.parametrize(('fields', 'name'), [
+  (('augshift.crops=2', 'augshift.weight=1.'), 'AugShift'),
+  (('augshift.crops=2', 'augshift.weight=1.', 'model.downsample=blur'), 'AugShift + BlurPool'),
+  (('augshift.crops=2', 'augshift.weight=0.'), 'Two crops, weight 0'),
+  (('augshift.crops=2', 'augshift.weight=0.', 'model.downsample=blur'), 'two_crops_blurpool'),
+  (('augshift.crops=1', 'augshift.weight=1.', 'model.downsample=polyphase'), 'APS'),
+  (('augshift.crops=1', 'model.name=resnet34'), 'ResNet-34')])
+def test_title_of_a_single_run(tmp_path, fields, name):
+  _run(tmp_path, 'task=classification', *fields, final={'image_accuracy': .5})
+  assert f'<h1>{name}: cifar10</h1>' in report.build(tmp_path).read_text(encoding='utf-8')
 
 
 def test_single_run(tmp_path):
-  _write(tmp_path / 'summary.json', {
-    'config': {'task': 'classification', 'data': {'name': 'digits'}, 'eval': {'shift': 2},
-               'augshift': {'crops': 2, 'weight': 1.}},
-    'final': {'image_accuracy': .912, 'consistency': .876, 'feature_distance': .0321, 'loss': .5},
-    'shifts': _detail('augshift', .912, .876)['shifts']})
-  (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(point) + '\n' for point in (
-    {'step': 9, 'split': 'train', 'loss': 2., 'accuracy': .2, 'relative_distance': .1},
-    {'step': 9, 'split': 'eval', 'accuracy': .5, 'consistency': .6, 'loss': 1.})))
-  plots.canvas_samples(np.full((2, 8, 8, 3), .4), labels=['a', 'b'], grid=1,
-                       path=tmp_path / 'samples.png')
+  _run(tmp_path, 'task=classification', 'data.name=digits', 'eval.shift=2', 'augshift.crops=2',
+       'augshift.weight=1.',
+       final={'image_accuracy': .912, 'consistency': .876, 'feature_distance': .0321, 'loss': .5},
+       shifts=_detail('augshift', .912, .876)['shifts'], points=(
+         {'step': 9, 'split': 'train', 'loss': 2., 'accuracy': .2, 'relative_distance': .1},
+         {'step': 9, 'split': 'eval', 'accuracy': .5, 'consistency': .6, 'loss': 1.}))
   page = report.build(tmp_path).read_text(encoding='utf-8')
-  for text in ('>91.2<', '>87.6<', '>0.032<', '>0.5<', 'protocol pad, s = 2', 'pairs stand one',
+  for text in ('>91.2 (1)<', '>87.6 (1)<', '>0.032 (1)<', 'protocol pad, s = 2', 'pairs stand one',
                'consistency; the dotted'):
     assert text in page
   assert page.count('<img') == 4 and 'mean over seeds' not in page
@@ -285,7 +278,7 @@ def test_consistency_is_drawn_higher_for_the_more_consistent(tmp_path):
   plots_shifts.consistency_curves(cells, tmp_path / 'x.png')
   pixels = _pixels(tmp_path / 'x.png')[120:]  # without the legend
   pad = pixels[:, :pixels.shape[1] // 2]  # the known order of protocols, not the dict's
-  better, worse = (_line(pad, plots.LINES[False][i]) for i in (0, 3))
+  better, worse = (_line(pad, plots.LINES[i]) for i in (0, 3))
   assert len(better) and len(worse)
   assert better[:, 0].max() < worse[:, 0].max() - 100
   assert worse[worse[:, 0].argmax(), 1] > worse[:, 1].mean()  # it falls to the right
@@ -308,12 +301,6 @@ def test_a_map_is_hot_where_the_accuracy_is(tmp_path):
   assert full[:, 0].min() > np.median(left[:, 0]) and full[:, 1].max() < np.median(left[:, 1])
 
 
-def test_maps_without_contrast_and_with_one_offset(tmp_path):
-  plots_shifts.accuracy_maps([ShiftPanel('aps', 'digits', offsets=[0], accuracy_map=[[.5]])],
-                             tmp_path / 'x.png', dark=True)
-  assert _pixels(tmp_path / 'x.png')[0, 0].tolist() == [0x12, 0x16, 0x1b]
-
-
 def test_a_sweep_is_one_point_a_setting(tmp_path):
   networks = ['resnet18', *(f'augshift,weight={w},max_shift={s}' for s in (8, 4)
                             for w in ('10', '0.3', '1'))]
@@ -325,7 +312,7 @@ def test_a_sweep_is_one_point_a_setting(tmp_path):
   assert names == ['ResNet-18', *(f'AugShift, weight {w}, shift {s}' for s in (4, 8)
                                   for w in ('0.3', '1', '10'))]
   pixels = _pixels(tmp_path / 'report/sweep.png')
-  heat = [_line(pixels, plots.weight_color(rank, 3, dark=False)) for rank in range(3)]
+  heat = [_line(pixels, plots.weight_color(rank, 3)) for rank in range(3)]
   assert all(len(found) > 150 for found in heat)
 
 
@@ -334,40 +321,12 @@ def test_a_sweeps_better_setting_stands_up_and_right(tmp_path):
            for w, at in (('0', .7), ('1', .9))]
   plots_shifts.sweep(cells, tmp_path / 'x.png')
   pixels = _pixels(tmp_path / 'x.png')
-  worse, better = (_line(pixels, plots.weight_color(rank, 2, dark=False)).mean(0)
+  worse, better = (_line(pixels, plots.weight_color(rank, 2)).mean(0)
                    for rank in (0, 1))
   assert better[0] < worse[0] - 100 and better[1] > worse[1] + 100
 
 
-def test_labels_cover_neither_each_other_nor_points():
-  rng = np.random.default_rng(0)
-  for _ in range(20):
-    points = rng.uniform(60, [840, 540], (12, 2))
-    points[6:] = points[:6] + rng.uniform(12, 30, (6, 2))  # neighbours
-    sizes = np.column_stack([rng.uniform(14, 60, 12), np.full(12, 16)])
-    centres = plots_shifts.place_labels(points, sizes, lines=np.zeros((0, 2)), radius=8,
-                                        bounds=(0, 0, 900, 600))
-    boxes = np.hstack([centres - sizes / 2, centres + sizes / 2])
-    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= [900, 600]).all()
-    for i in range(12):
-      away = (boxes[:, :2] >= boxes[i, 2:]) | (boxes[:, 2:] <= boxes[i, :2])
-      assert away.any(1).sum() == 11
-    nearest = np.maximum(abs(points - centres) - sizes / 2, 0)
-    assert (nearest < 70).all()
-    line = np.linspace([0, 300], [900, 300], 200)
-  assert abs(plots_shifts.place_labels([[450, 300]], [[30, 16]], lines=line, radius=8,
-                                       bounds=(0, 0, 900, 600))[0, 1] - 300) > 8
-
-
-@pytest.mark.parametrize('draw', [plots_shifts.consistency_curves, plots_shifts.accuracy_maps,
-                                  plots_shifts.sweep])
-def test_pictures_of_nothing_are_refused(tmp_path, draw):
-  with pytest.raises(ValueError, match='no cell'):
-    draw([ShiftPanel('augshift', 'cifar10')], tmp_path / 'x.png')
-
-
 def test_one_look_a_network_and_all_different():
-  for dark in (False, True):
-    looks = plots.looks([*NETWORKS, 'mine', 'other'], dark=dark)
-    assert len({str(look) for look in looks.values()}) == len(looks)
-    assert looks['augshift'] == plots.looks(['augshift'], dark=dark)['augshift']
+  looks = plots.looks([*NETWORKS, 'mine', 'other'])
+  assert len({str(look) for look in looks.values()}) == len(looks)
+  assert looks['augshift'] == plots.looks(['augshift'])['augshift']

@@ -83,9 +83,6 @@ def test_refusals(digits, scenes_dir, tmp_path):
         f'`gapjax prepare camvid --source=PATH --data_dir={tmp_path}`')
   fails(lambda: load('digit_scenes', split='val', data_dir=scenes_dir), 'unknown split', 'test')
   fails(lambda: load('digit_scene', split='test'), 'did you mean `digit_scenes`?')
-  fails(lambda: load('digit_scenes', split='test', data_dir=scenes_dir, limit=-1), 'limit is -1')
-  fails(lambda: load('digit_scenes', split='test', data_dir=scenes_dir, image_size=-4),
-        'image_size is -4')
   fails(lambda: load('digits', split='test', data_dir=tmp_path), 'digits holds images with one',
         'a class for every pixel', 'digit_scenes')
   fails(lambda: data.load('digit_scenes', split='test', data_dir=scenes_dir),
@@ -346,13 +343,7 @@ def test_scales_fill_their_range():
   assert 1.1 < np.mean(factors) < 1.4  # uniform: 1.25
 
 
-def test_batches_refused():
-  scenes = coordinates(2, 6, 8)
-  fails(lambda: make(scenes, batch_size=3, num_hosts=2), 'batch_size 3', '2 hosts')
-  fails(lambda: make(scenes, batch_size=0), 'batch_size 0')
-  fails(lambda: make(scenes, crop_size=(0, 8)), 'at least one pixel')
-  for scale in ((0, 1), (2, 1), (-1, 1)):
-    fails(lambda scale=scale: make(scenes, scale=scale), '0 < low <= high')
+def test_no_scenes():
   fails(lambda: make([]), 'no scenes')
 
 

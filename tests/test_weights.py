@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT, SCENES, newest, same, tiny_config
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from gapjax import config as configs
@@ -39,7 +40,7 @@ def resnet(variant='resnet10', width=4, output_stride=None):
 
 def random_weights(variables, variant):
   """Weights by torchvision's names, of the shapes that fit `variables`."""
-  leaves = dict(weights.flatten(variables))
+  leaves = flatten_dict(variables, sep='/')
   return {name: draw.uniform(0.5, 1.5, weights.torch_shape(leaves[path].shape)).astype(np.float32)
           for name, path in names.backbone_names(variant).items()}
 
@@ -63,7 +64,7 @@ def test_every_name_of_torchvision_and_every_variable_is_mapped_once(variant, bl
     expected += [f'{layer}.{part}' for part in parts]
   found = names.backbone_names(variant)
   assert sorted(found) == sorted(expected)
-  paths = [path for path, _ in weights.flatten(resnet(variant)[1])]
+  paths = flatten_dict(resnet(variant)[1], sep='/')
   assert sorted(found.values()) == sorted(paths)
 
 
@@ -138,7 +139,7 @@ def test_round_through_files(suffix, form, tmp_path):
   assert jax.tree.structure(found) == jax.tree.structure(variables)
   np.testing.assert_array_equal(found['params']['layer2_0']['shortcut_conv']['kernel'][0, 0].T,
                                 theirs['layer2.0.downsample.0.weight'][:, :, 0, 0])
-  leaves = dict(weights.flatten(found))
+  leaves = flatten_dict(found, sep='/')
   for name, path in names.backbone_names('resnet10').items():
     assert leaves[path].dtype == np.float32
     back = leaves[path].transpose(3, 2, 0, 1) if leaves[path].ndim == 4 else leaves[path]

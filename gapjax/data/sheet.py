@@ -17,6 +17,7 @@ from gapjax.errors import UsageError
 
 WIDTH, GAP = 1248, 8  # pixels of a sheet, and between its tiles
 LINE, LETTERS = 24, 16  # pixels of a line of text, and of its letters
+LEGEND = 156  # pixels of a name in the legend
 GREY, VOID = (123, 133, 143), (228, 231, 233)
 
 
@@ -41,22 +42,16 @@ class Sheet:
       raise UsageError('there is no image to draw')
     columns = min(self.columns, len(self.tiles))
     side = (WIDTH + GAP) // max(columns, 3) - GAP  # one or two are no larger than three
-    tiles = [_tile(label, image, side, self.grid) for label, image in self.tiles]
-    parts = [*zip(np.arange(len(tiles)) % columns * (side + GAP), tiles, strict=True)]
-    rows = [parts[i:i + columns] for i in range(0, len(parts), columns)]
-    names = [(0, _swatch(name, colour)) for name, colour in self.legend]
     width = columns * (side + GAP) - GAP
-    while names:  # as many in a line as fit
-      ends = np.cumsum([swatch.width for _, swatch in names])
-      n = max(int((ends <= width).sum()), 1)
-      rows.append([(end - swatch.width, swatch) for end, (_, swatch) in
-                   zip(ends[:n].tolist(), names, strict=False)])
-      names = names[n:]
+    rows = [*_rows([_tile(label, image, side, self.grid) for label, image in self.tiles],
+                   columns, side + GAP),
+            *_rows([_swatch(name, colour) for name, colour in self.legend],
+                   max(width // LEGEND, 1), LEGEND)]
     tops = np.cumsum([0, *(max(part.height for _, part in row) + GAP for row in rows)])
     sheet = PIL.Image.new('RGBA', (width, int(tops[-1]) - GAP))
     for top, row in zip(tops, rows, strict=False):
       for left, part in row:
-        sheet.paste(part, (int(left), int(top)))
+        sheet.paste(part, (left, int(top)))
     png = io.BytesIO()
     sheet.save(png, 'PNG')
     paths.write_bytes(path, png.getvalue())
@@ -85,6 +80,12 @@ def scenes(rows: Sequence[Mapping], *, class_names: Sequence[str], palette: np.n
                legend=[(class_names[c], colours[c]) for c in sorted(present)])
 
 
+def _rows(parts, columns, step):
+  """[[(left, part), ...], ...]."""
+  placed = [(i % columns * step, part) for i, part in enumerate(parts)]
+  return [placed[i:i + columns] for i in range(0, len(placed), columns)]
+
+
 def _tile(label, image, side, grid):
   """A picture of `side` pixels' width below its label, whose end is cut off where it is longer."""
   height, width, _ = image.shape
@@ -104,12 +105,11 @@ def _tile(label, image, side, grid):
 
 
 def _swatch(name, colour):
-  """A square of a colour, and its name."""
-  start = LETTERS + 6
-  swatch = PIL.Image.new('RGBA', (start + round(_font().getlength(name)) + 18, LINE))
+  """A square of a colour, and its name, whose end is cut off where it is longer."""
+  swatch = PIL.Image.new('RGBA', (LEGEND - GAP, LINE))
   pen = PIL.ImageDraw.Draw(swatch)
   pen.rectangle((0, 4, LETTERS, 4 + LETTERS), fill=tuple(map(int, colour)))
-  pen.text((start, 2), name, fill=GREY, font=_font())
+  pen.text((LETTERS + 6, 2), name, fill=GREY, font=_font())
   return swatch
 
 

@@ -21,7 +21,7 @@ biases and whatever else is not a sum over channels, which `rest` adds. With a 1
       rest=lambda v, branches, features: tail.apply(v['tail'], branches + v['bias']))
 
 gapjax's own networks: `deeplab` and `classifier`. What `cut.without` predicts with some channels
-removed is there to look at: pictures.side_by_side.
+removed is there to look at: data/sheet.py.
 """
 
 import dataclasses

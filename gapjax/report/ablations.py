@@ -6,7 +6,7 @@ Its cells differ in one thing: permute_at, the rows of a table with a column a t
 
 import dataclasses
 
-from gapjax.report.parts import DASH, both, number, ours, suite
+from gapjax.report.parts import DASH, drawn, number, ours, suite
 from gapjax.report.plots import ablations as plots_ablations
 from gapjax.report.plots import base as plots
 from gapjax.report.render import Section, Table
@@ -120,7 +120,7 @@ def _picture(field, heading, text):
     rows = [row for row in source.cells if row.field == field]
     if not rows:
       return None
-    return Section(heading, text=[text], pictures=[both(
+    return Section(heading, text=[text], pictures=[drawn(
       plots_ablations.dots, [_column(row) for row in rows], folder / f'{field}.png',
       alt=f'Accuracy for every value of {field}, a dot a seed',
       caption='A dot is a seed, a bar their mean, a dotted line guessing.')])

@@ -4,18 +4,15 @@ import functools
 
 import numpy as np
 
-from gapjax import paths
 from gapjax.neurons import attack
 from gapjax.report.parts import (
   DASH,
-  both,
-  copied,
   detail_curves,
+  drawn,
   learned,
   number,
   ours,
   picture,
-  run_curves,
   suite,
 )
 from gapjax.report.plots import base as plots
@@ -24,7 +21,7 @@ from gapjax.report.render import Picture, Section, Table
 from gapjax.report.schema import is_plain
 
 HEADING = 'Third claim: position channels can be found and removed'
-# Pictures that the attack leaves, the name of their copy, and what they show.
+# Pictures that training and the attack leave, and what they show.
 LEFT = [('predictions.png', 'Predictions', 'Evaluated scenes, their labels, and the classes that '
          'the network gives every pixel. Void is grey.'),
         ('activations.png', 'Mean activations of the top left and right channels',
@@ -54,25 +51,16 @@ def place(record):
 
 def cells(source):
   """The learning curves of every network."""
-  if source.summary is not None:
-    config = source.summary['config']
-    return [plots.Panel(config['model']['name'], config['data']['name'],
-                        **run_curves(source.workdir))]
   return [plots.Panel(record['network'], record['dataset'], **detail_curves(record['detail']))
           for record in source.records if record.get('detail')]
 
 
-def title(source):
-  if source.summary is not None:
-    return f'{source.cells[0].network_name} on {source.cells[0].target}'
+def title(_):
   return 'Which channels know where things are, and what is lost without them?'
 
 
 def lead(source):
   """The claim and how it is tested, in paragraphs."""
-  if source.summary is not None:
-    return ['One training run: what it reached, what it predicts, how it learned, and the '
-            'configuration it used.']
   return [
     'The paper claims that some channels of a network encode position, that a mirror is enough to '
     'find them, and that removing them damages segmentation, in a chosen half of the image if one '
@@ -93,21 +81,12 @@ def subject(record):
   """What a network is called: 'GAPNet, 3 x 3' for those of both targets; others by their cell."""
   if record.get('task') != 'canvas':
     return record['cell']
-  return f'{plots.NETWORKS[record["network"]]}, {record["grid"]}{plots.TIMES}{record["grid"]}'
+  return f'{plots.network_name(record["network"])}, {record["grid"]}{plots.TIMES}{record["grid"]}'
 
 
 def _removed(source):
-  """The records of what was removed: a suite's, or an attack's on a run's last checkpoint."""
-  if source.summary is None:
-    return [record for record in source.records if 'N' in record]
-  path = source.workdir / 'attack.json'
-  if not path.exists():
-    return []
-  config, sizes = source.summary['config'], source.summary.get('sizes') or {}
-  more = {'cell': config['model']['name'],
-          **({'chance': sizes.get('chance')} if config.get('task') != 'segmentation' else {})}
-  return [{**record, **more} for record in paths.read_json(path, list)
-          if record.get('step') == source.summary['step']]
+  """The records of what was removed."""
+  return [record for record in source.records if 'N' in record]
 
 
 def _attacks(source):
@@ -208,20 +187,19 @@ def _facts(sweep):
 
 def removed(source, folder):
   """Also of a single canvas run that was attacked."""
-  drawn = []
+  found = []
   for i, (name, sweep, chance) in enumerate(_attacks(source)):
     what = 'Accuracy' if set(sweep.metrics) <= set(CLASSIFIED) else 'mIoU'
-    drawn.append(both(
+    found.append(drawn(
       functools.partial(pictures.curves, chance=chance), sweep, folder / f'attack{i or ""}.png',
       alt=f'{what} against the number of removed channels',
-      caption=f'{"" if source.summary else f"{name}: "}{what} in percent against the number of '
+      caption=f'{name}: {what} in percent against the number of '
       f'removed channels{", every test image at every place" if chance else ""}; the band of the '
       'random orders is from the lowest to the highest'
       f'{", the dotted line is guessing" if chance else ""}.{_beside(sweep)}'))
-  if not drawn:
+  if not found:
     return None
-  return Section('What removing channels costs', pictures=drawn,
-                 tables=tables(_removed(source)) if source.summary else [])
+  return Section('What removing channels costs', pictures=found)
 
 
 def _beside(sweep):
@@ -240,10 +218,7 @@ def _beside(sweep):
 
 def classes(source, _):
   """IoU of every class, a column a network."""
-  if source.summary is not None:
-    found = {source.cells[0].network_name: source.summary.get('per_class')}
-  else:
-    found = {r['cell']: r['detail'].get('per_class') for r in source.records if r.get('detail')}
+  found = {r['cell']: r['detail'].get('per_class') for r in source.records if r.get('detail')}
   found = {name: per_class for name, per_class in found.items() if per_class}
   if not found:
     return None
@@ -253,9 +228,9 @@ def classes(source, _):
                         for name in names], caption='IoU in percent.')])
 
 
-def scenes(source, folder):
+def scenes(source, _):
   marked = [record for record in source.records if record['task'] == 'segmentation']
-  found = [Picture(copied(path, folder, name), alt, caption) for name, alt, caption in LEFT
+  found = [Picture(path, alt, caption) for name, alt, caption in LEFT
            if (path := picture(source, name, marked))
            and (name != 'attack_scenes.png' or _removed(source))]
   return Section('What the network sees, and what is left', pictures=found) if found else None

@@ -1,25 +1,22 @@
 """The report's first claim (the paper's section 3): position survives global pooling."""
 
-from gapjax.report.attack import removed
 from gapjax.report.parts import (
-  both,
-  copied,
   detail_curves,
+  drawn,
   first,
   learned,
   number,
   ours,
   picture,
   pytorch,
-  run_curves,
+  several_seeds,
   suite,
 )
 from gapjax.report.plots import base as plots
+from gapjax.report.plots import locations
 from gapjax.report.render import Picture, Section, Table
 from gapjax.report.schema import is_plain
 
-# config.model.head -> the cell's network
-HEADS = {'gap': 'gapnet', 'permuted': 'permutenet', 'linear': 'GAP and a linear layer'}
 PYTORCH = (' PyTorch: the same networks in plain PyTorch, on the same batches of images, under the '
            'paper\'s protocol.')
 HEADING = 'First claim: position survives global pooling'
@@ -37,9 +34,7 @@ def place(record):
 
 
 def cells(source):
-  """What the pictures need, from the records that carry a detail, or from a single run."""
-  if source.summary is not None:
-    return [_run_cell(source)]
+  """What the pictures need, from the records that carry a detail."""
   found = {}
   for record in source.records:
     if detail := record.get('detail'):
@@ -54,30 +49,12 @@ def _chance(target, grid, detail):
   return 1 / grid ** 2 if target == 'location' and grid else detail.get('chance')
 
 
-def _run_cell(source):
-  summary = source.summary
-  model, canvas = ((summary.get('config') or {}).get(key) or {} for key in ('model', 'canvas'))
-  per_location = summary.get('per_location')
-  grid = canvas.get('grid') or (len(per_location) if per_location else None)
-  target = str(canvas.get('target', 'accuracy'))
-  head = HEADS.get(model.get('head'), str(model.get('name', 'network')))
-  if head == 'permutenet' and model.get('permutation') == 'fixed':
-    head = 'permutenet_fixed'
-  chance = _chance(target, grid, summary.get('sizes') or {})
-  return plots.Panel(head, target, grid, chance, per_location, **run_curves(source.workdir))
-
-
-def title(source):
-  if source.summary is not None:
-    return f'{source.cells[0].network_name}: {source.cells[0].task_name.lower()}'
+def title(_):
   return 'Does global average pooling forget where things are?'
 
 
 def lead(source):
   """The claim and how it is tested, in paragraphs."""
-  if source.summary is not None:
-    return ['One training run: what it reached, where on the canvas it succeeds, how it learned, '
-            'and the configuration it used.']
   text = (
     'Global average pooling is believed to erase where things are. The paper claims the '
     'opposite: position survives, written in the order of the channels. The test pastes a small '
@@ -106,7 +83,7 @@ def table(records):
     exact, best = (metrics.get(f'{target}_accuracy{which}') for which in ('', '_best_random'))
     chance = _chance(target, grid, first((exact, best), 'detail') or {})
     blocks.append((group, target, grid))
-    rows.append([*([group] if several else []), plots.NETWORKS[network], target,
+    rows.append([*([group] if several else []), plots.network_name(network), target,
                  f'{grid}{plots.TIMES}{grid}', number(first((best, exact), 'paper')),
                  *([pytorch((best, exact))] if torch else []),
                  ours(best), ours(exact), number(chance)])
@@ -139,15 +116,14 @@ def results(source, _):
   return Section('Results', facts=facts, tables=[table(source.records)])
 
 
-def samples(source, folder):
+def samples(source, _):
   """The training's inputs, one picture a grid."""
   pictures = []
   for k in sorted({record['grid'] for record in source.records}) or [None]:
     path = picture(source, 'samples.png', [r for r in source.records if r['grid'] == k])
     if path:
-      copy = copied(path, folder, f'canvas_{k}x{k}.png' if k else path.name)
       name = f'Samples of the {plots.square(k)} canvas' if k else 'Samples of the canvas'
-      pictures.append(Picture(copy, name, f'{name}. Thin lines mark the locations.'))
+      pictures.append(Picture(path, name, f'{name}. Thin lines mark the locations.'))
   return Section('What the network sees', text=[
     'Each image stands at one random place on an otherwise empty canvas. The location networks '
     'must name the place, the image networks what stands there.'],
@@ -155,17 +131,18 @@ def samples(source, folder):
 
 
 def heatmaps(source, folder):
-  if all(cell.per_location is None for cell in source.cells):
+  panels = [cell for cell in source.cells if cell.per_location is not None]
+  if not panels:
     return None
-  return Section('Where it succeeds', pictures=[both(
-    plots.location_heatmaps, source.cells, folder / 'locations.png',
+  return Section('Where it succeeds', pictures=[drawn(
+    locations.heatmaps, panels, folder / 'locations.png',
     alt='Accuracy at every location of the canvas, one map a network',
     caption='Accuracy in percent of every test image at every location'
-    f'{", mean over seeds" if source.records else ""}; beside each name the mean.')])
+    f'{", mean over seeds" if several_seeds(source) else ""}; beside each name the mean.')])
 
 
 def curves(source, folder):
   return learned(source, folder / 'curves.png')
 
 
-SECTIONS = [samples, heatmaps, removed, curves]
+SECTIONS = [samples, heatmaps, curves]

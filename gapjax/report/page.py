@@ -16,7 +16,7 @@ from gapjax.report import ablations as report_ablations
 from gapjax.report import attack as report_attack
 from gapjax.report import canvas as report_canvas
 from gapjax.report import compared as report_compared
-from gapjax.report import schema
+from gapjax.report import runs, schema
 from gapjax.report import shifts as report_shifts
 from gapjax.report.parts import DASH, Source, number, ours, pytorch, suite
 from gapjax.report.render import Page, Section, Table, html_page, markdown, markdown_table
@@ -24,8 +24,6 @@ from gapjax.report.render import Page, Section, Table, html_page, markdown, mark
 CLAIMS = (report_canvas, report_shifts, report_attack)
 # What a report can tell: the paper's claims, and what it leaves open.
 PARTS = (*CLAIMS, report_ablations)
-# A single run's claim, by its task.
-TASKS = {'classification': report_shifts, 'segmentation': report_attack}
 PAPER = ('Islam, Kowal, Jia, Derpanis, Bruce: Global Pooling, More than Meets the Eye: Position '
          'Information is Encoded Channel-Wise in CNNs. ICCV 2021, arXiv 2108.07884.')
 COMPARE = 'so compare the order of the rows with the paper\'s, not the values.'
@@ -55,17 +53,18 @@ NOTES = {
 
 
 def _load(workdir):
-  run, summary = (paths.read_json(workdir / name) if (workdir / name).exists() else None
+  run, summary = (paths.read_json(workdir / name) if (workdir / name).exists() else {}
                   for name in ('run.json', 'summary.json'))
   results = workdir / 'results.json'
   if records := schema.read(results):
-    return Source(workdir, records=records, run=run or {})
+    return Source(workdir, records=records, run=run)
   if results.exists():
     raise UsageError(f'{results} is empty: no cell has finished yet; run again')
-  if summary is None:
+  if not summary:
     raise UsageError(f'{workdir} holds neither results.json nor summary.json; '
                      'give the --workdir of a `gapjax reproduce`, `quickstart` or `train`')
-  return Source(workdir, run=run or {}, summary=summary)
+  about = {key: summary[key] for key in ('device', 'versions', 'began', 'ended') if key in summary}
+  return Source(workdir, records=runs.single(workdir, summary), run={**run, **about})
 
 
 def _split(records):
@@ -78,12 +77,8 @@ def _split(records):
 
 def _parts(source):
   """[(module or None, Source with the records and cells of that claim)]."""
-  if source.summary is not None:
-    task = (source.summary.get('config') or {}).get('task')
-    found = [(TASKS.get(task, report_canvas), [])]
-  else:
-    found = _split(source.records)
-  parts = [(claim, dataclasses.replace(source, records=some)) for claim, some in found]
+  parts = [(claim, dataclasses.replace(source, records=some))
+           for claim, some in _split(source.records)]
   return [(claim, dataclasses.replace(part, cells=claim.cells(part)) if claim else part)
           for claim, part in parts]
 
@@ -134,17 +129,6 @@ def scale_notes(records):
 # --- sections --------------------------------------------------------------------------------
 
 
-def _run_results(source):
-  rows = [[metric, number(value, metric)] for part in ('final', 'best')
-          for metric, value in (source.summary.get(part) or {}).items()
-          if metric != 'step' and isinstance(value, int | float)]
-  return Section('Results', tables=[Table(
-    ['metric', 'value'], rows, strong=frozenset({1}),
-    caption='Accuracies in percent.' if not any('consistency' in row[0] for row in rows)
-    else 'Accuracies and consistency in percent. feature_distance: '
-    f'{report_shifts.DISTANCE}; lower is more invariant.')])
-
-
 def _sections(parts, folder):
   """All sections; with several claims, each of them is a heading and its sections stand below."""
   several = len([claim for claim, _ in parts if claim]) > 1
@@ -154,7 +138,7 @@ def _sections(parts, folder):
       heading = 'Other results' if len(parts) > 1 else 'Results'
       sections.append(Section(heading, tables=[_plain_table(source.records)]))
       continue
-    opening = claim.results(source, folder) if source.summary is None else _run_results(source)
+    opening = claim.results(source, folder)
     if several:
       opening = dataclasses.replace(opening, heading=claim.HEADING, text=claim.lead(source))
     below = [section for make in (report_compared.section, *claim.SECTIONS)
@@ -182,12 +166,11 @@ DETAIL = [('model', 'model', str), ('parameters', 'parameters', '{:,}'.format),
 
 def _how(source):
   """What is the same everywhere goes into one list, what differs into a row a cell."""
-  about = source.summary or source.run
+  about = source.run
   days = dict.fromkeys(filter(None, [about.get('began'), about.get('ended')]))
   rows = [['date', ' to '.join(days)]] if days else []
   for key, name, show in (
-      ('device', 'device', str), ('step', 'steps', '{:,}'.format),
-      ('wall_seconds', 'duration', _seconds), ('images_per_second', 'images/s', '{:,.0f}'.format),
+      ('device', 'device', str), ('wall_seconds', 'duration', _seconds),
       ('versions', 'versions', lambda v: ', '.join(f'{k} {n}' for k, n in v.items()))):
     if about.get(key):
       rows.append([name, show(about[key])])
@@ -205,9 +188,10 @@ def _how(source):
     names, columns = zip(*differ, strict=True)
     lines = zip((t['cell'] for t in trained), *columns, strict=True)
     tables.append(Table(['cell', *names], list(lines)))
-  if source.summary:
-    tables.append(Table(['config field', 'value'], _flat(source.summary.get('config') or {}),
-                        text=2))
+  configs = {record['cell']: record['config'] for record in source.records if 'config' in record}
+  if len(configs) == 1:
+    config, = configs.values()
+    tables.append(Table(['config field', 'value'], _flat(config), text=2))
   command = str(source.run.get('command', ''))
   return Section('How it was made', code=command, tables=tables) if command or tables else None
 
@@ -233,6 +217,8 @@ def _page(source, parts, sections):
   if len(claims) == 1:
     (claim, part), = claims
     title, lead = claim.title(part), claim.lead(part)
+    if len({record['cell'] for record in part.records}) == len(part.cells) == 1:
+      title = f'{part.cells[0].network_name}: {part.cells[0].task_name.lower()}'
   elif claims:  # nothing in SUITES has ablations beside a claim
     title = 'What global average pooling keeps, and how a network can shed it'
     lead = ['The paper makes three claims about convolutional networks that end in global average '
@@ -243,8 +229,7 @@ def _page(source, parts, sections):
   else:
     title = 'Results beside the paper'
     lead = ['Every cell of the suite, the published number beside what gapjax measures.']
-  said = 'a single run' if source.summary is not None else suites or 'results'
-  subtitle = f'gapjax: {said}. Islam et al., ICCV 2021, reproduced in JAX.'
+  subtitle = f'gapjax: {suites or "a single run"}. Islam et al., ICCV 2021, reproduced in JAX.'
   return Page(title, subtitle, [*lead, *scale_notes(source.records)], sections, PAPER)
 
 
@@ -262,7 +247,7 @@ def build(workdir):
   sections = [*_sections(parts, folder), *filter(None, [_how(source)])]
   page = _page(source, parts, sections)
   # Bytes, not text: Windows would turn the line ends around.
-  (folder / 'README.md').write_bytes(markdown(page).encode())
+  (folder / 'README.md').write_bytes(markdown(page, folder).encode())
   (folder / 'report.html').write_bytes(html_page(page).encode())
   return folder / 'report.html'
 

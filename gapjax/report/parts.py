@@ -1,32 +1,27 @@
-"""What the reports of all claims share: the source, numbers as text, pictures in two versions."""
+"""What the reports of all claims share: the source, numbers as text, pictures."""
 
 import dataclasses
 import pathlib
 import re
 
-from gapjax import paths
-from gapjax.errors import UsageError
-from gapjax.report.plots import base as plots
+from gapjax.report.plots import learning
 from gapjax.report.render import Picture, Section
+from gapjax.report.runs import CURVES
 from gapjax.report.schema import SETTINGS
 
 DASH = '\N{EN DASH}'
 FRACTION = re.compile('accuracy|consistency|miou|chance')
-# A panel's curves: the split and the key of their lines in metrics.jsonl.
-CURVES = {'train_loss': ('train', 'loss'), 'eval_accuracy': ('eval', 'accuracy'),
-          'eval_consistency': ('eval', 'consistency')}
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """What was found in a workdir. `summary` is set for a single run, `records` for a suite.
+  """What was found in a workdir: `records` of a suite, or of one run; `run` says where and when.
 
   A claim's source holds only its own records, and in `cells` what its pictures need.
   """
   workdir: pathlib.Path
   records: list = ()
   run: dict = dataclasses.field(default_factory=dict)
-  summary: dict | None = None
   cells: list = ()
 
 
@@ -74,16 +69,6 @@ def detail_curves(detail):
   return {name: said.get(name) or [] for name in CURVES}
 
 
-def run_curves(workdir):
-  """A single run's curves from metrics.jsonl, as a Panel's fields."""
-  found = {name: {} for name in CURVES}
-  for point in paths.read_lines(workdir / 'metrics.jsonl'):
-    for name, (split, key) in CURVES.items():
-      if point.get('split') == split and key in point and 'step' in point:
-        found[name][point['step']] = point[key]  # a resumed run repeats steps: its last word counts
-  return {name: sorted(points.items()) for name, points in found.items()}
-
-
 def network_of(record):
   """A record's network as a Panel has it, with the settings of a sweep: 'augshift,weight=0.3'."""
   return ','.join([record['network'], *(f'{key}={record[key]:g}' for key in SETTINGS
@@ -91,41 +76,35 @@ def network_of(record):
 
 
 def picture(source, name, records=None):
-  """The path of a picture that training left: the single run's, or that of the first of the records
+  """The path of a picture that training left: a run's own, or that of the first of the records
   (all of the source) and of its first seed that has one. None without."""
-  folders = [source.workdir] if source.summary is not None else dict.fromkeys(
+  folders = dict.fromkeys([source.workdir, *(
     source.workdir / 'cells' / record['cell'] / f'seed{seed}'
     for record in (source.records if records is None else records)
-    for seed in record.get('seeds', ()))
+    for seed in record.get('seeds', ()))])
   return next((folder / name for folder in folders if (folder / name).exists()), None)
 
 
-def copied(path, folder, name):
-  """Copies training's own picture, so that the report's folder stands alone."""
-  data = path.read_bytes()
-  if not data.startswith(b'\x89PNG\r\n\x1a\n'):
-    raise UsageError(f'{path} is not a PNG; delete the file and run again')
-  (folder / name).write_bytes(data)
-  return folder / name
+def several_seeds(source):
+  """Whether anything here is a mean over seeds."""
+  return any(len(record.get('seeds', ())) > 1 for record in source.records)
 
 
-def both(draw, cells, path, *, alt, caption):
-  """Draws the light and the dark version."""
-  dark = path.with_stem(f'{path.stem}-dark')
-  draw(cells, path)
-  draw(cells, dark, dark=True)
-  return Picture(path, alt, caption, dark)
+def drawn(draw, what, path, *, alt, caption):
+  """Draws `what` to `path`."""
+  draw(what, path)
+  return Picture(path, alt, caption)
 
 
 def learned(source, path, *, remark=''):
   """The section of learning curves, drawn to `path`; `remark` ends its caption. None without."""
-  if not any(len(getattr(cell, name)) for cell in source.cells for name in CURVES):
+  panels = [cell for cell in source.cells if any(len(getattr(cell, name)) for name in CURVES)]
+  if not panels:
     return None
-  what = ['training loss', 'evaluation accuracy']
-  if any(len(cell.eval_consistency) for cell in source.cells):
-    what.append('consistency')
-  said = f'{", ".join(what[:-1])} and {what[-1]}'.capitalize()
-  return Section('How it learned', pictures=[both(
-    plots.curves, source.cells, path, alt=f'{said} against the training step',
-    caption=f'{said}{" of the first seed" if source.records else ""}; the dotted line is '
+  said = ('Training loss, evaluation accuracy and consistency'
+          if any(len(cell.eval_consistency) for cell in panels)
+          else 'Training loss and evaluation accuracy')
+  return Section('How it learned', pictures=[drawn(
+    learning.curves, panels, path, alt=f'{said} against the training step',
+    caption=f'{said}{" of the first seed" if several_seeds(source) else ""}; the dotted line is '
     f'guessing.{remark}')])

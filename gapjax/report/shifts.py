@@ -2,9 +2,8 @@
 
 from gapjax.report.parts import (
   DASH,
-  both,
-  copied,
   detail_curves,
+  drawn,
   first,
   learned,
   network_of,
@@ -12,7 +11,7 @@ from gapjax.report.parts import (
   ours,
   picture,
   pytorch,
-  run_curves,
+  several_seeds,
   suite,
 )
 from gapjax.report.plots import base as plots
@@ -22,7 +21,6 @@ from gapjax.report.schema import is_plain
 
 # Consistency by the headline's protocol, and by those that only the final evaluation counts.
 CONSISTENCIES = ('consistency', 'consistency_crop', 'consistency_circular')
-DOWNSAMPLING = {'blur': 'blurpool', 'polyphase': 'aps'}  # config.model.downsample -> network
 HEADING = 'Second claim: AugShift makes networks translation invariant'
 # What the lead says of the networks beside AugShift and the plain one.
 OTHERS = {'blurpool': 'BlurPool, which blurs before every stride (Zhang 2019)',
@@ -58,9 +56,7 @@ def _by_cell(records):
 
 
 def cells(source):
-  """What the pictures need, of a suite or a single run."""
-  if source.summary is not None:
-    return [_run_cell(source)]
+  """What the pictures need."""
   found = []
   for metrics in _by_cell(source.records).values():
     detail, record = first(metrics.values(), 'detail') or {}, next(iter(metrics.values()))
@@ -79,31 +75,11 @@ def _shifts(said):
           'accuracy_map': said.get('accuracy_map') if several else None}
 
 
-def _run_cell(source):
-  summary = source.summary
-  config, final = summary.get('config') or {}, summary.get('final') or {}
-  model, augshift, data = (config.get(key) or {} for key in ('model', 'augshift', 'data'))
-  plain = DOWNSAMPLING.get(model.get('downsample'))
-  network = plain or str(model.get('name', 'network'))
-  if augshift.get('crops') == 2:
-    network = f'augshift_{plain}' if plain else 'augshift'
-    if not augshift.get('weight'):
-      network = 'two_crops'
-      if plain:  # no cell of a suite, so it has no name of its own
-        network = f'Two crops at weight 0 + {plots.network_name(plain)}'
-  return plots_shifts.ShiftPanel(
-    network, str(data.get('name', 'images')), chance=(summary.get('sizes') or {}).get('chance'),
-    accuracy=final.get('image_accuracy'), consistency=final.get('consistency'),
-    **_shifts(summary.get('shifts')), **run_curves(source.workdir))
-
-
 def _is_sweep(source):
   return any(plots.settings(cell.network) for cell in source.cells)
 
 
 def title(source):
-  if source.summary is not None:
-    return f'{source.cells[0].network_name} on {source.cells[0].target}'
   if _is_sweep(source):
     return 'AugShift: how strong a loss, how far a shift?'
   return 'Can a loss make a network translation invariant?'
@@ -118,9 +94,6 @@ def lead(source):
     measure += '; protocol ' + ', and '.join(
       f'{name} ({PROTOCOLS[kind]})' if (kind := name.split(',')[0]) in PROTOCOLS else name
       for name in protocols) + '.'
-  if source.summary is not None:
-    return ['One training run: what it reached, how steady its answers are when the image moves, '
-            f'how it learned, and the configuration it used. {measure}']
   claim = (
     'Where an object stands should not change what a network calls it, yet moving an image by a '
     'few pixels often does. The paper\'s second claim is that a loss can mend this without any '
@@ -150,10 +123,6 @@ def _compared(source):
 
 
 def _protocols(source):
-  if source.summary is not None:
-    said = (source.summary.get('shifts') or {}).get('protocol')
-    shift = ((source.summary.get('config') or {}).get('eval') or {}).get('shift')
-    return [said] if said else [f'pad, s = {shift}'] if shift else []
   return list(dict.fromkeys(r['protocol'] for r in source.records if r.get('protocol')))
 
 
@@ -201,14 +170,9 @@ def table(records):
 
 def results(source, _):
   """Facts and the table of a suite."""
-  facts, columns = [], set()
   groups = plots.rows_of([cell for cell in source.cells if cell.consistency is not None])
-  for group in groups:
-    facts_ = [_fact(cell) for cell in _told(group)]
-    columns.add(len(facts_))
-    facts += facts_
-  return Section('Results', facts=facts, tables=[table(source.records)],
-                 fact_columns=2 if columns == {2} else 3)
+  return Section('Results', facts=[_fact(cell) for group in groups for cell in _told(group)],
+                 tables=[table(source.records)])
 
 
 def _told(group):
@@ -226,33 +190,34 @@ def _fact(cell):
           f'consistency on {cell.target}: {cell.network_name}{best}{accuracy}')
 
 
-def samples(source, folder):
+def samples(source, _):
   """The training's inputs; of a suite those of a network that sees pairs, if there is one."""
   pairs = [r for r in source.records if r['network'].startswith(('augshift', 'two_crops'))]
   path = picture(source, 'samples.png', pairs) or picture(source, 'samples.png')
   if not path:
     return None
   return Section('What the network sees', pictures=[Picture(
-    copied(path, folder, 'samples.png' if source.summary is not None else 'images.png'),
-    'Training images', 'Training images as the network sees them; with two crops, pairs stand one '
-    'above the other.')])
+    path, 'Training images', 'Training images as the network sees them; with two crops, pairs '
+    'stand one above the other.')])
 
 
 def consistency(source, folder):
-  if not any(map(len, (v for cell in source.cells for v in cell.protocols.values()))):
+  panels = [cell for cell in source.cells if any(map(len, cell.protocols.values()))]
+  if not panels:
     return None
-  return Section('How far the image moves', pictures=[both(
-    plots_shifts.consistency_curves, source.cells, folder / 'consistency.png',
+  return Section('How far the image moves', pictures=[drawn(
+    plots_shifts.consistency_curves, panels, folder / 'consistency.png',
     alt='Consistency against the size of the shift, one panel a protocol',
     caption='How often the top-1 class is the same for two random shifts of up to s pixels'
     f'{_counted(source)}. The vertical axis does not begin at zero.')])
 
 
 def maps(source, folder):
-  if all(cell.accuracy_map is None for cell in source.cells):
+  panels = [cell for cell in source.cells if cell.accuracy_map is not None]
+  if not panels:
     return None
-  return Section('Where accuracy is lost', pictures=[both(
-    plots_shifts.accuracy_maps, source.cells, folder / 'accuracy_maps.png',
+  return Section('Where accuracy is lost', pictures=[drawn(
+    plots_shifts.accuracy_maps, panels, folder / 'accuracy_maps.png',
     alt='Accuracy for every shift of the image, one map a network',
     caption='Top-1 accuracy when every test image is moved by the same dx and dy, zero filled'
     f'{_counted(source)}. The colours span the values of a dataset, not 0 to 100%.')])
@@ -260,34 +225,30 @@ def maps(source, folder):
 
 def _counted(source):
   """', on 500 test images, mean over seeds', as far as it is known."""
-  if source.summary is not None:
-    images = {(source.summary.get('shifts') or {}).get('images')}
-  else:
-    images = {((r['detail'] or {}).get('shifts') or {}).get('images')
-              for r in source.records if r.get('detail')}
+  images = {(r['detail'].get('shifts') or {}).get('images')
+            for r in source.records if r.get('detail')}
   images = [f'{n:,}' for n in sorted(images - {None})]
   said = f', on {" or ".join(images)} test images' if images else ''
-  return said + (', mean over seeds' if source.records else '')
+  return said + (', mean over seeds' if several_seeds(source) else '')
 
 
 def sweep(source, folder):
-  if not _is_sweep(source) or not any(
-      cell.accuracy is not None and cell.consistency is not None for cell in source.cells):
+  panels = [cell for cell in source.cells
+            if cell.accuracy is not None and cell.consistency is not None]
+  if not panels or not _is_sweep(source):
     return None
-  return Section('Weight and shift', pictures=[both(
-    plots_shifts.sweep, source.cells, folder / 'sweep.png',
+  return Section('Weight and shift', pictures=[drawn(
+    plots_shifts.sweep, panels, folder / 'sweep.png',
     alt='Consistency against accuracy, one point a setting of AugShift',
-    caption='One point a setting: the number beside it and its colour are the weight, its marker '
+    caption='One point a setting: the number above it and its colour are the weight, its marker '
     'the largest shift in training. Crosses: networks without the pairwise loss. Neither axis '
     'begins at zero.')])
 
 
 def curves(source, folder):
   summed = any(cell.network.startswith(('augshift', 'two_crops')) for cell in source.cells)
-  return learned(
-    source, folder / ('curves.png' if source.summary else 'shift_curves.png'),
-    remark=' With two crops the loss is the sum over both, with the pairwise term.'
-    if summed else '')
+  return learned(source, folder / 'shift_curves.png', remark=' With two crops the loss is the sum '
+                 'over both, with the pairwise term.' if summed else '')
 
 
 SECTIONS = [samples, sweep, consistency, maps, curves]

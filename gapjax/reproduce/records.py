@@ -6,16 +6,11 @@ trained with one config by the code of one commit.
 
 import statistics
 
-from ml_collections import ConfigDict
-
 from gapjax import config as configs
 from gapjax import paths
 from gapjax.errors import UsageError
+from gapjax.report import runs
 from gapjax.report.schema import SCHEMA, read
-from gapjax.training.evaluators import CIRCULAR_SHIFT
-
-# What a detail averages over seeds; its other fields are of the first.
-AVERAGED = ('per_location', 'shifts', 'per_class')
 
 
 def write(path, records) -> None:
@@ -58,13 +53,9 @@ def check_commit(commits, commit, *, name: str) -> None:
 
 def add(records, cell, *, seed: int, summary, lines, suite: str, scale: str) -> list[dict]:
   """The records with one more seed of a cell, from its run's summary and lines of metrics."""
-  for number, (metric, value) in enumerate(metrics_of(summary).items()):
-    said = protocol(metric, cell.config)
-    records = _merged(records, {
-      **_about(cell, summary, suite=suite, scale=scale), 'metric': metric,
-      'paper': cell.paper.get(metric), 'values': [value], 'seeds': [seed],
-      **({'protocol': said} if said else {}),
-      **({'detail': detail(summary, lines)} if number == 0 else {})})
+  for record in runs.records(summary, lines, seed=seed):
+    records = _merged(records, {**_about(cell, summary, suite=suite, scale=scale),
+                                'paper': cell.paper.get(record['metric']), **record})
   return records
 
 
@@ -82,7 +73,7 @@ def add_attack(records, cell, *, seed: int, summary, sweep, suite: str, scale: s
 
 def add_torch(records, cell, *, seed: int, summary) -> list[dict]:
   """The records with one more seed of a cell's PyTorch twin."""
-  values, joined = metrics_of(summary), []
+  values, joined = runs.metrics_of(summary), []
   for record in records:
     if record['cell'] == cell.name and 'N' not in record and record['metric'] in values:
       old, commit = record.get('torch') or {}, summary.get('commit')
@@ -123,19 +114,6 @@ def _merged(records, new):
   return [record if other is old else other for other in records]
 
 
-def metrics_of(summary) -> dict[str, float]:
-  """The metrics of a run, by their names in results.json."""
-  return {name: value for part in ('final', 'best') for name, value in summary[part].items()
-          if name not in ('loss', 'step')}
-
-
-def protocol(metric: str, config) -> str | None:
-  """How a consistency was measured (tasks/consistency.py); None of any other metric."""
-  return {'consistency': f'pad, s = {config.eval.shift}',
-          'consistency_crop': f'crop, s = {config.eval.shift}',
-          'consistency_circular': f'circular, s = {CIRCULAR_SHIFT}'}.get(metric)
-
-
 def spread(values) -> dict:
   """Mean, number and sample standard deviation (None of one) of the values that are known."""
   known = [value for value in values if value is not None]
@@ -143,28 +121,10 @@ def spread(values) -> dict:
           'std': statistics.stdev(known) if len(known) > 1 else None}
 
 
-def detail(summary, lines) -> dict:
-  """What the report's pictures and footnotes need of one seed."""
-  config = ConfigDict(summary['config'])
-  evaluations = [line for line in lines if line['split'] == 'eval']
-  curves = {
-    'train_loss': [[line['step'], line['loss']] for line in lines if line['split'] == 'train'],
-    **{f'eval_{name}': [[line['step'], line[name]] for line in evaluations]
-       for name in ('accuracy', 'consistency') if name in evaluations[0]}}
-  return {
-    **{name: summary[name] for name in AVERAGED if name in summary}, 'curves': curves,
-    'wall_seconds': [summary['wall_seconds']],
-    'images_per_second': summary['images_per_second'], 'epochs': config.num_epochs,
-    'steps': summary['step'], 'batch_size': config.batch_size,
-    'model': ' '.join([config.model.name, *(
-      [config.model.backbone] if config.task == 'segmentation' else []),
-      f'width {config.model.width}']), **summary['sizes']}
-
-
 def _joined(old, new):
   """The detail of several seeds and that of one more; curves and speed are of the first."""
   n = len(old['wall_seconds'])
-  return {**old, **{name: mean(old[name], new[name], n) for name in AVERAGED if name in old},
+  return {**old, **{name: mean(old[name], new[name], n) for name in runs.AVERAGED if name in old},
           'wall_seconds': [*old['wall_seconds'], *new['wall_seconds']]}
 
 

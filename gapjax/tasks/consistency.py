@@ -178,6 +178,7 @@ class ShiftEvaluation:
   def __init__(self, config, task, test_set, counter):
     self.config, self.task, self.counter = config, task, counter
     self.num_images = len(test_set)
+    self.protocol = f'pad, s = {config.eval.shift}'  # of the headline, for tables
 
   def during(self, state, *, stop=None):
     """Top-1 of the images as they are, and the headline consistency."""
@@ -193,7 +194,7 @@ class ShiftEvaluation:
     few = min(self.config.eval.shift_images or n, n)
     cells = len(self.task.map_offsets) ** 2
     curves = len(PROTOCOLS) * self.config.eval.max_shift
-    others = self.other_protocols
+    others = {'crop': self.config.eval.shift, 'circular': CIRCULAR_SHIFT}
     with tqdm(total=(2 + len(others)) * n + few * (curves + cells), unit='img', desc='evaluate',
               leave=False, disable=not progress) as bar:
       result = self._headline(state, stop=stop, bar=bar)
@@ -276,16 +277,6 @@ class ShiftEvaluation:
 
   def pictures(self, state) -> dict[str, Sheet]:
     return {}
-
-  @property
-  def other_protocols(self) -> dict[str, int]:
-    """Those beside the headline's that the final evaluation counts on all test images, and s."""
-    return {'crop': self.config.eval.shift, 'circular': CIRCULAR_SHIFT}
-
-  @property
-  def protocol(self) -> str:
-    """How the headline consistency was measured, for tables."""
-    return f'pad, s = {self.config.eval.shift}'
 
 
 def _named(line):

@@ -88,7 +88,8 @@ class Task(Protocol):
     """The task that a config describes. Raises UsageError where the dataset does not fit it."""
 
   @staticmethod
-  def load(name: str, *, split: str, data_dir, image_size: int | None, limit: int | None):
+  def load_split(name: str, *, split: str, data_dir=None, image_size: int | None = None,
+                 limit: int | None = None):
     """One split of a dataset, data.ImageDataset or data.Scenes."""
 
   @staticmethod

@@ -170,7 +170,7 @@ class SegmentationTask:
   flip: bool = True
   dtype: jnp.dtype = jnp.float32
   dense, crops = True, 1
-  load = staticmethod(datasets.load_scenes)
+  load_split = staticmethod(datasets.load_scenes)
 
   @classmethod
   def of(cls, config, train_set, *, dtype, axis_name) -> 'SegmentationTask':

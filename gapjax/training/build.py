@@ -20,7 +20,7 @@ from gapjax.weights import files as weights
 def load(config, *, data_dir):
   """The training set, what is evaluated, and the task that a config names."""
   c = config.data
-  read = functools.partial(TASKS[config.task].load, c.name, data_dir=data_dir,
+  read = functools.partial(TASKS[config.task].load_split, c.name, data_dir=data_dir,
                            image_size=c.image_size or None)
   if c.held_out:
     both = read(split=c.train_split, limit=c.train_images and c.train_images + c.held_out)

@@ -38,9 +38,14 @@ class Checkpoints:
       return
     if not read_only:
       self.directory.mkdir(parents=True, exist_ok=True)
-    self.manager = ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(
-      read_only=read_only, max_to_keep=None if read_only else keep, create=False,
-      multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes={0})))
+    alone = ocp.options.MultiprocessingOptions(active_processes={0})
+    self.manager = ocp.CheckpointManager(
+      self.directory,
+      item_handlers={'state': ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+                     'meta': ocp.JsonCheckpointHandler(multiprocessing_options=alone)},
+      options=ocp.CheckpointManagerOptions(
+        read_only=read_only, max_to_keep=None if read_only else keep, create=False,
+        multiprocessing_options=alone))
 
   def __enter__(self):
     self._hook = sys.unraisablehook

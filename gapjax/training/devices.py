@@ -204,11 +204,9 @@ class Devices:
     return jax.tree.map(put, tree)
 
   @staticmethod
-  def to_host(tree, *, rows=None):
-    """Replicated device arrays -> numpy arrays (also what orbax can save from any process), or the
-    first `rows` of each.
+  def to_host(tree):
+    """Replicated device arrays -> numpy arrays (also what orbax can save from any process).
 
     Copies: on CPU a view would be overwritten once the state is donated to the next step.
     """
-    which = ... if rows is None else slice(rows)
-    return jax.tree.map(lambda x: np.array(x.addressable_data(0))[which], tree)
+    return jax.tree.map(lambda x: np.array(x.addressable_data(0)), tree)

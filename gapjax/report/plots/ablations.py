@@ -16,49 +16,34 @@ class Column:
   series: dict
 
 
-def dots(columns, path, *, dark=False):
+def dots(columns, path):
   """Draws a dot a seed and a bar at their mean: one column a value, one colour a series.
 
   Args:
     columns: `Column`s, left to right; guessing may be None.
     path: where the PNG goes.
-    dark: draw for a dark page.
-
-  Raises:
-    ValueError: there is no column.
   """
   names = list(dict.fromkeys(name for column in columns for name in column.series))
-  if not names:
-    raise ValueError('nothing to draw')
-  apart = .24
-  with plots.drawing(path, size=(7.8, 3.4), dark=dark) as figure:
+  colors, guesses = dict(zip(names, plots.LINES, strict=False)), {}
+  with plots.drawing(path, size=(7.8, 3.4)) as figure:
     axis = figure.subplots()
-    for rank, name in enumerate(names):
-      color = plots.LINES[dark][rank % 6]
-      offset = apart * (rank - (len(names) - 1) / 2)
-      guesses = set()
-      for x, column in enumerate(columns):
-        if name not in column.series:
-          continue
-        values, chance = column.series[name]
-        guesses |= {chance} - {None}
+    for at, column in enumerate(columns):
+      for name, (values, chance) in column.series.items():
+        x, color = at + .24 * (names.index(name) - (len(names) - 1) / 2), colors[name]
         mean = float(np.mean(values))
-        axis.plot([x + offset - .1, x + offset + .1], [mean, mean], color=color, linewidth=2.4,
+        axis.plot([x - .1, x + .1], [mean, mean], color=color, linewidth=2.4,
                   solid_capstyle='butt')
-        axis.plot(np.full(len(values), x + offset), values, 'o', color=color, markersize=4.5,
-                  markeredgecolor=plots.PAGE[dark]['page'], markeredgewidth=.6)
-        axis.annotate(f'{100 * mean:.0f}', (x + offset, max(values)), xytext=(0, 5),
-                      textcoords='offset points', ha='center', fontsize=8,
-                      color=plots.PAGE[dark]['soft'])
-      for chance in guesses:
+        axis.plot(np.full(len(values), x), values, 'o', color=color, markersize=4.5,
+                  markeredgecolor=plots.CARD, markeredgewidth=.6)
+        axis.annotate(f'{100 * mean:.0f}', (x, max(values)), xytext=(0, 5),
+                      textcoords='offset points', ha='center', fontsize=8, color=plots.SOFT)
+        guesses[name, chance] = color
+    for (_, chance), color in guesses.items():
+      if chance is not None:
         axis.axhline(chance, color=color, linewidth=1, linestyle=plots.DOTTED)
     axis.set_xticks(range(len(columns)), [textwrap.fill(column.name, 10) for column in columns])
-    axis.set_xlim(-.5, len(columns) - .5)
-    axis.set_ylim(0, 1.1)
-    axis.set_yticks([0, .25, .5, .75, 1])
+    axis.set(xlim=(-.5, len(columns) - .5), ylim=(0, 1.1), yticks=[0, .25, .5, .75, 1],
+             ylabel='accuracy')
     axis.yaxis.set_major_formatter(plots.PERCENT)
-    axis.set_ylabel('accuracy')
-    axis.grid(axis='y')
-    axis.tick_params(length=0)
-    plots.legend(figure, [Line2D([], [], color=plots.LINES[dark][rank % 6], marker='o',
-                                 linewidth=2.4, label=name) for rank, name in enumerate(names)])
+    plots.legend(figure, [Line2D([], [], color=color, marker='o', linewidth=2.4, label=name)
+                          for name, color in colors.items()])

@@ -1,7 +1,6 @@
 """The pictures of section 5: what position channels do, and what removing them costs.
 
-As in plots.py every function writes one PNG, light or dark, and the same arguments give the same
-bytes.
+Every function writes one PNG, and the same arguments give the same bytes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,28 +13,26 @@ from gapjax.errors import UsageError
 from gapjax.neurons.attack import Sweep
 from gapjax.report.plots import base as plots
 
-# An order's colour in plots.LINES and its dashes; the baseline is grey. Others take what is left.
-LOOKS = {'overall': (1, '-'), 'left': (0, '-'), 'right': (2, '-'), 'top': (3, '-'),
-         'bottom': (4, '-'), 'left_centred': (0, plots.DOTTED), 'right_centred': (2, plots.DOTTED),
-         'random': ('soft', plots.BROKEN)}
+# An order's colour and its dashes; the baseline is grey. Others take what is left.
+LOOKS = {'overall': (plots.LINES[1], '-'), 'left': (plots.LINES[0], '-'),
+         'right': (plots.LINES[2], '-'), 'top': (plots.LINES[3], '-'),
+         'bottom': (plots.LINES[4], '-'), 'left_centred': (plots.LINES[0], plots.DOTTED),
+         'right_centred': (plots.LINES[2], plots.DOTTED), 'random': (plots.SOFT, plots.BROKEN)}
 METRICS = {'miou': 'mIoU, all pixels', 'miou_left': 'mIoU, left half',
            'miou_right': 'mIoU, right half', 'miou_top': 'mIoU, top half',
            'miou_bottom': 'mIoU, bottom half', 'miou_center': 'mIoU, centre',
            'location_accuracy': 'location accuracy', 'image_accuracy': 'image accuracy'}
 
 
-def _looks(names, dark):
-  names = list(names)
+def _looks(names):
+  """{order: its line's colour and dashes}."""
   others = [name for name in names if name not in LOOKS]
-  def look(name):
-    color, dashes = (LOOKS[name] if name in LOOKS
-                     else ((5 + others.index(name)) % 6, plots.DASHES[2]))
-    color = plots.PAGE[dark][color] if isinstance(color, str) else plots.LINES[dark][color]
-    return {'color': color, 'linestyle': dashes}
-  return {name: look(name) for name in names}
+  free = {name: (plots.LINES[(5 + i) % 6], plots.DASHES[2]) for i, name in enumerate(others)}
+  return {name: dict(zip(('color', 'linestyle'), {**LOOKS, **free}[name], strict=True))
+          for name in names}
 
 
-def curves(sweep: Sweep, path, *, chance: Mapping[str, float] | None = None, dark=False):
+def curves(sweep: Sweep, path, *, chance: Mapping[str, float] | None = None):
   """Draws every metric against the number of removed channels: a panel a metric, a line an order.
 
   An order with several repeats is drawn as their mean in a band from the lowest to the highest. The
@@ -45,7 +42,6 @@ def curves(sweep: Sweep, path, *, chance: Mapping[str, float] | None = None, dar
     sweep: an `attack.Sweep`.
     path: where the PNG goes.
     chance: what guessing gets, {metric: fraction}: a dotted line.
-    dark: draw for a dark page.
 
   Raises:
     UsageError: the sweep has no metric.
@@ -53,16 +49,14 @@ def curves(sweep: Sweep, path, *, chance: Mapping[str, float] | None = None, dar
   if not sweep.metrics:
     raise UsageError('the sweep has no metric to draw; sweep at least one region')
   names = dict.fromkeys(name for by_order in sweep.metrics.values() for name in by_order)
-  look = _looks(names, dark)
+  look = _looks(names)
   columns = min(len(sweep.metrics), 2)
   rows = -(-len(sweep.metrics) // columns)
-  handles = [Line2D([], [], linewidth=1.8, label=order_name(name), **style)
-             for name, style in look.items()]
+  handles = plots.handles_of(look, order_name)
   if chance:
-    guessing = {'color': plots.PAGE[dark]['soft'], 'linestyle': ':', 'linewidth': 1.2}
-    handles.append(Line2D([], [], label='chance', **guessing))
+    handles.append(Line2D([], [], label='chance', **plots.CHANCE))
   size = (7.8, 2.6 * rows + plots.legend_height(handles))  # the legend's width
-  with plots.drawing(path, size=size, dark=dark) as figure:
+  with plots.drawing(path, size=size) as figure:
     figure.get_layout_engine().set(w_pad=.06, h_pad=.07, wspace=.03)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axis in axes.ravel()[len(sweep.metrics):]:
@@ -71,12 +65,11 @@ def curves(sweep: Sweep, path, *, chance: Mapping[str, float] | None = None, dar
       for name, values in by_order.items():
         _curve(axis, sweep.counts, values, look[name])
       if metric in (chance or {}):
-        axis.axhline(chance[metric], **guessing)
-      axis.set_title(METRICS.get(metric, metric.replace('_', ' ')), loc='left')
+        axis.axhline(chance[metric], **plots.CHANCE)
+      axis.set_title(METRICS.get(metric, metric.replace('_', ' ')))
       axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
       axis.yaxis.set_major_formatter(plots.PERCENT)
-      axis.grid(axis='y')
-      axis.tick_params(length=0, labelbottom=True)
+      axis.tick_params(labelbottom=True)
       axis.margins(x=.02)
       axis.set_xlabel('channels removed')
     axes[0, 0].set_ylim(bottom=0)
@@ -101,7 +94,7 @@ def order_name(name):
 
 
 def activations(groups: Mapping[str, np.ndarray], path, *, channels: Mapping[str, Sequence[int]],
-                top: int = 12, dark=False):
+                top: int = 12):
   """Draws the mean activation of each order's top channels, with the object here against there.
 
   A panel an order, a row a channel; a dot for every group of images, its bar the standard error. A
@@ -113,7 +106,6 @@ def activations(groups: Mapping[str, np.ndarray], path, *, channels: Mapping[str
     path: where the PNG goes.
     channels: {'left': channels, 'right': channels}: the orders, first channel first.
     top: how many channels of each.
-    dark: draw for a dark page.
 
   Raises:
     UsageError: there is no group or order, a group has no image, or a channel is none of it.
@@ -126,27 +118,27 @@ def activations(groups: Mapping[str, np.ndarray], path, *, channels: Mapping[str
   if highest >= known:
     raise UsageError(f'channel {highest} is none of the {known} that the activations have; '
                      'take both from the same network')
-  look = _looks(groups, dark)
+  look = _looks(groups)
   handles = [Line2D([], [], marker='o', linestyle='', color=style['color'], label=f'object {name}')
              for name, style in look.items()]
   height = .24 * max(map(len, chosen.values())) + .8 + plots.legend_height(handles)
-  with plots.drawing(path, size=(3.9 * len(chosen), height), dark=dark) as figure:
+  with plots.drawing(path, size=(3.9 * len(chosen), height)) as figure:
     axes = figure.subplots(1, len(chosen), squeeze=False, sharex=True)[0]
     for axis, (name, order) in zip(axes, chosen.items(), strict=True):
       rows = np.arange(len(order))
       means = {group: z[:, order].mean(0) for group, z in groups.items()}
       axis.hlines(rows, np.min(list(means.values()), 0), np.max(list(means.values()), 0),
-                  color=plots.PAGE[dark]['rule'], linewidth=3)
+                  color=plots.RULE, linewidth=3)
       for group, z in groups.items():
         error = z[:, order].std(0, ddof=1) / np.sqrt(len(z)) if len(z) > 1 else 0 * rows
         axis.errorbar(means[group], rows, xerr=error, fmt='o', markersize=4.5, elinewidth=1,
                       color=look[group]['color'])
       axis.set_yticks(rows, order.tolist())
       axis.invert_yaxis()
-      axis.set_title(f'top {order_name(name)}', loc='left')
+      axis.set_title(f'top {order_name(name)}')
       axis.set_xlabel('mean activation')
-      axis.grid(axis='x')
-      axis.tick_params(length=0)
+      axis.grid(False, axis='y')
+      axis.grid(True, axis='x')
     axes[0].set_ylabel('channel')
     plots.legend(figure, handles)
 

@@ -1,0 +1,95 @@
+"""One training run as records: what reproduce/ adds to those of its cell, and what `gapjax train`
+and `report` tell of a run alone, as the suite with one cell."""
+
+from gapjax import paths, recipes
+from gapjax.report.schema import SCHEMA
+from gapjax.tasks.consistency import CIRCULAR_SHIFT
+
+# What a detail has of a summary, averaged over seeds.
+AVERAGED = ('per_location', 'shifts', 'per_class')
+# The curves of a detail: the split and the key of their lines in metrics.jsonl.
+CURVES = {'train_loss': ('train', 'loss'), 'eval_accuracy': ('eval', 'accuracy'),
+          'eval_consistency': ('eval', 'consistency')}
+DOWNSAMPLING = {'blur': 'blurpool', 'polyphase': 'aps'}  # config.model.downsample -> network
+
+
+def records(summary, lines, *, seed: int) -> list[dict]:
+  """What schema.py says of one seed: a record a metric, the detail in the first.
+
+  Args:
+    summary: of summary.json.
+    lines: of metrics.jsonl.
+    seed: with which it was trained.
+  """
+  found = [{'metric': metric, 'values': [value], 'seeds': [seed], 'mean': value, 'std': None,
+            'n': 1, **protocol(metric, summary['config'])}
+           for metric, value in metrics_of(summary).items()]
+  return [{**found[0], 'detail': detail(summary, lines)}, *found[1:]]
+
+
+def single(workdir, summary) -> list[dict]:
+  """The records of a run alone, and of the attack on its last checkpoint if there was one."""
+  config, sizes = summary['config'], summary['sizes']
+  canvas = config['canvas'] if config['task'] == 'canvas' else {}
+  asked = {key: canvas[key] for key in ('target', 'grid') if canvas}
+  network, dataset = network_of(config), config['data']['name']
+  of_run = {
+    'schema': SCHEMA, 'task': config['task'], 'network': network, 'dataset': dataset, **asked,
+    'cell': '/'.join([network, asked['target'], '{0}x{0}'.format(asked['grid'])] if asked
+                     else [network, dataset]),
+    'config': config, **({'chance': sizes['chance']} if config['task'] != 'segmentation' else {})}
+  attack = workdir / 'attack.json'
+  removed = paths.read_json(attack, list) if attack.exists() else []
+  lines = paths.read_lines(workdir / 'metrics.jsonl')
+  return [{**of_run, **record} for record in (
+    *records(summary, lines, seed=config['seed']),
+    *(record for record in removed if record.get('step') == summary['step']))]
+
+
+def network_of(config) -> str:
+  """The network that a config trains, as a record names it."""
+  model, augshift = config['model'], config['augshift']
+  if config['task'] == 'canvas':
+    return next((name for name, fields in recipes.NETWORKS.items()
+                 if fields.items() <= model.items()), model['name'])
+  plain = DOWNSAMPLING.get(model['downsample'])
+  if config['task'] == 'segmentation' or augshift['crops'] == 1:
+    return plain or model['name']
+  return '_'.join(['augshift' if augshift['weight'] else 'two_crops', *([plain] if plain else [])])
+
+
+def metrics_of(summary) -> dict[str, float]:
+  """The metrics of a run, by their names in results.json."""
+  return {name: value for part in ('final', 'best') for name, value in summary[part].items()
+          if name not in ('loss', 'step')}
+
+
+def protocol(metric: str, config) -> dict[str, str]:
+  """{'protocol': how a consistency was measured (consistency.py)}; {} of any other metric."""
+  shift = config['eval']['shift']
+  shifts = {'consistency': f'pad, s = {shift}', 'consistency_crop': f'crop, s = {shift}',
+            'consistency_circular': f'circular, s = {CIRCULAR_SHIFT}'}
+  return {'protocol': shifts[metric]} if metric in shifts else {}
+
+
+def detail(summary, lines) -> dict:
+  """What the report's pictures and footnotes need of one seed."""
+  config = summary['config']
+  model = config['model']
+  return {
+    **{name: summary[name] for name in AVERAGED if name in summary}, 'curves': curves(lines),
+    'wall_seconds': [summary['wall_seconds']],
+    'images_per_second': summary['images_per_second'], 'epochs': config['num_epochs'],
+    'steps': summary['step'], 'batch_size': config['batch_size'],
+    'model': ' '.join([model['name'], *(
+      [model['backbone']] if config['task'] == 'segmentation' else []),
+      f'width {model["width"]}']), **summary['sizes']}
+
+
+def curves(lines) -> dict[str, list]:
+  """{name: [[step, value], ...]} of CURVES; a resumed run repeats steps: its last word counts."""
+  found = {name: {line['step']: line[key] for line in lines
+                  if line.get('split') == split and key in line}
+           for name, (split, key) in CURVES.items()}
+  return {name: [list(point) for point in sorted(points.items())]
+          for name, points in found.items() if points}
