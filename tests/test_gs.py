@@ -237,7 +237,8 @@ def test_two_processes_and_a_broken_checkpoint_in_a_bucket(bucket, gapjax, argum
 
 SUITE = """
 import runpy, sys
-from gapjax import cells, cli, suites
+from gapjax import cli
+from gapjax.reproduce import cells, suites
 config, *argv = sys.argv[1:]
 cell = cells.Cell('gapnet/location/2x2', runpy.run_path(config)['get_config']())
 suites.SUITES['table1'] = lambda scale: [cell]
