@@ -145,12 +145,6 @@ def test_refusal(changes, expected):
   assert expected in compile_tpu.refusal(result(**changes))
 
 
-def test_slices_have_up_to_256_chips():
-  for slices in (compile_tpu.FLAT, compile_tpu.SOLID):
-    chips = [math.prod(map(int, shape.split('x'))) for shape in slices]
-    assert chips == sorted(chips) and chips[0] == 1 and chips[-1] == 256
-
-
 # ---- The verb ------------------------------------------------------------------------------------
 
 

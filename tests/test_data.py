@@ -309,17 +309,21 @@ def test_two_processes_prepare_the_digits_at_once(data_dir, tmp_path):
 
 
 def test_without_tensorflow(tmp_path):
-  """Not even where it is installed; and importing gapjax.data loads no TFDS."""
+  """Not even where it is installed; and importing gapjax.data loads no TFDS and no Grain."""
   (tmp_path / 'tensorflow').mkdir()
   (tmp_path / 'tensorflow' / '__init__.py').write_text('raise AssertionError("imported")')
   run(f'''
       import sys
       sys.path.insert(0, {str(tmp_path)!r})
       from gapjax import data
-      lazy = {{'tensorflow_datasets', 'sklearn', 'PIL', 'jax'}} & set(sys.modules)
+      lazy = {{'tensorflow_datasets', 'grain', 'sklearn', 'PIL', 'jax'}} & set(sys.modules)
       assert not lazy, lazy
       data.prepare('digits', data_dir={str(tmp_path)!r})
       assert data.load_images('digits', split='test', data_dir={str(tmp_path)!r}).images.any()
+      scenes = data.load_scenes('digit_scenes', split='test', data_dir={str(tmp_path)!r})
+      batches = data.training_batches(scenes, batch_size=2, seed=0, crop_size=(9, 9),
+                                      scale=(1, 2), flip=True, fill=(0, 0, 0))
+      assert next(batches.iterate())['images'].any()
       assert 'tensorflow' not in sys.modules''')
 
 
