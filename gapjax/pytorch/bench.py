@@ -51,7 +51,7 @@ class TimedTwin:
     self.network = torch.compile(network) if mode == 'compiled' else network
     # Mean and std on the device once: a copy in every step would wait for the step before.
     mean, std = (torch.as_tensor(x, device=self.device) for x in (task.mean, task.std))
-    feed = self.scenes if config.task == 'segmentation' else self.images
+    feed = self.scenes if task.dense else self.images
     self.batches = feed(train_set, task, dataclasses.replace(task, mean=mean, std=std))
     seconds = [self.run(1)['seconds'] for _ in range(WARM_UP_STEPS)]
     self.ready = {

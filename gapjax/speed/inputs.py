@@ -1,6 +1,5 @@
 """What bench times and compile compiles: train.train's own step, and the images that go into it."""
 
-
 import numpy as np
 
 from gapjax.data import CLASSES, ImageDataset, prepared
@@ -29,6 +28,7 @@ class Program:
     train_set, task, images: see `training_set`.
     flops: of a step, by all devices.
     state, key, feed: what a run starts from.
+    count: of the steps of a call, all of them.
     train_steps: build.create_train_steps', not compiled yet.
   """
 
@@ -42,6 +42,7 @@ class Program:
     self.flops = flops.step_flops(
       config, num_classes=self.task.num_classes, images=config.batch_size * self.task.crops,
       image_shape=(*self.task.input_shape(self.train_set), 3))
+    self.count = np.int32(config.steps_per_call)
     self.key = steps.stream(config.seed, steps.TRAIN)
     self.feed = build.create_feed(config, self.task, self.train_set, plan)
     self.train_steps = build.create_train_steps(model, self.task, rule, devices)
