@@ -67,18 +67,23 @@ def parse_with_neurons(parser, argv):
 def folder(path):
   """A folder on this machine, `~` expanded, or in a bucket."""
   if not path:  # such as of an unset variable; pathlib takes it for the current folder
-    raise UsageError('a folder is named by nothing; the current one is `.`')
+    raise argparse.ArgumentTypeError('a folder is named by nothing; the current one is `.`')
   path = os.path.expanduser(path)
-  paths.of(path)  # is it one?
+  try:
+    paths.of(path)
+  except UsageError as error:  # a ValueError, of which argparse would not give the words
+    raise argparse.ArgumentTypeError(str(error)) from None
   return path
 
 
 def local(path):
   """A file or folder on this machine, `~` expanded."""
   if not path:
-    raise UsageError('a file or folder is named by nothing; the current folder is `.`')
+    raise argparse.ArgumentTypeError('a file or folder is named by nothing; the current folder is '
+                                     '`.`')
   if '://' in path:
-    raise UsageError(f'{path}: remote folders are not supported here; give a local path')
+    raise argparse.ArgumentTypeError(f'{path}: remote folders are not supported here; give a local '
+                                     'path')
   return os.path.expanduser(path)
 
 
