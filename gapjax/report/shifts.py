@@ -184,8 +184,8 @@ def _told(group):
   """The plain network, its fair control and AugShift; of a sweep, the most consistent setting."""
   tried = [cell for cell in group if cell.settings]
   best = max(tried, key=lambda cell: cell.consistency, default=None)
-  return [cell for cell in group if cell.network.startswith('resnet')
-          or cell.network in ('two_crops', 'augshift') or cell is best]
+  return [cell for cell in group if cell is best or (not cell.settings and (
+    cell.network.startswith('resnet') or cell.network in ('two_crops', 'augshift')))]
 
 
 def _fact(cell):
