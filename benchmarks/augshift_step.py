@@ -32,9 +32,9 @@ def prepare(network, *, width, batch):
                         draw.integers(0, 10, 4 * batch).astype(np.int32), tuple('0123456789'))
   devices = Devices()
   task = build.create_task(config, images)
-  plan = Plan.of(workdirs.settle('none', config, platform=devices.platform),
+  plan = Plan.of(workdirs.settled(config, platform=devices.platform),
                  num_images=len(images.images))
-  model, state, rule, _ = build.create(config, task, images, plan,
+  model, state, rule, _ = build.create_learner(config, task, images, plan,
                                        platform=devices.platform)
   step = build.create_train_steps(model, task, rule, devices)
   data = devices.replicate({'images': images.images, 'labels': images.labels})
@@ -43,7 +43,7 @@ def prepare(network, *, width, batch):
 
   def run():
     nonlocal state
-    state, _ = jax.block_until_ready(step(state, key, data, indices))
+    state, _ = jax.block_until_ready(step(state, key, data, indices, np.int32(1)))
 
   return run
 

@@ -20,8 +20,9 @@ from gapjax.reproduce.suites import cell_name
 
 ROOT = pathlib.Path(__file__).parent.parent
 VARIED = re.compile(r'(permute_at|padding)=(\w+)/(\w+)/(?:location/)?\d+x\d+')
+RENAMED = {'canvas_size': 'input_size'}  # of a detail
 EQUAL = ('suite', 'scale', 'changes', 'metric', 'values', 'seeds', 'mean', 'std', 'n', 'paper',
-         'torch', 'chance', 'detail')
+         'torch', 'chance')
 
 
 def convert(records: list[dict]) -> list[dict]:
@@ -44,6 +45,8 @@ def convert(records: list[dict]) -> list[dict]:
       about |= {'order': order, 'N': int(count)}
     rest = {key: value for key, value in record.items()
             if key not in ('cell', 'network', 'commits', *about)}
+    if 'detail' in rest:
+      rest['detail'] = {RENAMED.get(key, key): value for key, value in rest['detail'].items()}
     found.append({**about, **rest, 'commit': commits.pop(),
                   **({} if 'N' in about else runs.protocol(record['metric'], config)),
                   'config': config})
@@ -78,9 +81,12 @@ def compare(before: list[dict], after: list[dict]) -> int:
   count = 0
   for old, new in zip(before, after, strict=True):
     assert old.get('protocol') in (None, new.get('protocol'))
-    for key in EQUAL:
-      assert old.get(key) == new.get(key), (old['cell'], old['metric'], key)
-      count += numbers(old.get(key))
+    pairs = [(old.get(key), new.get(key)) for key in EQUAL]
+    pairs += [(value, new['detail'][RENAMED.get(key, key)])
+              for key, value in old.get('detail', {}).items()]
+    for here, there in pairs:
+      assert here == there, (old['cell'], old['metric'], here, there)
+      count += numbers(here)
   return count
 
 

@@ -3,13 +3,14 @@
     python benchmarks/results_pages.py
 
 Rebuilds the reports of the suites (`gapjax report --workdir=results`), the pages of parity and
-bench, and the tables that stand below a line `<!-- table: NAME -->` in README.md and
+bench, and the tables that stand below a line `<!-- table: NAME -->` in README.md, docs/ and
 results/README.md. Runs nothing and needs no dataset: about a minute.
 """
 
 import json
 import pathlib
 import re
+import statistics
 
 import compile_table
 
@@ -17,7 +18,7 @@ from gapjax.pytorch import parity
 from gapjax.report import compared as report_compared
 from gapjax.report import page as report
 from gapjax.report import schema
-from gapjax.report.parts import DASH
+from gapjax.report.parts import DASH, number, ours
 from gapjax.report.render import Table, markdown_table
 from gapjax.speed import bench
 
@@ -27,16 +28,26 @@ SUITES = ('quickstart', 'table1', 'table2', 'table2_longer', 'augshift_sweep', '
           'attack')
 PARITY = 'gapjax convert --check --output=results/parity/results.json'
 BENCH = 'gapjax bench --against=torch --rounds={rounds} --output=results/bench/{name}'
-LIMITS = """## What limits it
+BENCHED = """The training step of the paper's network (ResNet-18, width 64, batch 48, canvas 96x96,
+float32) on CPUs without other work. Both sides train in turns, each in a process of its own.
+Columns: the median time of a step, the least and the most in brackets; and gapjax's images a second
+over PyTorch's, where a value below 1 means that PyTorch is faster."""
+LIMITS = """All figures of this page are of an earlier version of gapjax, which computed some
+convolutions and gradients on CPU in another way: Winograd's algorithm for the 3x3 convolutions of
+many channels, and matrix products for the gradients of kernels. Both are removed. Today a
+convolution on CPU is cut into parts of the batch ([on_cpu.py](../../gapjax/models/on_cpu.py)),
+which is faster where channels are few and maps are large. **Today's code has not been timed against
+PyTorch yet.** In separate runs of the earlier version the step of this page (width 64) took 1.4 to
+1.5 times as long without Winograd's algorithm, so the ratio may be lower now.
 
-On the EPYC PyTorch computes at about the speed of the best matrix product measured there, 95% of
-it with two cores and 106 with one. To come near that, gapjax takes fewer multiplications on CPU:
-Winograd's algorithm for the 3x3 convolutions of many channels, forward and backward
-(Winograd): in separate runs the step took 1.4 to 1.5 times
-as long without. Its transforms move more memory, which is why a second core helps less. On the
-Xeon, which has AVX-512, a kernel's gradient costs most: products of a transposed matrix, which XLA
-computes more slowly than the others (by themselves, on one core: about half as fast with 64
-channels, less so with more). GPU and TPU keep XLA's convolutions."""
+## What limited the earlier version
+
+On the EPYC PyTorch computes at about the speed of the best matrix product measured there: 95% of it
+with two cores and 106% with one. gapjax came near that speed because Winograd's algorithm needs
+fewer multiplications. Its transforms move more memory, so a second core helped less. The Xeon has
+AVX-512; there the gradient of a kernel cost most. It was a product with a transposed matrix, which
+XLA computes more slowly than other products (on one core, with 64 channels, at about half the
+speed). On GPU and TPU gapjax has always used XLA's convolutions."""
 # The tables of a page, apart or together; group 1 is their name.
 PLACE = re.compile(r'<!-- table: (.*) -->\n((?:\|.*\n)+(?:\n(?:\|.*\n)+)*)')
 
@@ -66,7 +77,42 @@ def tables() -> dict[str, str]:
     [[machine(x['device']), *(bench.range_of(x[side]['step_seconds'], '{:,.0f}', 1e3)
                      for side in ('gapjax', 'torch')), bench.range_of(x['ratio'], '{:.2f}')]
      for x in map(read, sorted(f'bench/{path.name}' for path in RESULTS.glob('bench/*.json')))]))
+  found['overview'] = markdown_table(overview())
   return {name: table.strip() + '\n' for name, table in found.items()}
+
+
+def overview() -> Table:
+  """The README's table: six numbers of the paper beside ours, at one scale.
+
+  Location accuracy by the paper's protocol; top-1 accuracy and shift consistency of the final
+  weights; the mIoU that position channels cost beyond random ones, the mean over all N.
+  """
+  records = {suite: schema.read(RESULTS / suite / 'results.json')
+             for suite in ('table1', 'table2', 'attack')}
+  [scale] = {record['scale'] for some in records.values() for record in some}
+
+  def row(network, measured, suite, cell, *metrics):
+    some = [next(r for r in records[suite] if (r['cell'], r['metric']) == (cell, metric))
+            for metric in metrics]
+    # ours(record) is 'mean ± deviation (n)'; n has a column of its own.
+    return [network, measured, ' / '.join(number(r['paper'], r['metric']) for r in some),
+            ' / '.join(ours(r).rpartition(' ')[0] for r in some), str(some[0]['n'])]
+
+  [removed] = [comparison for comparison in report_compared.compared(
+    [record for record in records['attack'] if 'N' in record])
+    if comparison.claim == 'position channels are missed more than random ones']
+  lost = list(removed.found.values())
+  return Table(['network, dataset', 'measured', 'paper', f'gapjax, scale {scale}', 'n'], [
+    *(row(f'{name}, CIFAR-10 on 3x3', 'location accuracy', 'table1',
+          f'{name.lower()}/location/3x3', 'location_accuracy_best_random')
+      for name in ('GAPNet', 'PermuteNet')),
+    *(row(f'{name}, CIFAR-10', 'top-1 / shift consistency', 'table2', f'{cell}/cifar10',
+          'image_accuracy', 'consistency')
+      for name, cell in (('ResNet-18', 'resnet18'), ('BlurPool', 'blurpool'),
+                         ('AugShift', 'augshift'))),
+    ['DeepLabv3, CamVid', 'mIoU: loss beyond random', DASH,
+     f'{100 * statistics.fmean(lost):.1f} ± {100 * statistics.stdev(lost):.1f}', str(len(lost))]],
+    text=2)
 
 
 def parity_summary(networks) -> Table:
@@ -111,8 +157,8 @@ def bench_page(names) -> str:
     parts += [f'## {path.name}: {machine(found["device"])}',
               f'    {one}{BENCH.format(rounds=found["rounds"], name=path.name)}',
               f'{versions(found)}.', *filter(None, bench.lines(found))]
-  return '\n\n'.join(['# Training steps, gapjax and PyTorch in turns', names['bench'].strip(),
-                      LIMITS, *parts]) + '\n'
+  return '\n\n'.join(['# Training steps, gapjax and PyTorch in turns', BENCHED,
+                      names['bench'].strip(), LIMITS, *parts]) + '\n'
 
 
 def versions(found):
@@ -140,7 +186,8 @@ def pages() -> dict[pathlib.Path, str]:
   return {RESULTS / 'parity/README.md': parity_page(names),
           RESULTS / 'bench/README.md': bench_page(names),
           **{path: filled(path.read_text(), names)
-             for path in (ROOT / 'README.md', RESULTS / 'README.md')}}
+             for path in (ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md')),
+                         RESULTS / 'README.md')}}
 
 
 def main():

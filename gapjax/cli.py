@@ -66,6 +66,8 @@ def parse_with_neurons(parser, argv):
 
 def folder(path):
   """A folder on this machine, `~` expanded, or in a bucket."""
+  if not path:  # such as of an unset variable; pathlib takes it for the current folder
+    raise UsageError('a folder is named by nothing; the current one is `.`')
   path = os.path.expanduser(path)
   paths.of(path)  # is it one?
   return path
@@ -73,6 +75,8 @@ def folder(path):
 
 def local(path):
   """A file or folder on this machine, `~` expanded."""
+  if not path:
+    raise UsageError('a file or folder is named by nothing; the current folder is `.`')
   if '://' in path:
     raise UsageError(f'{path}: remote folders are not supported here; give a local path')
   return os.path.expanduser(path)
@@ -149,10 +153,12 @@ def rank(argv):
                       'by, in place of the masks')
   arguments, neurons = parse_with_neurons(parser, argv)
   from gapjax.neurons import run
+  from gapjax.report.plots import neurons as pictures
   ids = paths.read_json(arguments.ids) if arguments.ids else None
-  orders = run.rank_run(arguments.workdir, data_dir=arguments.data_dir,
-                        regions=arguments.regions, ids=ids, neurons=neurons)
-  for name, order in orders.items():
+  ranking = run.rank_run(arguments.workdir, data_dir=arguments.data_dir,
+                         regions=arguments.regions, ids=ids, neurons=neurons)
+  pictures.save(paths.of(arguments.workdir), ranking)
+  for name, order in ranking.orders.items():
     print(f'{name:10} {" ".join(map(str, order[:10]))} ...')
   print(f'{arguments.workdir}/{run.RANKING}')
 
@@ -169,11 +175,13 @@ def attack(argv):
   from gapjax.neurons import run
   from gapjax.report import attack as report_attack
   from gapjax.report import page as report
+  from gapjax.report.plots import neurons as pictures
   from gapjax.report.render import markdown_table
-  sweep = run.attack_run(arguments.workdir, data_dir=arguments.data_dir, ranking=arguments.ranking,
-                         regions=arguments.regions, neurons=neurons)
+  attacked = run.attack_run(arguments.workdir, data_dir=arguments.data_dir,
+                            ranking=arguments.ranking, regions=arguments.regions, neurons=neurons)
+  pictures.save(paths.of(arguments.workdir), *attacked)
   print(markdown_table(report_attack.table([{**record, 'cell': arguments.workdir}
-                                            for record in sweep.records()])))
+                                            for record in attacked.sweep.records()])))
   if (paths.of(arguments.workdir) / 'summary.json').exists():  # else it is still to be trained on
     print(f'report: {report.build(arguments.workdir)}')
 
@@ -250,15 +258,15 @@ def check_parity(config, *, output=None):
   weights.require_torch('--check', 'leave it out')
   from gapjax.pytorch import parity, reference
   from gapjax.report.render import markdown_table
-  found = {}
+  differences = {}
   for case in [parity.of_config('config', config)] if config else parity.cases():
     logging.getLogger('gapjax').info('%s', case.name)
-    found[case.name] = reference.measure(case)
-  for table in parity.tables(found):
+    differences[case.name] = reference.measure(case)
+  for table in parity.tables(differences):
     print(markdown_table(table), end='\n\n')
   if output:
-    paths.write_json(output, {**reference.provenance(), 'networks': found})
-  bad = {name: columns for name, row in found.items() if (columns := parity.too_large(row))}
+    paths.write_json(output, {**reference.provenance(), 'networks': differences})
+  bad = {name: columns for name, row in differences.items() if (columns := parity.too_large(row))}
   if bad:
     raise CheckFailed('more than rounding: ' + '; '.join(
       f'{name}: {", ".join(columns)}' for name, columns in bad.items()))
@@ -269,8 +277,6 @@ def compile(argv):
   parser = flags('compile', data=True)
   parser.add_argument('--topology', required=True, metavar='CHIP:SHAPE',
                       help='a slice, such as v5e:2x2, v6e:16x16, v4:2x2x2 or v5p:4x4x4')
-  parser.add_argument('--no_fit', action='store_true', help='where the batch does not fit, do not '
-                      'look for the largest that does (which takes up to three compilations more)')
   parser.add_argument('--output', metavar='FILE', type=local, help='write everything as JSON')
   arguments, chosen = parse_with_config(parser, argv)
   # jax and libtpu read these as they load: take no TPU, ask no cloud for one, do not complain.
@@ -280,7 +286,7 @@ def compile(argv):
   from gapjax.speed import compile_tpu
   check_output(arguments.output)
   result = compile_tpu.compile_step(config.from_flags(chosen), topology=arguments.topology,
-                                    fit=not arguments.no_fit, data_dir=arguments.data_dir)
+                                    data_dir=arguments.data_dir)
   if result['fits']:
     print('\n'.join(compile_tpu.lines(result)))
   if arguments.output:
@@ -296,16 +302,14 @@ def bench(argv):
                       'about 5 seconds)')
   parser.add_argument('--rounds', type=int, default=5, help='how often to measure (default 5)')
   parser.add_argument('--against', help='torch: the same network in PyTorch, in turns with gapjax')
-  parser.add_argument('--torch', default='plain', help='how it runs: plain (images on the device, '
-                      'the default), authors (a DataLoader of single images), compiled '
-                      '(channels_last, autocast to bfloat16, torch.compile)')
+  parser.add_argument('--torch', default='plain', help='how it runs: plain (float32, the '
+                      'default), compiled (channels_last, autocast to bfloat16, torch.compile)')
   parser.add_argument('--profile', metavar='DIR', type=local, help='write a trace of a few calls')
   parser.add_argument('--output', metavar='FILE', type=local, help='write everything as JSON')
   arguments, chosen = parse_with_config(parser, argv)
   from gapjax import config
-  if not arguments.config:  # the recipe of configs/gapnet_cifar10.py, which may not be there
-    chosen = [f'--config={config.__file__}', *chosen]
-  chosen_config = config.from_flags(chosen)
+  chosen_config = (config.from_flags(chosen) if arguments.config else
+                   config.with_fields(config.default(), chosen))
   check_output(arguments.output)
   from gapjax.speed import bench
   result = bench.bench(chosen_config, steps_per_round=arguments.steps, rounds=arguments.rounds,
@@ -355,6 +359,9 @@ def main(argv=None) -> int:
   """Runs a verb. Exit codes: 0 done; 1 training or a check failed, or a bucket is out of reach; 2
   bad input or a full disk (one line); 130 Ctrl-C."""
   argv = sys.argv[1:] if argv is None else list(argv)
+  sys.stderr = Unbreakable(sys.stderr)
+  if hasattr(sys.stdout, 'reconfigure'):  # a terminal without our signs must not cost the work
+    sys.stdout.reconfigure(errors='replace')
   if not argv or argv[0] in ('-h', '--help'):
     print(USAGE)
     return 0 if argv else 2
@@ -381,6 +388,10 @@ def main(argv=None) -> int:
     if isinstance(error, OSError) and error.errno is not None:  # a disk's or a file's complaint
       where = f' `{error.filename}`' if error.filename else ''
       return complain(f'{os.strerror(error.errno)}{where}', code=2)
+    if asked_in_vain():
+      return complain(f'JAX_PLATFORMS={os.environ["JAX_PLATFORMS"]} asks for a device that is not '
+                      'here, or that the installed jax does not know; unset it, or set it to cpu',
+                      code=2)
     if type(error).__name__ == 'JaxRuntimeError' and 'RESOURCE_EXHAUSTED' in str(error):
       return complain(f'the device has too little memory ({str(error).splitlines()[0][:200]}); '
                       'take a smaller batch_size, or model.dtype=bfloat16', code=2)
@@ -388,6 +399,36 @@ def main(argv=None) -> int:
   except KeyboardInterrupt:
     return complain('interrupted', code=130)
   return 0
+
+
+def asked_in_vain() -> bool:
+  """Whether the environment asks jax for a platform that it cannot have."""
+  if not os.environ.get('JAX_PLATFORMS') or 'jax' not in sys.modules:
+    return False
+  try:
+    sys.modules['jax'].devices()
+  except (RuntimeError, AssertionError):  # the latter of a GPU that is not there
+    return True
+  return False
+
+
+class Unbreakable:
+  """What is written to stderr, whether it is closed or its reader has gone: no reason to end."""
+
+  def __init__(self, stream):
+    self._stream = stream
+
+  def __getattr__(self, name):
+    return getattr(self._stream, name)
+
+  def write(self, text):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+      self._stream.write(text)
+    return len(text)
+
+  def flush(self):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+      self._stream.flush()
 
 
 def complain(message, *, code):

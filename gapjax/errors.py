@@ -3,7 +3,7 @@
 import difflib
 
 
-class UsageError(Exception):
+class UsageError(ValueError):
   """Bad input: the command line prints it as one line, without a traceback, and exits with 2.
 
   The message is one sentence that says what is wrong and what to do instead.
@@ -21,6 +21,11 @@ def check_choice(value, known, *, what):
   if value not in known:
     raise UsageError(f'unknown {what} `{value}`{nearest(value, known)}; '
                      f'known: {", ".join(str(k) for k in known)}')
+
+
+def first_line(error):
+  """The first line of an exception's text, or its type: tarfile's and others' have several."""
+  return str(error).partition('\n')[0].rstrip(':') or type(error).__name__
 
 
 class TrainingFailed(Exception):

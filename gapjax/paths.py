@@ -74,10 +74,7 @@ def write_bytes(path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def opened(path):
-  """What a picture is written to: the path itself, or for a remote one a buffer, written after."""
-  if not is_remote(path):
-    yield path
-    return
+  """What a picture is written to: a buffer, written to the path after."""
   buffer = io.BytesIO()
   yield buffer
   write_bytes(path, buffer.getvalue())
@@ -86,25 +83,16 @@ def opened(path):
 def move(source, target) -> None:
   """Moves a folder to where nothing is, or replaces the folder there.
 
-  In a bucket it is copied file by file, and until all of it is copied `source` is whole.
+  In a bucket its files are copied, and until all of them are `source` is whole.
   """
   make(target.parent)
   if target.exists():
     shutil.rmtree(target) if not is_remote(target) else target.rmtree()
-  if not is_remote(source):
+  if is_remote(source):
+    import fsspec
+    fsspec.filesystem('gcs').mv(os.fspath(source), os.fspath(target), recursive=True)
+  else:
     shutil.move(source, target)
-    return
-  for file in list(_files(source)):
-    file.copy(target / file.relative_to(source))
-  source.rmtree()
-
-
-def _files(folder):
-  for entry in folder.iterdir():
-    if entry.is_dir():
-      yield from _files(entry)
-    else:
-      yield entry
 
 
 class Staged:
@@ -115,11 +103,9 @@ class Staged:
   """
 
   def __init__(self, workdir):
-    self._workdir, self._temporary = of(workdir), None
-    self.folder, self._sizes, self._last = self._workdir, {}, -UPLOAD_SECONDS
-    if is_remote(self._workdir):
-      self._temporary = tempfile.TemporaryDirectory(prefix='gapjax.')
-      self.folder = pathlib.Path(self._temporary.name)
+    self._workdir, self._sizes, self._last = of(workdir), {}, -UPLOAD_SECONDS
+    self._temporary = is_remote(workdir) and tempfile.TemporaryDirectory(prefix='gapjax.')
+    self.folder = pathlib.Path(self._temporary.name) if self._temporary else self._workdir
 
   def upload(self, *, due: bool = False) -> None:
     """Copies now; with `due` only if the last time was UPLOAD_SECONDS ago."""
@@ -146,13 +132,9 @@ def refused(error) -> str:
   gcsfs raises FileNotFoundError for 404, a plain OSError for 403, neither with an errno, and its
   HttpError for 401.
   """
-  if isinstance(error, FileNotFoundError):
-    no = error.errno is None
-  elif type(error) is OSError:
-    no = str(error).startswith('Forbidden')
-  else:
-    no = (getattr(error, 'code', None) in (401, 403)
-          or type(error).__name__ == 'DefaultCredentialsError')
+  no = ((isinstance(error, FileNotFoundError) and error.errno is None) or _forbidden(error)
+        or getattr(error, 'code', None) in (401, 403)
+        or type(error).__name__ == 'DefaultCredentialsError')
   if not no or 'gcsfs' not in sys.modules:
     return ''
   return (f'the bucket cannot be used ({str(error).strip() or type(error).__name__}); see that it '
@@ -161,16 +143,17 @@ def refused(error) -> str:
 
 def unreachable(error) -> bool:
   """Whether it is the way to the bucket that fails, or permission, and not what is in it."""
-  if type(error) is OSError and str(error).startswith('Forbidden'):
-    return True
-  if type(error).__module__.partition('.')[0] in ('aiohttp', 'fsspec', 'gcsfs', 'google',
-                                                  'requests'):
-    return True
+  library = type(error).__module__.partition('.')[0]
   # tensorstore raises ValueError, whose text begins with the name of the status; so does that of
   # jax's errors, which are of another class.
-  return isinstance(error, ValueError) and str(error).startswith((
-    'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED', 'PERMISSION_DENIED',
-    'UNAUTHENTICATED', 'ABORTED'))
+  return (_forbidden(error) or library in ('aiohttp', 'fsspec', 'gcsfs', 'google', 'requests')
+          or (isinstance(error, ValueError) and str(error).startswith((
+            'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED', 'PERMISSION_DENIED',
+            'UNAUTHENTICATED', 'ABORTED'))))
+
+
+def _forbidden(error):
+  return type(error) is OSError and str(error).startswith('Forbidden')
 
 
 # ---- JSON ----------------------------------------------------------------------------------------
@@ -191,9 +174,7 @@ def read_lines(path) -> list[dict]:
   raises UsageError.
   """
   path = of(path)
-  texts = _text(path).splitlines(keepends=True) if path.exists() else []
-  if texts and not texts[-1].endswith('\n'):
-    texts.pop()
+  texts = _text(path).split('\n')[:-1] if path.exists() else []
   return [_parse(text, path, dict, line) for line, text in enumerate(texts, 1) if text.strip()]
 
 

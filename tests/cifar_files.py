@@ -15,8 +15,6 @@ RECORDS = {'cifar10': {'train': 6, 'test': 10}, 'cifar100': {'train': 30, 'test'
 FILES = {'cifar10': {'train': 5, 'test': 1}, 'cifar100': {'train': 1, 'test': 1}}
 BINARY = {'cifar10': 'cifar-10-batches-bin', 'cifar100': 'cifar-100-binary'}
 PYTHON = {'cifar10': 'cifar-10-batches-py', 'cifar100': 'cifar-100-python'}
-NAMES = {'label': {10: [f'kind{i}' for i in range(10)], 100: [f'fine{i}' for i in range(100)]},
-         'coarse_label': {20: [f'group{i}' for i in range(20)]}}
 
 
 @dataclasses.dataclass
@@ -63,11 +61,6 @@ def write_binary(root, name, truth):
         heads = [bytes([two, one]) for one, two in zip(label, coarse, strict=True)]
       (folder / file).write_bytes(b''.join(
           head + planes(image) for head, image in zip(heads, images, strict=True)))
-  if name == 'cifar10':  # the real file ends in an empty line too
-    (folder / 'batches.meta.txt').write_text('\n'.join(NAMES['label'][10]) + '\n\n')
-  else:
-    (folder / 'fine_label_names.txt').write_text('\n'.join(NAMES['label'][100]) + '\n')
-    (folder / 'coarse_label_names.txt').write_text('\n'.join(NAMES['coarse_label'][20]) + '\n')
   return folder
 
 
@@ -109,12 +102,6 @@ def write_python(root, name, truth, dump=python2_pickle):
         content = {'fine_labels': label.tolist(), 'coarse_labels': coarse.tolist(),
                    'data': rows}
       (folder / file).write_bytes(dump(content))
-  if name == 'cifar10':
-    meta = {'label_names': NAMES['label'][10], 'num_vis': 3072}
-  else:
-    meta = {'fine_label_names': NAMES['label'][100],
-            'coarse_label_names': NAMES['coarse_label'][20]}
-  (folder / ('batches.meta' if name == 'cifar10' else 'meta')).write_bytes(dump(meta))
   return folder
 
 

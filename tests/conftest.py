@@ -32,6 +32,15 @@ def shared_compilations(tmp_path_factory):
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
+@pytest.fixture
+def unchecked():
+  """jaxtyping's checks are the tests' alone: this test sees what a caller sees without them."""
+  import jaxtyping
+  jaxtyping.config.update('jaxtyping_disable', True)
+  yield
+  jaxtyping.config.update('jaxtyping_disable', False)
+
+
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory):
   """Where the tests' datasets are: digits prepare themselves there."""

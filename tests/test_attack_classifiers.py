@@ -6,7 +6,7 @@ import pytest
 from test_attack import trained
 
 from gapjax.errors import UsageError
-from gapjax.models.heads import Head, Permute
+from gapjax.models.heads import Permute, PermuteHead
 from gapjax.models.resnet import ResNet
 from gapjax.models.vgg import VGG
 from gapjax.neurons import attack, network
@@ -53,7 +53,7 @@ def test_accuracy_after_removal_by_definition(permuted):
 def permute(z, key):
   """z as the head reorders it with the rng stream's key: a linear layer of ones and zeros tells."""
   layer = {'kernel': np.eye(32, dtype=np.float32), 'bias': np.zeros(32, np.float32)}
-  found, _ = Head(32, 'permuted', permute=Permute()).apply(
+  found, _ = PermuteHead(32).apply(
     {'params': {'classifier': layer}}, z[:, None, None], rngs={'permutation': key})
   np.testing.assert_allclose(np.sort(found), np.sort(z), rtol=1e-6)
   return np.asarray(found)

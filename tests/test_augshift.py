@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gapjax.data import ImageDataset
 from gapjax.errors import UsageError
 from gapjax.tasks.augshift import AugShiftTask, augshift_loss, random_shifts, warm_up
 
@@ -63,12 +64,19 @@ def test_relative_distance_does_not_fall_by_shrinking_the_features():
   assert float(dead['relative_distance']) == 0
 
 
-@pytest.mark.parametrize(('logits', 'features'), [
-  ((3, B, K), (2, B, C)), ((2, B, K), (B, 2, C)), ((2, B, K), (2, B, 4, 4, C))])
-def test_other_layouts_are_refused(logits, features):
-  """(b, 2, c) would otherwise compare two images in silence."""
-  with pytest.raises(ValueError, match=r'features \(2, b, c\)'):
-    augshift_loss(np.zeros(logits), np.zeros(features), LABELS, weight=1.0)
+@pytest.mark.parametrize(('logits', 'features', 'labels', 'message'), [
+  ((3, B, K), (2, B, C), (B,), r'logits must be \(2b, n\).* b = 6, .* not \(3, 6, 5\)'),
+  ((2, B, K), (B, 2, C), (B,), 'features must be'),
+  ((2, B, K), (2, B, 4, 4, C), (B,), 'features must be'),
+  ((2 * B, K), (B, C), (B,), r'features must be .* not \(6, 7\)'),
+  ((2 * B, K), (2 * B, C), (2 * B,), 'logits must be .* b = 12'),
+  ((2 * B, K), (2 * B, C), (B, K), r'labels must be \(b,\) integers, .* not \(6, 5\)')])
+def test_other_layouts_are_refused(logits, features, labels, message):
+  """(b, 2, c) would otherwise compare two images in silence; under jit, while tracing."""
+  with pytest.raises(UsageError, match=message) as error:
+    jax.eval_shape(lambda *of: augshift_loss(*of, weight=1.0), np.zeros(logits), np.zeros(features),
+                   np.zeros(labels, int))
+  assert isinstance(error.value, ValueError)
 
 
 def test_older_keys_are_taken_too():
@@ -213,7 +221,8 @@ def test_one_crop_is_plain_cross_entropy():
 @pytest.mark.parametrize('crops', [1, 2])
 def test_samples_are_pairs(crops):
   task = make_task(crops=crops, flip=False, max_shift=0)
-  keys = jax.random.split(jax.random.key(0), 12)
-  images, which, where = task.samples(keys, DATA, np.arange(12))
-  assert where is None and list(which) == list(range(12 // crops)) * crops
-  np.testing.assert_allclose(images, (IMAGES[which] / 255 - MEAN) / STD, atol=1e-5)
+  train_set = ImageDataset('digits', DATA['images'], DATA['labels'], tuple('0123456789'))
+  tiles = task.samples(train_set, seed=0).tiles
+  which = [*range(12 // crops)] * crops
+  assert [label for label, _ in tiles] == [str(DATA['labels'][i]) for i in which]
+  np.testing.assert_array_equal([image for _, image in tiles], IMAGES[which])

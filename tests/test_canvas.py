@@ -1,17 +1,17 @@
 """Placement by hand, what a training batch is made of, and the plan of which image goes when."""
 
 import collections
+import itertools
 
 import jax
 import numpy as np
 import pytest
 from conftest import tiny_config
 
-from gapjax.tasks.canvas import CanvasTask, place
+from gapjax.tasks.canvas import CanvasTask, every_location, paste, random_locations
 from gapjax.tasks.metrics import EvalMetrics
-from gapjax.training.evaluators import every_location, random_locations
 from gapjax.training.plan import Plan
-from gapjax.training.workdirs import settle
+from gapjax.training.workdirs import settled
 
 draw = np.random.default_rng(0)
 MEAN, STD = np.array([0.5, 0.4, 0.3], np.float32), np.array([0.2, 0.25, 0.5], np.float32)
@@ -27,7 +27,7 @@ def test_placement_by_hand(grid):
   s, k = 4, grid
   locations = np.arange(k * k)
   patches = draw.normal(size=(k * k, s, s, 3)).astype(np.float32)
-  canvases = np.asarray(place(patches, locations, grid=k, fill=np.float32([7, 8, 9])))
+  canvases = np.asarray(paste(patches, locations, grid=k, fill=np.float32([7, 8, 9])))
   assert canvases.shape == (k * k, k * s, k * s, 3)
   for n, location in enumerate(locations):
     expected = np.tile(np.float32([7, 8, 9]), (k * s, k * s, 1))
@@ -92,8 +92,8 @@ def test_counts_by_location_leave_out_the_filling():
 def test_plan_takes_every_image_once_a_pass(batch_size, per_call):
   config = tiny_config(batch_size=batch_size, num_epochs=3, steps_per_call=per_call)
   plan = Plan.of(config, num_images=50)
-  calls = range(0, plan.total_steps, per_call)
-  order = np.concatenate([plan.batch_indices(step).ravel() for step in calls])
+  calls = itertools.takewhile(lambda call: call.start < plan.total_steps, plan.calls(0))
+  order = np.concatenate([plan.batch_indices(c.start, len(c)).ravel() for c in calls])
   assert len(order) >= 150
   passes = order[:150].reshape(3, 50)
   for one in passes:
@@ -103,16 +103,22 @@ def test_plan_takes_every_image_once_a_pass(batch_size, per_call):
   assert not np.array_equal(other.batch_indices(0).ravel()[:50], order[:other.batch_size][:50])
 
 
-def test_plan_falls_on_whole_calls():
+def test_plan_is_the_same_however_many_steps_a_call_takes():
+  """On a GPU what it is on a CPU; the lines of metrics alone fall on whole calls."""
   config = tiny_config(**{'batch_size': 48, 'num_epochs': 4, 'log_every': 50,
                           'eval.every_epochs': 2, 'checkpoint.every_epochs': 1.5})
-  cpu = Plan.of(settle('new', config, platform='cpu'), num_images=1397)
-  gpu = Plan.of(settle('new', config, platform='gpu'), num_images=1397)
+  cpu = Plan.of(settled(config, platform='cpu'), num_images=1397)
+  gpu = Plan.of(settled(config, platform='gpu'), num_images=1397)
   assert (cpu.steps_per_call, gpu.steps_per_call) == (1, 32)
   # An epoch is 29.1 steps: 2 epochs end in step 59, 4 in 117; 1.5 in 44, 3 in 88.
   assert (cpu.total_steps, cpu.eval_steps, cpu.save_steps) == (117, {59, 117}, {44, 88, 117})
-  assert (gpu.total_steps, gpu.eval_steps, gpu.save_steps) == (128, {64, 128}, {64, 96, 128})
-  assert [s for s in range(128) if gpu.logs(s)] == [0, 32, 64]
+  assert (gpu.total_steps, gpu.eval_steps, gpu.save_steps) == (117, {59, 117}, {44, 88, 117})
+  ends = [call.stop for call in itertools.islice(gpu.calls(0), 7)]
+  assert ends == [32, 44, 59, 88, 117, 149, 181]
+  assert [gpu.call(s).stop for s in (0, 40, 44, 50, 100)] == [32, 44, 59, 59, 117]
+  assert [call.stop for call in itertools.islice(gpu.calls(0), 5) if gpu.logs(call)] == [
+    32, 59, 117]
+  assert [s for s in range(1, 118) if cpu.logs(range(s - 1, s))] == [1, 50, 100]
 
 
 def test_every_location_takes_each_image_to_each_location_once():

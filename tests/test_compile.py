@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, tiny_config
 
 from gapjax import cli
-from gapjax.speed import bench_data, compile_tpu, flops
+from gapjax.speed import compile_tpu, flops, inputs
 from gapjax.training import build
 from gapjax.training.plan import Plan
 
@@ -80,7 +80,7 @@ class Program:
 
 def test_figures_of_a_program():
   """2 TFLOP at 100 TFLOP/s take 20 ms, 3 GB at 1 TB/s 3 ms; at 100 GB/s, 30 ms."""
-  found = compile_tpu.measured(Program(), peak=100e12, bandwidth=1e12, batch_size=48,
+  found = compile_tpu.figures(Program(), peak=100e12, bandwidth=1e12, batch_size=48,
                                model_flops=1e12)
   assert found['memory'] == {'state': 600, 'inputs': 300, 'outputs': 50, 'temporaries': 5000,
                              'program': 70}
@@ -88,7 +88,7 @@ def test_figures_of_a_program():
   assert found['images_per_second'] == pytest.approx(2400)
   assert found['utilisation'] == pytest.approx(0.5)
   assert found['collectives']['all-gather']['count'] == 2
-  slow = compile_tpu.measured(Program(), peak=100e12, bandwidth=1e11, batch_size=48,
+  slow = compile_tpu.figures(Program(), peak=100e12, bandwidth=1e11, batch_size=48,
                               model_flops=1e12)
   assert slow['step_seconds'] == pytest.approx(0.030)
   assert slow['images_per_second'] == pytest.approx(1600)
@@ -138,17 +138,11 @@ def result(**changes):
 @pytest.mark.parametrize(('changes', 'expected'), [
   ({}, 'batch_size 512 does not fit v5e:2x2: it needs 40.00 GiB a chip, of 15.75; the largest that '
    'fits is 128 (--config.batch_size=128)'),
-  ({'largest_batch': None, 'needed_bytes': None},
+  ({'needed_bytes': None},
    'batch_size 512 does not fit v5e:2x2: it needs more a chip than 15.75'),
   ({'largest_batch': 0}, 'nor does 4, one example a chip')])
 def test_refusal(changes, expected):
   assert expected in compile_tpu.refusal(result(**changes))
-
-
-def test_slices_have_up_to_256_chips():
-  for slices in (compile_tpu.FLAT, compile_tpu.SOLID):
-    chips = [math.prod(map(int, shape.split('x'))) for shape in slices]
-    assert chips == sorted(chips) and chips[0] == 1 and chips[-1] == 256
 
 
 # ---- The verb ------------------------------------------------------------------------------------
@@ -198,9 +192,9 @@ def test_without_libtpu(complaint, monkeypatch):
 def tiny(data_dir):
   """The network of TINY as it is trained, on the CPU: (model, state)."""
   config = tiny_config(**{'data.name': 'digits', 'data.train_images': 160})
-  train_set, task, _ = bench_data.load(config, data_dir)
+  train_set, task, _ = inputs.training_set(config, data_dir)
   config.steps_per_call = 1
-  model, state, _, _ = build.create(config, task, train_set,
+  model, state, _, _ = build.create_learner(config, task, train_set,
                                     Plan.of(config, num_images=len(train_set)))
   return model, state
 

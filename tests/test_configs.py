@@ -1,6 +1,8 @@
 """Every config in configs/ builds and takes a step, on small stand-ins for its size alone."""
 
 import itertools
+import math
+import re
 
 import jax
 import numpy as np
@@ -10,7 +12,7 @@ from conftest import ROOT
 from gapjax import config
 from gapjax.data import ImageDataset
 from gapjax.training import build, steps, workdirs
-from gapjax.training.devices import AXIS, Devices
+from gapjax.training.devices import Devices
 from gapjax.training.plan import Plan
 
 draw = np.random.default_rng(0)
@@ -43,17 +45,16 @@ def test_config_takes_a_step(path):
   c = config.from_flags([f'--config={path}', *SMALL, *(SMALL_SCENES if scenes else [])])
   train_set = Scenes() if scenes else images(c.data.name)
   devices = Devices(jax.local_devices()[:1])
-  plan = Plan.of(workdirs.settle('new', c, platform='cpu'), num_images=64)
+  plan = Plan.of(workdirs.settled(c, platform='cpu'), num_images=64)
   task = build.create_task(c, train_set)
-  model, state, rule, _ = build.create(c, task, train_set, plan)
+  model, state, rule, _ = build.create_learner(c, task, train_set, plan)
   before = Devices.to_host(state.params)
-  step = devices.pmap(steps.many(steps.make_train_step(model, task, rule, axis_name=AXIS)),
-                      split=(False, False, False, True), donate=0)
+  step = build.create_train_steps(model, task, rule, devices)
   feed = build.create_feed(c, task, train_set, plan)
   data = devices.replicate(feed.data)
   key, state = devices.replicate((steps.stream(0, steps.TRAIN), state))
   for batch in itertools.islice(feed.batches(0), 2):  # a warm-up's first step has rate 0
-    state, metrics = step(state, key, data, devices.split(batch, axis=1))
+    state, metrics = step(state, key, data, devices.split(batch, axis=1), np.int32(1))
   loss = metrics['batch'].loss
   assert np.isfinite(loss.total).all()
   assert int(loss.count[0]) == (8 if not scenes else 8 * 17 * 17 - int(
@@ -62,10 +63,22 @@ def test_config_takes_a_step(path):
   assert not jax.tree.all(jax.tree.map(np.array_equal, before, after))
 
 
+# The publishers' counts of training images.
+IMAGES = {'cifar10': 50_000, 'cifar100': 50_000, 'digits': 1_397, 'camvid': 367,
+          'cityscapes': 2_975, 'voc2012': 1_464, 'voc2012/train_aug': 10_582}
+
+
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda p: p.stem)
-def test_config_says_how_to_run_it(path):
-  text = path.read_text()
-  assert f'--config=configs/{path.name}' in text.split('"""')[1]
+def test_config_says_how_to_run_it_and_what_it_takes(path):
+  """The command of each variant; epochs * images / batch, in the text's steps; what to expect."""
+  text = path.read_text().split('"""')[1]
+  commands = re.findall(r'gapjax train --config=configs/(\S+)', text)
+  assert commands[0] == path.name and '\nTime: ' in text and '\nMeasured: ' in text
+  for command in commands:
+    c = config.from_flags([f'--config={path.parent / command}'])
+    split = c.data.train_split
+    images = IMAGES[c.data.name if split == 'train' else f'{c.data.name}/{split}']
+    assert f'{math.ceil(c.num_epochs * images / c.batch_size):,}' in text.split('Steps: ')[1]
 
 
 def test_canvases_are_made_of_square_images():

@@ -64,9 +64,9 @@ def random_network(data_dir, **changes):
   """A network with random weights, in float64, so that no near tie depends on the batch."""
   with jax.enable_x64(True):
     config = moving_config(**{'model.dtype': 'float64', **changes})
-    train_set, test_set, task = build.load(config, data_dir=data_dir)
-    plan = Plan.of(workdirs.settle('new', config, platform='cpu'), num_images=160)
-    model, state, *_ = build.create(config, task, train_set, plan)
+    train_set, test_set, task = build.load_data(config, data_dir=data_dir)
+    plan = Plan.of(workdirs.settled(config, platform='cpu'), num_images=160)
+    model, state, *_ = build.create_learner(config, task, train_set, plan)
     state = Devices.to_host(state)
     variables = {'params': state.params, 'batch_stats': state.batch_stats}
 
@@ -97,8 +97,8 @@ def evaluate(network, *, devices, batch_size):
   _, model, state, task, test_set, _ = network
   here = Devices(jax.local_devices()[:devices])
   config = moving_config(**{'eval.batch_size': batch_size})
-  evaluator = build.create_evaluator(config, model, task, test_set, here)
-  return evaluator.final(here.replicate(state))
+  evaluation = build.create_evaluation(config, model, task, test_set, here)
+  return evaluation.final(here.replicate(state))
 
 
 def views_by_hand(network, protocol, s, count):
@@ -197,7 +197,8 @@ def test_a_run_and_its_evaluation(data_dir, tmp_path):
   device = jax.local_devices()[:1]
   summary = train(config, workdir=tmp_path, data_dir=data_dir, devices=device, progress=False)
   assert json.loads((tmp_path / 'summary.json').read_text()) == summary
-  assert set(summary['final']) == {'image_accuracy', 'consistency', 'feature_distance', 'loss'}
+  assert set(summary['final']) == {'image_accuracy', 'consistency', 'consistency_crop',
+                                   'consistency_circular', 'feature_distance', 'loss'}
   assert set(summary['best']) == {'image_accuracy_best', 'step'}
   assert summary['shifts']['protocol'] == 'pad, s = 2' and 'per_location' not in summary
   lines = {line['split']: line for line in paths.read_lines(tmp_path / 'metrics.jsonl')}
@@ -214,4 +215,4 @@ def test_a_run_and_its_evaluation(data_dir, tmp_path):
 def test_a_shift_larger_than_the_image(data_dir, field, value):
   config = moving_config(**{field: value})
   with pytest.raises(UsageError, match=rf'{field}={value}.*8x8; choose one from 0 to 7'):
-    build.load(config, data_dir=data_dir)
+    build.load_data(config, data_dir=data_dir)

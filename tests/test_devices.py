@@ -9,25 +9,25 @@ import pytest
 from conftest import SCENES, tiny_config
 
 from gapjax.training import build, steps, workdirs
-from gapjax.training.devices import AXIS, Devices
+from gapjax.training.devices import Devices
 from gapjax.training.plan import Plan
 
 
 def take_steps(config, data_dir, *, devices, count):
   """(state, metrics) after `count` calls, as they are on the devices."""
-  train_set, _, task = build.load(config, data_dir=data_dir)
+  train_set, _, task = build.load_data(config, data_dir=data_dir)
   here = Devices(jax.local_devices()[:devices])
-  plan = Plan.of(workdirs.settle('new', config, platform=here.platform),
+  plan = Plan.of(workdirs.settled(config, platform=here.platform),
                  num_images=len(train_set))
-  model, state, rule, _ = build.create(config, task, train_set, plan)
-  step = here.pmap(steps.many(steps.make_train_step(model, task, rule, axis_name=AXIS)),
-                   split=(False, False, False, True), donate=0)
+  model, state, rule, _ = build.create_learner(config, task, train_set, plan)
+  step = build.create_train_steps(model, task, rule, here)
   feed = build.create_feed(config, task, train_set, plan)
   data = here.replicate(feed.data)
   key = here.replicate(steps.stream(config.seed, steps.TRAIN))
   state = here.replicate(state)
   for batch in itertools.islice(feed.batches(0), count):
-    state, metrics = step(state, key, data, here.split(batch, axis=1))
+    state, metrics = step(state, key, data, here.split(batch, axis=1),
+                          np.int32(config.steps_per_call or 1))
   batch = metrics['batch']  # without clu's count of merges, which is the number of devices
   return state, {'loss': batch.loss, 'accuracy': batch.accuracy, 'grad_norm': metrics['grad_norm']}
 

@@ -126,7 +126,7 @@ def test_killed_in_a_bucket_ends_as_in_a_folder(local, killed):
   assert 10 <= resumed < STEPS
   (step, state), (copied_step, copied_state) = newest(local), newest(copy)
   assert step == copied_step == STEPS and same(state, copied_state)
-  for name in ('config.json', 'canvas.png'):
+  for name in ('config.json', 'samples.png'):
     assert (copy / name).read_bytes() == (local / name).read_bytes()
   ours, theirs = ([(line['step'], line['split'], line['loss'], line['accuracy'])
                    for line in read_lines(workdir / 'metrics.jsonl')] for workdir in (local, copy))

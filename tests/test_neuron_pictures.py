@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from PIL import Image
-from test_attack import one_line
 
 from gapjax.errors import UsageError
 from gapjax.neurons import attack
@@ -35,29 +34,6 @@ def test_curves_are_drawn_where_the_values_are(tmp_path):
   assert share == pytest.approx(.3 / .7, abs=.02)
 
 
-def test_predictions_stand_side_by_side_in_their_colours(tmp_path):
-  colors = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1]])
-  row = {'image': np.zeros((4, 8, 3)), 'truth': np.full((4, 8), 255),
-         'before': np.zeros((4, 8), int), 'without left channels': np.full((4, 8), 2)}
-  for name in 'ab':
-    pictures.side_by_side([row, row], tmp_path / f'{name}.png', num_classes=3, colors=colors,
-                          names=['road', 'sky', 'person'])
-  assert (tmp_path / 'a.png').read_bytes() == (tmp_path / 'b.png').read_bytes()
-  picture = np.asarray(Image.open(tmp_path / 'a.png').convert('RGB')).astype(int)
-  height, width, _ = picture.shape
-  middle = picture[[int(height * .45), int(height * .85)]][:, [int(width * s) for s in (
-    .125, .375, .625, .875)]]
-  void = list(bytes.fromhex(plots.RULE[1:]))
-  np.testing.assert_array_equal(middle, [[[0] * 3, void, [255, 0, 0], [0, 0, 255]]] * 2)
-  assert not (picture == [0, 255, 0]).all(-1).any()  # a class that never occurs is in no legend
-  assert len(np.unique(pictures.palette(30), axis=0)) == 30
-
-
-@pytest.mark.parametrize('rows', [
-  [], [{'image': 0}], [{'image': 0, 'truth': 0, 'a': 0}, {'image': 0, 'truth': 0, 'b': 0}]])
-def test_rows_that_do_not_fit_are_refused(tmp_path, rows):
-  with pytest.raises(UsageError, match='every row') as error:
-    pictures.side_by_side(rows, tmp_path / 'a.png', num_classes=3)
-  assert one_line(error)
+def test_a_sweep_without_a_metric_is_refused(tmp_path):
   with pytest.raises(UsageError, match='no metric'):
     pictures.curves(attack.Sweep((0, 1), {}), tmp_path / 'a.png')

@@ -119,16 +119,14 @@ def test_only_an_attack_on_the_last_checkpoint_is_reported(attacked, data_dir, t
   assert 'What removing channels costs' in (workdir / 'report/README.md').read_text()
 
 
-def test_the_picture_never_removes_nothing(attacked, data_dir, tmp_path, monkeypatch):
+def test_the_picture_never_removes_nothing(attacked, data_dir):
   """Where no N tells the sides apart, it shows the one that comes nearest, not N = 0."""
   subject = neurons.SceneSubject(evaluate.open_run(attacked, data_dir=data_dir), data_dir)
   halves = {f'miou_{side}': {name: np.array([[.5, .4, .2 if name == side else .1]])
                              for name in neurons.SIDES} for side in neurons.SIDES}
   sweep = Sweep((0, 10, 20), halves)  # each side's channels spare its own half
-  drawn = []
-  monkeypatch.setattr(neurons.pictures, 'side_by_side', lambda table, *_, **__: drawn.extend(table))
-  subject.draw(sweep, {name: np.arange(32) for name in neurons.SIDES}, tmp_path / 'x.png', rows=1)
-  assert [title for title in drawn[0] if 'without' in title] == ['without 10 left',
+  rows = subject.lost(sweep, {name: np.arange(32) for name in neurons.SIDES})
+  assert [title for title in rows[0] if 'without' in title] == ['without 10 left',
                                                                  'without 10 right']
 
 
@@ -207,7 +205,7 @@ def test_a_canvas_run_is_attacked_too(data_dir, tmp_path):
   config.neurons.update(counts=2, random_orders=1)
   summary = train(config, workdir=tmp_path, data_dir=data_dir, devices=jax.local_devices()[:1],
                   progress=False)
-  sweep = neurons.attack_run(tmp_path, data_dir=data_dir)
+  _, sweep, _ = neurons.attack_run(tmp_path, data_dir=data_dir)
   orders = json.loads((tmp_path / 'ranking.json').read_text())
   assert set(orders) == {'overall', *neurons.SIDES, *neurons.CENTRED}
   assert len(orders['left']) == 32
@@ -220,7 +218,7 @@ def test_a_canvas_run_is_attacked_too(data_dir, tmp_path):
   last = [line for line in text.splitlines() if 'guessing' in line and line.startswith('|')]
   assert last[0].split('|')[-2].strip() == '25.0'  # one of four places
   subject = neurons.CanvasSubject(evaluate.open_run(tmp_path, data_dir=data_dir), data_dir)
-  columns = subject.places % 2
+  columns = subject.locations % 2
   for region, column in (('left', 0), ('right', 1)):
     indices = subject.choose(region, limit=None)
     np.testing.assert_array_equal(indices, np.flatnonzero(columns == column))

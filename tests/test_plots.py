@@ -4,9 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 from PIL import Image
-from test_report import _canvases
 
 from gapjax.report.plots import base as plots
 from gapjax.report.plots import learning, locations
@@ -15,39 +13,6 @@ from gapjax.report.plots import learning, locations
 def _pixels(path):
   with Image.open(path) as image:
     return np.asarray(image.convert('RGB'), int)
-
-
-def test_canvas_samples_show_the_canvases(tmp_path):
-  canvases = _canvases(n=3)
-  canvases[1, :8, :8] = [.1, .9, .1]
-  path = tmp_path / 'x.png'
-  plots.canvas_samples(canvases, labels=['a', 'b', 'c'], path=path, grid=3, columns=2)
-  pixels = _pixels(path)
-  height, width = pixels.shape[:2]
-  red = (abs(pixels - [230, 26, 26]) < 6).all(-1)
-  green = (abs(pixels - [26, 230, 26]) < 6).all(-1)
-  # Two rows of two: red top left, green top right, red bottom left, nothing bottom right.
-  half_y, half_x = height // 2, width // 2
-  assert red[:half_y, :half_x].any() and green[:half_y, half_x:].any()
-  assert red[half_y:, :half_x].any() and not (red | green)[half_y:, half_x:].any()
-
-
-@pytest.mark.parametrize(('grid', 'inside'), [(3, [1, 2]), (2, [1])])
-def test_canvas_samples_draw_a_line_between_locations(tmp_path, grid, inside):
-  plots.canvas_samples(np.full((1, 6, 6, 3), .4), labels=['a'], path=tmp_path / 'x.png', grid=grid)
-  pixels = _pixels(tmp_path / 'x.png')[..., 0]
-  (top, left), (bottom, right) = (f(np.argwhere(pixels == 102), 0) for f in (np.min, np.max))
-  canvas = pixels[top:bottom, left:right]
-  for axis, size in ((1, bottom - top), (0, right - left)):
-    lines = np.flatnonzero(np.median(canvas, axis) > 110)
-    assert sorted({round(at / size * 12) for at in lines}) == [12 * i // grid for i in inside]
-
-
-@pytest.mark.parametrize(('shape', 'labels'),
-                         [((2, 9, 9), 2), ((2, 9, 9, 3), 1), ((0, 9, 9, 3), 0)])
-def test_canvas_samples_refuse_wrong_shapes(tmp_path, shape, labels):
-  with pytest.raises(ValueError, match='canvases'):
-    plots.canvas_samples(np.zeros(shape), labels=['a'] * labels, path=tmp_path / 'x.png', grid=3)
 
 
 def _expected(value):

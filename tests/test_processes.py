@@ -2,6 +2,7 @@
 on after one of them was killed, or on another number of devices."""
 
 import os
+import shutil
 import signal
 import socket
 import time
@@ -13,8 +14,9 @@ from conftest import SCENES, newest, same, tiny_config
 
 from gapjax.errors import Interrupted, UsageError
 from gapjax.paths import read_json, read_lines
+from gapjax.training import devices as devices_module
 from gapjax.training.checkpoint import Checkpoints
-from gapjax.training.devices import initialize, told_by_environment
+from gapjax.training.devices import check_alike, initialize, told_by_environment
 from gapjax.training.train import train
 
 PERMUTED = {'model.head': 'permuted', 'eval.batch_size': 8}
@@ -24,10 +26,13 @@ DOUBLE = {'JAX_ENABLE_X64': '1'}
 
 @pytest.fixture(scope='module')
 def start(tmp_path_factory, gapjax, data_dir):
-  """Starts `count` processes of two devices each: start(workdir, count, changes) -> [Popen]."""
+  """Starts `count` processes of two devices each: start(workdir, count, changes) -> [Popen].
+
+  second: the workdir of all but the first, where it is another one.
+  """
   tmp_path, running = tmp_path_factory.mktemp('processes'), []
 
-  def start(workdir, count, changes, *, devices=2):
+  def start(workdir, count, changes, *, devices=2, second=None):
     path = tmp_path / 'config.json'
     path.write_text(tiny_config(**changes).to_json_best_effort())
     config = tmp_path / 'config.py'
@@ -39,9 +44,9 @@ def start(tmp_path_factory, gapjax, data_dir):
       port = s.getsockname()[1]
     rest = [[f'--distributed=localhost:{port},{count},{i}'] if count > 1 else []
             for i in range(count)]
-    processes = [gapjax('train', f'--config={config}', f'--workdir={workdir}',
+    processes = [gapjax('train', f'--config={config}', f'--workdir={(i and second) or workdir}',
                         f'--data_dir={data_dir}', *more, devices=devices, env=DOUBLE, start=True)
-                 for more in rest]
+                 for i, more in enumerate(rest)]
     running.extend(processes)
     return processes
 
@@ -91,6 +96,38 @@ def test_two_processes_are_one_with_as_many_devices(start, tmp_path, request, ta
     assert a['accuracy'] == b['accuracy'] and a['loss'] == pytest.approx(b['loss'], rel=1e-9)
   summaries = [read_json(path / 'summary.json') for path in (tmp_path / 'one', workdir)]
   assert summaries[0]['final'] == pytest.approx(summaries[1]['final'], rel=1e-9)
+
+
+def test_the_first_decides_for_all(start, two, tmp_path):
+  """The others see another disk, which holds nothing: all go on, are refused, and are finished,
+  as it is with the first's."""
+  first, second = tmp_path / 'first', tmp_path / 'second'
+  shutil.copytree(two / 'checkpoints/15', first / 'checkpoints/15')
+  for name in ('config.json', 'metrics.jsonl'):
+    shutil.copy(two / name, first / name)
+  for code, err in finish(start(first, 2, KILLED, second=second)):
+    assert code == 0, err
+  assert same(newest(first)[1], newest(two)[1]) and not second.exists()
+  lines = [[(line['step'], line['split']) for line in read_lines(path / 'metrics.jsonl')]
+           for path in (first, two)]
+  assert lines[0] == lines[1]
+  for code, err in finish(start(first, 2, {**KILLED, 'seed': 3}, second=second)):
+    assert code == 2 and 'another config: seed 3 (there: 0)' in err.splitlines()[-1], err
+  before = (first / 'metrics.jsonl').read_bytes()
+  for code, err in finish(start(first, 2, KILLED, second=second)):
+    assert code == 0, err
+  assert (first / 'metrics.jsonl').read_bytes() == before
+
+
+def test_processes_that_would_not_begin_alike(monkeypatch):
+  """Here the third, whose state or config has another digest than the first's."""
+  monkeypatch.setattr(devices_module, 'is_alone', lambda: False)
+  gathered = iter([[0, 0, 1], [0, 0, 0]])
+  monkeypatch.setattr(devices_module.multihost_utils, 'process_allgather',
+                      lambda x: np.stack([x ^ change for change in next(gathered)]))
+  with pytest.raises(UsageError, match='process 2 would not begin where the first does'):
+    check_alike('00ff')
+  check_alike('00ff')
 
 
 def wait_for_step(workdir, processes, *, after=0, seconds=300):

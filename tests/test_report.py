@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from gapjax import config, paths
+from gapjax.data.sheet import Sheet
 from gapjax.errors import UsageError
 from gapjax.report import page as report
 from gapjax.report import render, runs
@@ -25,7 +26,7 @@ def _detail(k, accuracy, chance, steps=80):
     'curves': {'train_loss': [[i * 5, float(v)] for i, v in enumerate(falling)],
                'eval_accuracy': [[29, accuracy / 2], [400, accuracy]]},
     'wall_seconds': [14.0, 15.0], 'images_per_second': 2400.4, 'train_images': 1397,
-    'test_images': 400, 'epochs': 24, 'steps': 700, 'batch_size': 48, 'canvas_size': 48,
+    'test_images': 400, 'epochs': 24, 'steps': 700, 'batch_size': 48, 'input_size': 48,
     'model': 'resnet10 width 16', 'parameters': 310000}
 
 
@@ -56,10 +57,10 @@ def _write(path, value):
   path.write_text(json.dumps(value), encoding='utf-8')
 
 
-def _canvases(n=4, grid=3, side=8):
-  canvases = np.full((n, grid * side, grid * side, 3), .4, np.float32)
-  canvases[:, :side, :side] = [.9, .1, .1]
-  return canvases
+def save_samples(path, grid, value=.4):
+  """A picture of two training inputs."""
+  pixels = np.full((8, 8, 3), round(255 * value), np.uint8)
+  Sheet([(name, pixels) for name in 'ab'], 2, grid=grid).save(path)
 
 
 @pytest.fixture(scope='module')
@@ -73,7 +74,7 @@ def suite(tmp_path_factory):
     'began': '2026-11-25', 'ended': '2026-11-26'})
   run = workdir / 'cells/gapnet/location/3x3/seed1'  # the first seed's may be lost
   run.mkdir(parents=True)
-  plots.canvas_samples(_canvases(), labels=list('abcd'), path=run / 'canvas.png', grid=3)
+  save_samples(run / 'samples.png', 3)
   report.build(workdir)
   return workdir
 
@@ -131,7 +132,7 @@ def test_html_loads_nothing_from_elsewhere(suite):
 
 def test_embedded_pictures_are_the_pngs_on_a_card_of_their_own(suite):
   links = re.findall(r'!\[[^\]]+\]\(([^)]+)\)', _markdown(suite))
-  assert links == ['../cells/gapnet/location/3x3/seed1/canvas.png', 'locations.png', 'curves.png']
+  assert links == ['../cells/gapnet/location/3x3/seed1/samples.png', 'locations.png', 'curves.png']
   found = re.findall(r'base64,([A-Za-z0-9+/=]+)" width="(\d+)"', _html(suite))
   for (text, width), link in zip(found, links, strict=True):
     path = suite / 'report' / link
@@ -240,7 +241,7 @@ def _run(workdir, *fields, points=(), **summary):
     'images_per_second': 1234.5, 'sizes': {'chance': .1, 'train_images': 1397},
     'device': 'cpu x 1', 'versions': {'jax': '0.10.2'}, **summary})
   (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(point) + '\n' for point in points))
-  plots.canvas_samples(_canvases(), labels=list('abcd'), path=workdir / 'canvas.png', grid=3)
+  save_samples(workdir / 'samples.png', 3)
   return workdir
 
 
@@ -318,5 +319,5 @@ def test_broken_metrics_and_pictures(run):
     file.write('\n')
   _refused(run, 'metrics.jsonl line 6')
   (run / 'metrics.jsonl').unlink()
-  (run / 'canvas.png').write_bytes(b'GIF89a')
-  _refused(run, 'canvas.png')
+  (run / 'samples.png').write_bytes(b'GIF89a')
+  _refused(run, 'samples.png')

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from test_plots import _line, _pixels
-from test_report import _html, _markdown, _records, _rows, _run, _write
+from test_report import _html, _markdown, _records, _rows, _run, _write, save_samples
 
 from gapjax.report import page as report
 from gapjax.report.plots import base as plots
@@ -29,7 +29,7 @@ def _detail(network, accuracy, consistency):
                'eval_consistency': [[50, consistency - .1], [90, consistency]]},
     'wall_seconds': [14.0, 15.0], 'images_per_second': 900.4, 'epochs': 8, 'steps': 700,
     'batch_size': 64, 'model': f'{network} width 16', 'train_images': 1000, 'test_images': 200,
-    'canvas_size': 32, 'chance': .1, 'parameters': 310000}
+    'input_size': 32, 'chance': .1, 'parameters': 310000}
 
 
 def _shift_records(networks=NETWORKS, datasets=('cifar10',), *, suite='table2', scale='small',
@@ -42,8 +42,8 @@ def _shift_records(networks=NETWORKS, datasets=('cifar10',), *, suite='table2', 
         values = rng.uniform(.6, .98, 2).round(4) / (10 if metric == 'feature_distance' else 1)
         record = {'schema': 2, 'suite': suite, 'scale': scale, 'cell': f'{network}/{dataset}',
                   'task': 'classification', 'network': network.split(',')[0], 'dataset': dataset,
-                  **{key: float(value) for key, value in (
-                    part.split('=') for part in network.split(',')[1:])}, 'metric': metric,
+                  **{key: float(value) for key, value in re.findall(r'(\w+)=([\d.]+)', network)},
+                  'metric': metric,
                   'paper': None, 'torch': None, 'values': values.tolist(), 'seeds': [0, 1],
                   'mean': float(values.mean()), 'std': float(values.std(ddof=1)), 'n': 2,
                   'config': {}}
@@ -61,8 +61,7 @@ def _shift_records(networks=NETWORKS, datasets=('cifar10',), *, suite='table2', 
 
 def _picture(run, value=.4, grid=1):
   run.mkdir(parents=True)
-  plots.canvas_samples(np.full((2, 8, 8, 3), value), labels=['a', 'b'], grid=grid,
-                       path=run / 'canvas.png')
+  save_samples(run / 'samples.png', grid, value)
 
 
 @pytest.fixture(scope='module')
@@ -196,7 +195,7 @@ def test_the_page_says_what_is_compared_and_measured(shifts):
                   'Training images as the network sees them; with two', 'sum over both'):
       assert words in text
     assert 'GAPNet' not in text and 'BlurPool' not in text
-    assert 'canvas' not in text.replace('canvas.png', '')
+    assert 'canvas' not in text.replace('samples.png', '')
   records = {(r['cell'], r['metric']): r['mean'] for r in json.loads(
     (shifts / 'results.json').read_text())}
   for network, name in (('resnet18', 'ResNet-18'), ('augshift', 'AugShift')):
@@ -214,8 +213,8 @@ def test_both_claims_on_one_page(tmp_path):
   _picture(tmp_path / 'cells/permutenet/image/3x3/seed0', grid=3)
   page = report.build(tmp_path).read_text(encoding='utf-8')
   assert re.findall(r'!\[.*\]\((.*)\)', _markdown(tmp_path)) == [
-    '../cells/permutenet/image/3x3/seed0/canvas.png', 'locations.png', 'curves.png',
-    '../cells/resnet10/digits/seed0/canvas.png', 'consistency.png', 'accuracy_maps.png',
+    '../cells/permutenet/image/3x3/seed0/samples.png', 'locations.png', 'curves.png',
+    '../cells/resnet10/digits/seed0/samples.png', 'consistency.png', 'accuracy_maps.png',
     'shift_curves.png']
   assert '<h1>What global average pooling keeps' in page
   headings = re.findall(r'<(h[23])>(.*?)</h', page)
@@ -320,8 +319,7 @@ def test_a_sweep_is_one_point_a_setting(tmp_path):
 
 def test_a_sweeps_better_setting_stands_up_and_right(tmp_path):
   cells = [ShiftPanel('augshift', 'cifar10', accuracy=at, consistency=at,
-                      settings={'weight': weight, 'max_shift': 4})
-           for weight, at in ((0, .7), (1, .9))]
+                      settings={'weight': w, 'max_shift': 4}) for w, at in ((0, .7), (1, .9))]
   plots_shifts.sweep(cells, tmp_path / 'x.png')
   pixels = _pixels(tmp_path / 'x.png')
   worse, better = (_line(pixels, plots.weight_color(rank, 2)).mean(0)
@@ -330,6 +328,9 @@ def test_a_sweeps_better_setting_stands_up_and_right(tmp_path):
 
 
 def test_one_look_a_network_and_all_different():
-  looks = plots.looks([plots.Panel(name, '') for name in (*NETWORKS, 'mine', 'other')])
-  assert len({str(look) for look in looks.values()}) == len(looks)
-  assert looks['AugShift'] == plots.looks([plots.Panel('augshift', '')])['AugShift']
+  augshift, *others = (ShiftPanel(name, 'cifar10') for name in (
+    'augshift', 'resnet18', 'blurpool', 'aps', 'two_crops', 'augshift_blurpool', 'augshift_aps',
+    'mine', 'other'))
+  looks = plots.looks([*others, augshift])
+  assert len({str(look) for look in looks.values()}) == len(looks) == 9
+  assert looks['AugShift'] == plots.looks([augshift])['AugShift']

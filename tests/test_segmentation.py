@@ -17,11 +17,10 @@ from gapjax.models import mobilenet, resnet
 from gapjax.models.deeplab import DeepLab, resize
 from gapjax.models.layers import Conv, Dropout
 from gapjax.tasks import segmentation
-from gapjax.tasks.segmentation import SegmentationTask
+from gapjax.tasks.segmentation import SegmentationTask, scene_batches
 from gapjax.training import build, optimizer, workdirs
 from gapjax.training.devices import AXIS, Devices
 from gapjax.training.plan import Plan
-from gapjax.training.scene_evaluator import SceneEvaluator, scene_batches
 from gapjax.training.steps import TrainState
 from gapjax.training.train import train
 
@@ -44,12 +43,13 @@ def test_confusion_and_miou_are_scikit_learns():
     expected = confusion_matrix(labels[valid], predicted[valid], labels=range(K))
     np.testing.assert_array_equal(matrix, expected)
     per_class, miou = segmentation.iou(matrix)
-    occur = np.unique(labels[valid])
+    occur = np.union1d(labels[valid], predicted[valid])
     scores = jaccard_score(labels[valid], predicted[valid], labels=occur, average=None)
     np.testing.assert_allclose(per_class[occur], scores, rtol=1e-12)
     np.testing.assert_allclose(miou, scores.mean(), rtol=1e-12)
     assert np.isnan(np.delete(per_class, occur)).all()
   assert np.isnan(segmentation.iou(np.zeros((K, K)))[1])
+  assert segmentation.iou([[1, 0, 1], [0, 1, 0], [0, 0, 0]])[1] == .5  # 1/2, 1, and 0: no label
 
 
 @pytest.mark.parametrize(('height', 'width'), [(6, 8), (7, 9)])
@@ -59,7 +59,7 @@ def test_regions_are_the_pixels_that_their_names_say(height, width):
   expected = {'all': (0, height, 0, width), 'left': (0, height, 0, width // 2),
               'right': (0, height, width // 2, width), 'top': (0, height // 2, 0, width),
               'bottom': (height // 2, height, 0, width),
-              'center': (height // 4, 3 * height // 4, width // 4, 3 * width // 4)}
+              'center': (0, height, width // 4, 3 * width // 4)}
   for name, rectangle in segmentation.REGIONS.items():
     mask = np.zeros((height + 2, width + 3), bool)
     top, bottom, left, right = expected[name]
@@ -101,6 +101,28 @@ def test_loss_by_its_definition(name):
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
   right = (logits.argmax(-1) == labels)[valid].mean()
   np.testing.assert_allclose(metrics.compute()['accuracy'], right, rtol=1e-5)
+
+
+@pytest.mark.parametrize('gamma', [0., .5, 2.])
+def test_focal_loss_has_a_gradient_where_a_pixel_is_certain(gamma):
+  """Against differences in float64 where p < 1, and 0 where p is 1 to rounding."""
+  task = SegmentationTask(np.zeros(3), np.ones(3), 2, 'focal', gamma=gamma)
+  labels = jnp.zeros((1, 1, 2), int)
+
+  def total(logits):
+    return task.losses(logits, labels)[0].sum()
+
+  with jax.enable_x64(True):
+    logits = jnp.array([[[[.7, 0.], [100., 0.]]]], jnp.float64)
+    gradient = jax.grad(total)(logits)
+
+    def definition(x):  # of the first pixel
+      p = 1 / (1 + np.exp(-x))
+      return -(1 - p) ** gamma * np.log(p)
+
+    difference = (definition(.7 + 1e-6) - definition(.7 - 1e-6)) / 2e-6
+    np.testing.assert_allclose(gradient[0, 0, 0], [difference, -difference], rtol=1e-6)
+    np.testing.assert_allclose(gradient[0, 0, 1], 0, atol=1e-12)
 
 
 def test_loss_is_the_mean_over_the_pixels_of_all_devices():
@@ -236,6 +258,10 @@ def test_every_scene_is_in_one_batch_whole_and_the_rest_is_void(padded):
   assert sorted(found) == sorted((s['image'].tobytes(), s['label'].tobytes()) for s in scenes)
 
 
+class Scenes(list):
+  class_names = tuple('abcdefgh'[:K])
+
+
 class Brightness:
   """In place of a network: the class is the red value, modulo K."""
 
@@ -245,7 +271,7 @@ class Brightness:
 
 
 def test_evaluation_counts_every_pixel_of_every_size_once():
-  scenes = [scene(*size) for size in ((4, 6), (5, 3), (4, 6), (4, 6), (5, 7))]
+  scenes = Scenes(scene(*size) for size in ((4, 6), (5, 3), (4, 6), (4, 6), (5, 7)))
   task = SegmentationTask(np.zeros(3), np.ones(3), K)
   state = TrainState(np.int32(0), {}, {}, {})
   expected = [confusion_matrix(
@@ -257,8 +283,8 @@ def test_evaluation_counts_every_pixel_of_every_size_once():
     config = configs.default()
     config.eval.update(batch_size=2, padded=padded)
     devices = Devices(jax.local_devices()[:2])
-    evaluator = SceneEvaluator(config, Brightness(), task, scenes, devices)
-    found = evaluator.measure(state)
+    evaluation = build.create_evaluation(config, Brightness(), task, scenes, devices)
+    found = evaluation.final(state)
     for name, matrix in zip(('miou', 'miou_left', 'miou_right'), expected, strict=True):
       np.testing.assert_allclose(found[name], segmentation.iou(matrix)[1], rtol=1e-12)
     np.testing.assert_allclose(found['accuracy'], np.trace(expected[0]) / expected[0].sum())
@@ -273,7 +299,7 @@ def test_what_a_segmentation_run_leaves(scene_run):
   assert set(summary['final']) == {'pixel_accuracy', *(
     f'miou{region}' for region in ('', '_left', '_right', '_top', '_bottom', '_center'))}
   assert len(summary['per_class']) == 11 and 0 < summary['final']['pixel_accuracy'] < 1
-  for picture in ('canvas.png', 'predictions.png'):
+  for picture in ('samples.png', 'predictions.png'):
     assert (workdir / picture).stat().st_size > 1000
   assert json.loads((workdir / 'summary.json').read_text()) == summary
 
@@ -295,14 +321,14 @@ def test_the_backbone_has_its_own_rate_and_momentum(data_dir):
   batch moves the backbone's running averages by 0.01 of the way and the head's by 0.1."""
   config = tiny_config(**SCENES)
   config.optimizer.update(name='sgd', lr=1.0, backbone_factor=0.1)
-  rule = optimizer.create(config, lambda step: 1.0)
+  rule = optimizer.create_optimizer(config, lambda step: 1.0)
   params = {'backbone': {'a': jnp.ones(2)}, 'classifier': {'a': jnp.ones(2)}}
   updates, _ = rule.update(params, rule.init(params), params)
   np.testing.assert_allclose(updates['backbone']['a'], -0.1, rtol=1e-6)
   np.testing.assert_allclose(updates['classifier']['a'], -1, rtol=1e-6)
-  train_set, _, task = build.load(config, data_dir=data_dir)
-  model, state, *_ = build.create(config, task, train_set, Plan.of(
-    workdirs.settle('new', config, platform='cpu'), num_images=len(train_set)))
+  train_set, _, task = build.load_data(config, data_dir=data_dir)
+  model, state, *_ = build.create_learner(config, task, train_set, Plan.of(
+    workdirs.settled(config, platform='cpu'), num_images=len(train_set)))
   images = jnp.asarray(draw.normal(size=(2, 24, 32, 3)), jnp.float32)
   _, updates = model.clone(axis_name=None, dropout=0.0).apply(
     {'params': state.params, 'batch_stats': state.batch_stats}, images, train=True,
@@ -329,9 +355,9 @@ def test_a_mobilenet_with_a_separable_head_trains(data_dir, tmp_path, monkeypatc
   summary = train(config, workdir=tmp_path, data_dir=data_dir, devices=jax.local_devices()[:1],
                   progress=False)
   assert summary['step'] == 1 and 0 <= summary['final']['miou'] <= 1
-  train_set, _, task = build.load(config, data_dir=data_dir)
-  _, start, *_ = build.create(config, task, train_set, Plan.of(
-    workdirs.settle(tmp_path, config, platform='cpu'), num_images=len(train_set)))
+  train_set, _, task = build.load_data(config, data_dir=data_dir)
+  _, start, *_ = build.create_learner(config, task, train_set, Plan.of(
+    workdirs.settled(config, platform='cpu'), num_images=len(train_set)))
   params = newest(tmp_path)[1]['params']
   assert params['branch_convs_2']['depthwise']['kernel'].shape == (3, 3, 1, 16)
   stays = jax.tree.map(lambda a, b: bool((a == b).all()), params, start.params)
@@ -349,7 +375,7 @@ def test_a_mobilenet_with_a_separable_head_trains(data_dir, tmp_path, monkeypatc
   ({'task': 'canvas'}, 'do not fit'),
   ({'model.output_stride': 32}, '8 or 16'),
   ({'segmentation.crop': (0, 32)}, r'segmentation\.crop must be a number at least 1'),
-  ({'segmentation.crop': (32,)}, 'two numbers'),
+  ({'segmentation.crop': (32,)}, '2 numbers'),
   ({'segmentation.crop': (32.5, 32)}, 'whole pixels'),
   ({'model.output_stride': 16}, 'stem=cifar has a stride of 8'),
   ({'segmentation.scale': (2.0, 1.0)}, r'\(least, largest\)'),
@@ -363,7 +389,7 @@ def test_what_cannot_be_segmented(changes, words):
 def test_polyphase_wants_an_even_crop(data_dir):
   config = tiny_config(**SCENES, **{'model.downsample': 'polyphase', 'model.stem': 'canvas'})
   config.segmentation.crop = (26, 32)
-  train_set, _, task = build.load(config, data_dir=data_dir)
+  train_set, _, task = build.load_data(config, data_dir=data_dir)
   with pytest.raises(UsageError, match='even'):
-    build.create(config, task, train_set, type('Plan', (), {'steps_per_epoch': 1,
+    build.create_learner(config, task, train_set, type('Plan', (), {'steps_per_epoch': 1,
                                                             'total_steps': 1}))

@@ -2,26 +2,31 @@
 
 import json
 import logging
+import shutil
+import signal
 import subprocess
 import sys
 
 import jax
 import numpy as np
+import optax
 import pytest
 from clu import metrics as clu_metrics
 from conftest import ROOT, newest, same, tiny_config
+from ml_collections import ConfigDict
 from test_devices import assert_close
 
+from gapjax import config as configs
 from gapjax import data
-from gapjax.errors import TrainingFailed, UsageError
+from gapjax.errors import Interrupted, TrainingFailed, UsageError
 from gapjax.paths import read_lines
+from gapjax.tasks.canvas import random_locations
 from gapjax.tasks.metrics import TrainMetrics
-from gapjax.training import build, workdirs
+from gapjax.training import build, optimizer, workdirs
 from gapjax.training import train as train_module
 from gapjax.training.checkpoint import Checkpoints, digest
 from gapjax.training.devices import Devices
 from gapjax.training.evaluate import evaluate
-from gapjax.training.evaluators import CanvasEvaluator, random_locations
 from gapjax.training.log import Writer
 from gapjax.training.plan import Plan
 from gapjax.training.system import Clock
@@ -53,8 +58,8 @@ def test_what_a_run_leaves(run):
   assert losses[-1] < losses[0]
   assert sorted(p.name for p in (workdir / 'checkpoints').iterdir()) == ['15', '20']
   assert list(workdir.glob('events.out.tfevents.*'))
-  assert (workdir / 'canvas.png').read_bytes().startswith(b'\x89PNG')
-  assert summary['sizes'] == {'train_images': 160, 'test_images': 30, 'canvas_size': 16,
+  assert (workdir / 'samples.png').read_bytes().startswith(b'\x89PNG')
+  assert summary['sizes'] == {'train_images': 160, 'test_images': 30, 'input_size': 16,
                               'chance': 0.25, 'parameters': summary['sizes']['parameters']}
 
 
@@ -77,9 +82,9 @@ def test_event_files_hold_the_same_numbers(run):
 def test_exact_evaluation_is_every_image_at_every_location(run, data_dir):
   """Counted here one canvas at a time, with batches that do not fit the number of images."""
   config, workdir, summary = run
-  train_set, test_set, task = build.load(config, data_dir=data_dir)
-  plan = Plan.of(workdirs.settle('new', config, platform='cpu'), num_images=160)
-  model, state, *_ = build.create(config, task, train_set, plan)
+  train_set, test_set, task = build.load_data(config, data_dir=data_dir)
+  plan = Plan.of(workdirs.settled(config, platform='cpu'), num_images=160)
+  model, state, *_ = build.create_learner(config, task, train_set, plan)
   with Checkpoints(workdir, keep=2) as checkpoints:
     _, state, _ = checkpoints.restore(Devices.to_host(state))
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
@@ -95,11 +100,11 @@ def test_exact_evaluation_is_every_image_at_every_location(run, data_dir):
   for devices, batch_size in [(1, 7), (4, 50)]:
     other = tiny_config(**{'eval.batch_size': batch_size})
     here = Devices(jax.local_devices()[:devices])
-    evaluator = CanvasEvaluator(other, model, task, test_set, here)
-    exact = evaluator.exact(here.replicate(state))
+    evaluation = build.create_evaluation(other, model, task, test_set, here)
+    exact = evaluation.exact(here.replicate(state))
     np.testing.assert_allclose(exact['per_location'], grid, atol=1e-12)
     assert exact['canvases'] == 120
-    passes = evaluator.random(here.replicate(state), passes=3)
+    passes = evaluation.random(here.replicate(state), passes=3)
     assert passes['canvases'] == 90
     index, location = random_locations(30, 4, passes=3, seed=(0, 20))
     canvases = task.canvases(test_set.images[index], location)
@@ -128,7 +133,7 @@ def test_metrics_are_fetched_while_the_device_has_more_to_do(data_dir, tmp_path,
     return split(self, tree, axis=axis, local=local)
 
   def noted(pending, *args):
-    fetched.append((pending[-1][0], len(dispatched)))
+    fetched.append((pending[-1][0].stop, len(dispatched)))
     return summarise(pending, *args)
 
   monkeypatch.setattr(Devices, 'split', counted)
@@ -140,21 +145,35 @@ def test_metrics_are_fetched_while_the_device_has_more_to_do(data_dir, tmp_path,
   assert [line['step'] for line in lines if line['split'] == 'train'] == [1, 2, 4, 5]
 
 
-def test_a_finished_run_is_not_trained_again(run, data_dir):
+def test_a_finished_run_is_not_trained_again(run, data_dir, monkeypatch):
   config, workdir, summary = run
   before = (workdir / 'metrics.jsonl').read_bytes()
+  monkeypatch.setattr(build, 'load_data', None)  # not even its data is asked for
   assert train(config, workdir=workdir, data_dir=data_dir, progress=False) == summary
   assert (workdir / 'metrics.jsonl').read_bytes() == before
 
 
-def test_automatic_steps_per_call_are_those_the_run_began_with(run, tmp_path):
-  """A run that began on CPU goes on with its own timetable elsewhere, and the other way round."""
+@pytest.mark.parametrize('changes', [
+  {'steps_per_call': 2, 'log_every': 7, 'checkpoint.keep': 5, 'checkpoint.every_epochs': 0.5},
+  {'neurons.counts': 3}])
+def test_what_decides_nothing_of_a_run_may_change(run, changes):
+  """Also what its attack is measured with, which goes into config.json for it."""
+  config, workdir, summary = run
+  other = ConfigDict(config.to_dict())
+  other.update_from_flattened_dict(changes)
+  assert workdirs.finished(workdir, other) == summary
+  assert workdirs.read_config(workdir) == other
+  workdirs.claim(workdir, config)
+
+
+def test_a_run_may_be_evaluated_otherwise_until_it_is(run, tmp_path):
   config, workdir, _ = run
-  assert workdirs.settle(workdir, config, platform='gpu').steps_per_call == 1
-  assert workdirs.settle(tmp_path, config, platform='gpu').steps_per_call == 32
-  config = tiny_config(num_epochs=4, steps_per_call=2, **{'checkpoint.every_epochs': 1.0})
-  with pytest.raises(UsageError, match=r'steps_per_call 2 \(there: 1\)'):
-    workdirs.settle(workdir, config, platform='gpu')
+  other = tiny_config(num_epochs=4, **{'eval.batch_size': 7})
+  with pytest.raises(UsageError, match=r'another config: eval\.batch_size 7 \(there: 32\)'):
+    workdirs.finished(workdir, other)
+  workdirs.claim(tmp_path, config)
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "split": "train", "loss": 2.0}\n')
+  assert workdirs.finished(tmp_path, other) is None
 
 
 def test_a_config_that_does_not_build_leaves_the_workdir_free(data_dir, tmp_path):
@@ -164,12 +183,14 @@ def test_a_config_that_does_not_build_leaves_the_workdir_free(data_dir, tmp_path
   assert not (tmp_path / 'config.json').exists()
 
 
-def test_a_config_from_disk_is_filled_up_with_defaults_and_checked(tmp_path):
-  path = tmp_path / 'config.json'
-  path.write_text('{"seed": 3, "model": {"width": 8}}')
-  config = workdirs.read_config(tmp_path)
-  assert (config.seed, config.model.width, config.batch_size) == (3, 8, 48)
-  for broken in ('{"model": 3}', '{"depth": 3}', '{"model": {"width": "wide"}}', '[1]', '{'):
+def test_a_config_from_disk_is_checked(tmp_path):
+  path, whole = tmp_path / 'config.json', configs.as_json(tiny_config())
+  for broken in ({'model': 3}, {'depth': 3}, {'model': {**whole['model'], 'width': 'wide'}}, [1],
+                 {'task': ['canvas']}):
+    path.write_text(json.dumps({**whole, **broken} if isinstance(broken, dict) else broken))
+    with pytest.raises(UsageError):
+      workdirs.read_config(tmp_path)
+  for broken in ('{', '{"seed": 3, "model": {"width": 8}}'):
     path.write_text(broken)
     with pytest.raises(UsageError):
       workdirs.read_config(tmp_path)
@@ -197,9 +218,9 @@ def test_a_line_averages_over_what_counts_and_void_is_nothing():
   def line(*pending):
     return train_module.summarise(list(pending), lambda step: 0.5, Clock(0.0), 8)
 
-  found = line((2, metrics([6, 0], [3, 0])), (4, metrics([1, 2], [2, 4])))
+  found = line((range(2), metrics([6, 0], [3, 0])), (range(2, 4), metrics([1, 2], [2, 4])))
   assert found['loss'] == pytest.approx(9 / 9) and found['grad_norm'] == 2
-  nothing = line((2, metrics([0, 0], [0, 0])))
+  nothing = line((range(2), metrics([0, 0], [0, 0])))
   assert nothing['loss'] == nothing['accuracy'] == 0
   json.dumps(nothing, allow_nan=False)
 
@@ -238,7 +259,6 @@ def test_resume_on_another_number_of_devices(run, data_dir, tmp_path, caplog):
 @pytest.mark.parametrize('damage', ['truncate', 'flip', 'delete'])
 def test_a_broken_newest_checkpoint_is_reported_and_the_one_before_used(
     run, data_dir, tmp_path, caplog, damage):
-  import shutil
   config, workdir, _ = run
   shutil.copytree(workdir / 'checkpoints', tmp_path / 'checkpoints')
   files = [p for p in (tmp_path / 'checkpoints' / '20').rglob('*') if p.is_file()]
@@ -262,7 +282,6 @@ def test_a_broken_newest_checkpoint_is_reported_and_the_one_before_used(
 
 def test_evaluation_moves_no_checkpoint(run, data_dir, tmp_path):
   """Reading leaves a broken checkpoint where it is; training sets it aside."""
-  import shutil
   _, workdir, _ = run
   shutil.copytree(workdir, tmp_path / 'copy')
   shutil.rmtree(tmp_path / 'copy' / 'checkpoints' / '20' / 'state')
@@ -284,6 +303,65 @@ def test_the_log_survives_a_disk_that_is_full_when_a_run_goes_on(tmp_path):
                         check=False, cwd=ROOT)
   assert done.returncode == 1 and 'OSError' in done.stderr
   assert len(read_lines(tmp_path / 'metrics.jsonl')) == 399
+
+
+@pytest.mark.parametrize('dtype', [
+  'float64', pytest.param('bfloat16', marks=pytest.mark.slow)])
+def test_steps_per_call_change_the_run_by_rounding_alone(data_dir, tmp_path, monkeypatch, dtype):
+  """Five steps an epoch, four a call: in the same steps the same evaluations, checkpoints and
+  rates, and (float64) the same weights. Stopped amid an epoch, a run goes on to the same bits."""
+  changes = {'model.dtype': dtype, 'num_epochs': 2, 'schedule.name': 'cosine', 'log_every': 3,
+             'checkpoint.every_epochs': 1.5, 'eval.images': 8}
+  arguments = dict(data_dir=data_dir, devices=jax.local_devices()[:1], progress=False)
+
+  def run(name, k):
+    with jax.enable_x64(dtype == 'float64'):
+      train(tiny_config(**changes, steps_per_call=k), workdir=tmp_path / name, **arguments)
+      return newest(tmp_path / name), read_lines(tmp_path / name / 'metrics.jsonl')
+
+  (step, one), lines = run('one', 1)
+  (step_4, four), lines_4 = run('four', 4)
+  assert step == step_4 == 10
+  for split in ('eval', 'final'):
+    ours, theirs = ([(x['step'], x['loss']) for x in found if x['split'] == split]
+                    for found in (lines_4, lines))
+    assert [s for s, _ in ours] == [s for s, _ in theirs]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9 if dtype == 'float64' else 0.1)
+  logged = [(x['step'], x['learning_rate']) for x in lines_4 if x['split'] == 'train']
+  np.testing.assert_allclose(logged, [
+    (s, 1e-3 * (1 + np.cos(np.pi * (s - 1) / 10)) / 2) for s in (4, 5, 8, 10)], rtol=1e-5)
+  if dtype == 'float64':
+    assert_close(one['params'], four['params'], relative=1e-9)
+  assert sorted(p.name for p in (tmp_path / 'four/checkpoints').iterdir()) == ['10', '8']
+
+  calls, split = [], Devices.split
+
+  def stopping(self, tree, *, axis=0, local=False):
+    calls.extend([1] * (axis == 1))
+    if len(calls) == 1:  # after the call under way: four steps
+      signal.raise_signal(signal.SIGTERM)
+    return split(self, tree, axis=axis, local=local)
+
+  monkeypatch.setattr(Devices, 'split', stopping)
+  with pytest.raises(Interrupted, match='stopped at step 4 of 10'):
+    run('stopped', 4)
+  calls.append(1)
+  (_, stopped), _ = run('stopped', 4)
+  assert same(stopped, four)
+
+
+def test_a_checkpoint_of_another_optimiser_is_left_there(run, data_dir, tmp_path, monkeypatch):
+  """It is not called broken."""
+  config, workdir, _ = run
+  shutil.copytree(workdir / 'checkpoints', tmp_path / 'checkpoints')
+  create = optimizer.create_optimizer
+  another = lambda *a: optax.chain(create(*a), optax.trace(0.9))  # noqa: E731
+  monkeypatch.setattr(optimizer, 'create_optimizer', another)
+  with pytest.raises(UsageError, match=r'another optax.*written with optax .*another --workdir'):
+    train(config, workdir=tmp_path, data_dir=data_dir, devices=jax.local_devices()[:1],
+          progress=False)
+  assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['15', '20']
+  assert not (tmp_path / 'checkpoints_broken').exists()
 
 
 def test_digest_sees_every_change():
@@ -326,13 +404,13 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path, value):
 
 def test_held_out_images_are_evaluated_and_not_trained_on(data_dir):
   config = tiny_config(**{'data.held_out': 40, 'eval.images': 0})
-  train_set, held_out, _ = build.load(config, data_dir=data_dir)
-  images = data.load('digits', split='train', data_dir=data_dir).images
+  train_set, held_out, _ = build.load_data(config, data_dir=data_dir)
+  images = data.load_images('digits', split='train', data_dir=data_dir).images
   np.testing.assert_array_equal(train_set.images, images[:160])
   np.testing.assert_array_equal(held_out.images, images[160:200])
   config.data.train_images = 0
-  train_set, held_out, _ = build.load(config, data_dir=data_dir)
+  train_set, held_out, _ = build.load_data(config, data_dir=data_dir)
   np.testing.assert_array_equal(np.concatenate([train_set.images, held_out.images]), images)
   config.data.train_images = len(images) - 39
   with pytest.raises(UsageError, match='smaller'):
-    build.load(config, data_dir=data_dir)
+    build.load_data(config, data_dir=data_dir)

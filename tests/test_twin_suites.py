@@ -32,7 +32,7 @@ def test_a_suite_with_torch(tmp_path, data_dir, monkeypatch):
 
   def ours(config, *, workdir, **_):
     workdir.mkdir(parents=True)
-    (workdir / 'canvas.png').write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(32))
+    (workdir / 'samples.png').write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(32))
     (workdir / 'metrics.jsonl').write_text(
       '{"step": 5, "split": "eval", "accuracy": 0.5, "loss": 1.0}\n')
     trained.append(('gapjax', config.task, config.seed))

@@ -10,7 +10,6 @@ import os
 import pathlib
 import tempfile
 
-import PIL.Image
 import requests
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums, resource
@@ -18,6 +17,7 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 
 from gapjax import errors
 from gapjax.data import digit_scenes, prepared, scenes_sources, sources
+from gapjax.data.scenes_sources import png
 
 _KRIZHEVSKY = '''@techreport{krizhevsky2009learning,
   author = {Alex Krizhevsky},
@@ -26,162 +26,103 @@ _KRIZHEVSKY = '''@techreport{krizhevsky2009learning,
   year = {2009}
 }'''
 
+_ALPAYDIN = 'Alpaydin, E., Kaynak, C.: Optical Recognition of Handwritten Digits. UCI (1998).'
+
+# What TFDS keeps of each dataset beside its records. Their order is hashed, so that the first are a
+# sample of all classes or cities; the digits keep the order of their file.
+ABOUT = {
+    'cifar10': dict(
+        description='CIFAR-10: 50,000 training and 10,000 test images, 32x32, 10 classes.',
+        homepage='https://www.cs.toronto.edu/~kriz/cifar.html', citation=_KRIZHEVSKY),
+    'cifar100': dict(
+        description='CIFAR-100: 50,000 training and 10,000 test images, 32x32, 100 classes in 20 '
+                    'groups.',
+        homepage='https://www.cs.toronto.edu/~kriz/cifar.html', citation=_KRIZHEVSKY),
+    'digits': dict(
+        description="scikit-learn's 1,797 handwritten digits, 8x8, in the order of its file.",
+        homepage='https://archive.ics.uci.edu/dataset/80', disable_shuffling=True,
+        citation=_ALPAYDIN),
+    'voc2012': dict(
+        description='Pascal VOC 2012 segmentation: 1,464 training and 1,449 validation images, 21 '
+                    'classes.',
+        homepage='http://host.robots.ox.ac.uk/pascal/VOC/voc2012/',
+        citation='Everingham, M., et al.: The Pascal Visual Object Classes Challenge. IJCV '
+                 '(2010).'),
+    'cityscapes': dict(
+        description='Cityscapes: 2,975 training and 500 validation street scenes, 19 classes.',
+        homepage='https://www.cityscapes-dataset.com',
+        citation='Cordts, M., et al.: The Cityscapes Dataset for Semantic Urban Scene '
+                 'Understanding. CVPR (2016).'),
+    'camvid': dict(
+        description='CamVid: 367 training, 101 validation and 233 test street scenes, 11 classes.',
+        homepage='http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/',
+        citation='Brostow, G., Fauqueur, J., Cipolla, R.: Semantic Object Classes in Video. '
+                 'Pattern Recognition Letters (2009).'),
+    'digit_scenes': dict(
+        description='Handwritten digits scattered over scenes of 64 x 96 pixels, a class for every '
+                    'pixel.',
+        homepage='https://archive.ics.uci.edu/dataset/80',
+        citation=_ALPAYDIN),
+}
+
 # TFDS tries ten times with growing pauses, three minutes in all: without a network, say so at once.
 _CONNECT_SECONDS = 10
 
 
 # Unregistered, because TFDS has its own `cifar10` and allows a name only once.
-class _ArraysBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Writes `sources.Arrays`; each subclass only says what they are."""
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Writes `sources.Arrays` or a `scenes_sources.SceneSet` as the dataset `name` of ABOUT.
 
-  VERSION = tfds.core.Version('1.0.0')
-  DESCRIPTION = ''
-  HOMEPAGE = ''
-  CITATION = ''
-  SHUFFLE = True
+  Of scenes it writes the publisher's images as they are, and masks of our labels. TFDS needs no
+  TensorFlow as long as images come as files.
+  """
+
   # Where TFDS would look for a builder's checksums and texts; ours has none, and the look needs
   # importlib_resources, which TFDS uses without requiring it.
   code_path = None
 
-  def __init__(self, arrays, *, data_dir):
-    self._arrays = arrays
+  def __init__(self, name, content, *, data_dir):
+    self.name, self._content = name, content
+    self.VERSION = tfds.core.Version('3.0.2' if name in sources.CIFAR else '1.0.0')
     super().__init__(data_dir=data_dir)
 
   def _info(self):
-    shape = self._arrays.images['train'].shape[1:]
-    labels = {feature: tfds.features.ClassLabel(names=names)
-              for feature, names in self._arrays.class_names.items()}
+    if isinstance(self._content, sources.Arrays):
+      metadata, shape = None, self._content.images['train'].shape[1:]
+      labels = {feature: tfds.features.ClassLabel(names=names)
+                for feature, names in self._content.class_names.items()}
+    else:
+      shape = (None, None, 3)
+      labels = {'label': tfds.features.Image(shape=(None, None, 1), encoding_format='png')}
+      metadata = tfds.core.MetadataDict(class_names=list(self._content.class_names),
+                                        palette=self._content.palette.tolist())
     return tfds.core.DatasetInfo(
-        builder=self, description=self.DESCRIPTION, homepage=self.HOMEPAGE,
-        citation=self.CITATION, supervised_keys=('image', 'label'),
-        disable_shuffling=not self.SHUFFLE,
+        builder=self, supervised_keys=('image', 'label'), metadata=metadata, **ABOUT[self.name],
         features=tfds.features.FeaturesDict({
             'id': tfds.features.Text(), 'image': tfds.features.Image(shape=shape), **labels}))
 
   def _split_generators(self, dl_manager):
-    del dl_manager  # the arrays are in memory
-    return {split: self._generate_examples(split) for split in self._arrays.images}
+    del dl_manager  # the arrays are in memory, the files here
+    images = isinstance(self._content, sources.Arrays)
+    return {split: self._generate_examples(split)
+            for split in (self._content.images if images else self._content.splits)}
 
   def _generate_examples(self, split):
-    for i, image in enumerate(self._arrays.images[split]):
-      labels = {key: int(values[i]) for key, values in self._arrays.labels[split].items()}
-      yield i, {'id': f'{split}_{i:05d}', 'image': _png(image), **labels}
-
-
-def _png(array):
-  """A PNG file of a uint8 array, as TFDS takes it without TensorFlow."""
-  png = io.BytesIO()
-  PIL.Image.fromarray(array).save(png, 'PNG')
-  png.seek(0)
-  return png
-
-
-class Cifar10(_ArraysBuilder, skip_registration=True):
-  """CIFAR-10: 50,000 training and 10,000 test images, 32x32, 10 classes."""
-
-  VERSION = tfds.core.Version('3.0.2')
-  DESCRIPTION = __doc__
-  HOMEPAGE = 'https://www.cs.toronto.edu/~kriz/cifar.html'
-  CITATION = _KRIZHEVSKY
-
-
-class Cifar100(_ArraysBuilder, skip_registration=True):
-  """CIFAR-100: 50,000 training and 10,000 test images, 32x32, 100 classes in 20 groups."""
-
-  VERSION = tfds.core.Version('3.0.2')
-  DESCRIPTION = __doc__
-  HOMEPAGE = 'https://www.cs.toronto.edu/~kriz/cifar.html'
-  CITATION = _KRIZHEVSKY
-
-
-class Digits(_ArraysBuilder, skip_registration=True):
-  """scikit-learn's 1,797 handwritten digits, 8x8, in the order of its file."""
-
-  DESCRIPTION = __doc__
-  HOMEPAGE = 'https://archive.ics.uci.edu/dataset/80'
-  CITATION = 'Alpaydin, E., Kaynak, C.: Optical Recognition of Handwritten Digits. UCI (1998).'
-  SHUFFLE = False
-
-
-class _ScenesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Writes a `scenes_sources.SceneSet`: the publisher's images as they are, masks of our labels.
-
-  The order is hashed, so that the first scenes are a sample of all cities.
-  """
-
-  VERSION = tfds.core.Version('1.0.0')
-  DESCRIPTION = ''
-  HOMEPAGE = ''
-  CITATION = ''
-  code_path = None  # as above
-
-  def __init__(self, scenes, *, data_dir):
-    self._scenes = scenes
-    super().__init__(data_dir=data_dir)
-
-  def _info(self):
-    return tfds.core.DatasetInfo(
-        builder=self, description=self.DESCRIPTION, homepage=self.HOMEPAGE,
-        citation=self.CITATION, supervised_keys=('image', 'label'),
-        metadata=tfds.core.MetadataDict(class_names=list(self._scenes.class_names),
-                                        palette=self._scenes.palette.tolist()),
-        features=tfds.features.FeaturesDict({
-            'id': tfds.features.Text(), 'image': tfds.features.Image(shape=(None, None, 3)),
-            'label': tfds.features.Image(shape=(None, None, 1), encoding_format='png')}))
-
-  def _split_generators(self, dl_manager):
-    del dl_manager  # the files are here
-    return {split: self._generate_examples(split) for split in self._scenes.splits}
-
-  def _generate_examples(self, split):
-    for scene in self._scenes.splits[split]:
-      yield scene.id, {'id': scene.id, 'image': io.BytesIO(scene.image()),
-                       'label': _png(scene.label())}
-
-
-class Voc2012(_ScenesBuilder, skip_registration=True):
-  """Pascal VOC 2012 segmentation: 1,464 training and 1,449 validation images, 21 classes."""
-
-  DESCRIPTION = __doc__
-  HOMEPAGE = 'http://host.robots.ox.ac.uk/pascal/VOC/voc2012/'
-  CITATION = 'Everingham, M., et al.: The Pascal Visual Object Classes Challenge. IJCV (2010).'
-
-
-class Cityscapes(_ScenesBuilder, skip_registration=True):
-  """Cityscapes: 2,975 training and 500 validation street scenes, 19 classes."""
-
-  DESCRIPTION = __doc__
-  HOMEPAGE = 'https://www.cityscapes-dataset.com'
-  CITATION = ('Cordts, M., et al.: The Cityscapes Dataset for Semantic Urban Scene Understanding. '
-              'CVPR (2016).')
-
-
-class Camvid(_ScenesBuilder, skip_registration=True):
-  """CamVid: 367 training, 101 validation and 233 test street scenes, 11 classes."""
-
-  DESCRIPTION = __doc__
-  HOMEPAGE = 'http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/'
-  CITATION = ('Brostow, G., Fauqueur, J., Cipolla, R.: Semantic Object Classes in Video. Pattern '
-              'Recognition Letters (2009).')
-
-
-class DigitScenes(_ScenesBuilder, skip_registration=True):
-  """Handwritten digits scattered over scenes of 64 x 96 pixels, a class for every pixel."""
-
-  DESCRIPTION = __doc__
-  HOMEPAGE = Digits.HOMEPAGE
-  CITATION = Digits.CITATION
-
-
-BUILDERS = {'cifar10': Cifar10, 'cifar100': Cifar100, 'digits': Digits, 'voc2012': Voc2012,
-            'cityscapes': Cityscapes, 'camvid': Camvid, 'digit_scenes': DigitScenes}
+    if isinstance(self._content, sources.Arrays):
+      for i, image in enumerate(self._content.images[split]):
+        labels = {key: int(values[i]) for key, values in self._content.labels[split].items()}
+        yield i, {'id': f'{split}_{i:05d}', 'image': io.BytesIO(png(image)), **labels}
+    else:
+      for scene in self._content.splits[split]:
+        yield scene.id, {'id': scene.id, 'image': io.BytesIO(scene.image()),
+                         'label': io.BytesIO(png(scene.label()))}
 
 
 def prepare(name, *, source=None, data_dir=None, quiet=False):
   """Builds the dataset `name` unless it is there already.
 
   Args:
-    name: one of BUILDERS.
+    name: one of ABOUT.
     source: the publisher's folder or archive (see sources.py and scenes_sources.py). None
       downloads CIFAR; the digits and their scenes come from scikit-learn.
     data_dir: the folder of all datasets, TFDS' default when None.
@@ -229,14 +170,12 @@ def _build(name, content, *, root, quiet):
   seed would write into one. It also leaves empty folders behind when it fails.
   """
   root.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=root, prefix='incomplete.') as temporary:
-    with contextlib.ExitStack() as stack:
-      # What TFDS prints names the temporary folder; its progress bars go to stderr.
-      stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-      if quiet:
-        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-      builder = BUILDERS[name](content, data_dir=temporary)
-      builder.download_and_prepare(file_format='array_record')
+  with (tempfile.TemporaryDirectory(dir=root, prefix='incomplete.') as temporary,
+        # What TFDS prints names the temporary folder; its progress bars go to stderr.
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext()):
+    builder = Builder(name, content, data_dir=temporary)
+    builder.download_and_prepare(file_format='array_record')
     folder = root / name / str(builder.version)
     folder.parent.mkdir(exist_ok=True)
     try:

@@ -4,14 +4,12 @@ Drawn from a fixed seed: no files, no network. A quarter of the scenes has digit
 only and another quarter in the right half only, so that channels can be ranked by region.
 """
 
-import io
-
 import numpy as np
 import PIL.Image
 
 from gapjax.data import sources
 from gapjax.data.catalogue import VOID
-from gapjax.data.scenes_sources import Scene, SceneSet
+from gapjax.data.scenes_sources import Scene, SceneSet, png
 
 HEIGHT, WIDTH = 64, 96
 SCENES = {'train': 400, 'test': 100}
@@ -37,7 +35,7 @@ def digit_scenes():
       return _draw(np.random.default_rng((_SEED, number, i)), digits, classes)
 
     splits[split] = [
-        Scene(id=f'{split}_{i:05d}', image=lambda i=i, draw=draw: _png(draw(i)[0]),
+        Scene(id=f'{split}_{i:05d}', image=lambda i=i, draw=draw: png(draw(i)[0]),
               label=lambda i=i, draw=draw: draw(i)[1]) for i in range(count)]
   return SceneSet(class_names=('background', *arrays.class_names['label']),
                   palette=np.array(_COLOURS, np.uint8), splits=splits)
@@ -75,9 +73,3 @@ def _background(rng):
         (WIDTH, HEIGHT), PIL.Image.Resampling.BICUBIC), np.float64)
 
   return smooth(3, 4, 80, 160) + smooth(16, 24, 0, 30) - 15 + rng.normal(0, 4, (HEIGHT, WIDTH, 3))
-
-
-def _png(array):
-  out = io.BytesIO()
-  PIL.Image.fromarray(array).save(out, 'PNG')
-  return out.getvalue()

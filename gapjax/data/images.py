@@ -6,16 +6,13 @@ import io
 import numpy as np
 
 from gapjax import errors
-from gapjax.data import catalogue
+from gapjax.data import catalogue, disk
 
 # Published mean and standard deviation of the training pixels, red green blue, on [0, 1].
 _NORMALISATION = {
     'cifar10': ((.4914, .4822, .4465), (.2023, .1994, .2010)),
     'cifar100': ((.5071, .4865, .4409), (.2673, .2564, .2762)),
 }
-
-# Records read at once: bounds the memory for encoded images, large enough to be fast.
-_CHUNK = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +42,10 @@ class ImageDataset:
 
 def check(name, *, data_dir=None):
   """Raises UsageError, as `load` would, unless the dataset is there and can be read."""
-  catalogue.open_set(name, data_dir, known=catalogue.IMAGES)
+  disk.open_set(name, data_dir, known=catalogue.IMAGES)
 
 
-def load(name, *, split, data_dir=None, image_size=None, limit=None):
+def load_images(name, *, split, data_dir=None, image_size=None, limit=None):
   """Reads one split of a prepared dataset into memory.
 
   The order is that of the records on disk, always the same: the file's for the digits, TFDS' hashed
@@ -71,20 +68,22 @@ def load(name, *, split, data_dir=None, image_size=None, limit=None):
       needs TensorFlow; no image and label; no images; images of several sizes without
       `image_size`.
   """
-  limit = limit or 0
-  if limit < 0:
-    raise errors.UsageError(f'limit is {limit}; it must be a number of images, or 0 for all')
-  builder = catalogue.open_set(name, data_dir, known=catalogue.IMAGES)
+  builder = disk.open_set(name, data_dir, known=catalogue.IMAGES)
   errors.check_choice(split, tuple(builder.info.splits), what=f'split of {name}')
   image_key, label_key = _keys(builder, name)
-  encoded, labels = _records(builder, split, image_key=image_key, label_key=label_key, limit=limit)
-  images = [_decode(image, image_size) for image in encoded]
-  sizes = {image.shape for image in images}
-  if len(sizes) > 1:
-    raise errors.UsageError(f'the images of {name} differ in size; set data.image_size')
-  if not sizes:
+  records = _records(builder, split, undecoded=image_key, limit=limit)
+  if not records:
     raise errors.UsageError(f'split `{split}` of {name} is empty; choose another split')
-  labels = np.array(labels, np.int32)
+  try:
+    images = [_decode(record[image_key], image_size) for record in records]
+  except errors.UsageError:
+    raise
+  except (OSError, SyntaxError, ValueError) as error:  # Pillow's, of a file that is no image
+    raise errors.UsageError(f'{builder.data_dir} holds what is no image ({error}): remove it and '
+                            'prepare the dataset again') from error
+  if len({image.shape for image in images}) > 1:
+    raise errors.UsageError(f'the images of {name} differ in size; set data.image_size')
+  labels = np.array([record[label_key] for record in records], np.int32)
   if labels.min() < 0:
     raise errors.UsageError(f'split `{split}` of {name} has images without a label; '
                             'choose another split')
@@ -100,7 +99,7 @@ def normalisation(name, images=None):
     images: (n, h, w, 3) uint8 training images, for any other dataset.
 
   Returns:
-    Two (3,) float32 arrays.
+    Two (3,) float32 arrays. The deviation of a channel that never changes is 1, not 0.
 
   Raises:
     ValueError: no images for a dataset without published constants.
@@ -116,7 +115,8 @@ def normalisation(name, images=None):
   weights = counts / counts.sum(axis=1, keepdims=True)  # (3, 256)
   mean = weights @ values
   variance = (weights * (values - mean[:, None]) ** 2).sum(axis=1)
-  return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
+  std = np.where(np.ptp(images, axis=(0, 1, 2)) > 0, np.sqrt(variance), 1)
+  return mean.astype(np.float32), std.astype(np.float32)
 
 
 def _keys(builder, name):
@@ -133,30 +133,40 @@ def _keys(builder, name):
   return keys
 
 
-def _records(builder, split, *, image_key, label_key, limit):
-  """Encoded images and labels of the first `limit` records, as two lists."""
+def _records(builder, split, *, undecoded, limit):
+  """The first `limit` records, as dictionaries, the image under the key `undecoded` as its file."""
   import tensorflow_datasets as tfds
-  images, labels = [], []
   try:
     # TFDS decodes one record at a time, at half this speed, and advises OpenCV on stderr.
-    records = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
-    total = min(limit, len(records)) if limit else len(records)
-    for start in range(0, total, _CHUNK):
-      for record in records.__getitems__(range(start, min(start + _CHUNK, total))):
-        images.append(record[image_key])
-        labels.append(record[label_key])
+    records = builder.as_data_source(split, decoders={undecoded: tfds.decode.SkipDecoding()})
+    return records.__getitems__(range(min(limit or len(records), len(records))))
   except RuntimeError as error:  # what array_record raises when a checksum inside is wrong
     raise errors.UsageError(f'{builder.data_dir} is damaged ({error}): remove it and prepare the '
                             'dataset again') from error
-  return images, labels
+
+
+def as_rgb(picture):
+  """A Pillow image in RGB. Raises UsageError where a value is more than a byte: it would be cut."""
+  if picture.mode[0] in 'IF':  # 16 or 32 bits
+    raise errors.UsageError(f'an image has more than 8 bits a channel (Pillow calls it '
+                            f'{picture.mode}); save it with 8 and prepare the dataset again')
+  return picture.convert('RGB')
 
 
 def _decode(encoded, image_size):
   """One (h, w, 3) uint8 image of an encoded file, resized if asked."""
   import PIL.Image
-  image = PIL.Image.open(io.BytesIO(encoded)).convert('RGB')
-  if image_size and image.size != (image_size, image_size):
-    whole = all(side % image_size == 0 for side in image.size)
-    resampling = PIL.Image.Resampling.BOX if whole else PIL.Image.Resampling.BILINEAR
-    image = image.resize((image_size, image_size), resampling)
-  return np.asarray(image)
+  image = as_rgb(PIL.Image.open(io.BytesIO(encoded)))
+  return np.asarray(resize(image, (image_size, image_size)) if image_size else image)
+
+
+def resize(picture, size, *, box=None):
+  """A Pillow image at another (width, height), or `box` of it, (left, top, right, bottom).
+
+  A label (mode L) takes the nearest pixel; an image means of blocks where all of it shrinks by
+  whole factors, else bilinear, antialiased.
+  """
+  from PIL.Image import Resampling
+  whole = box is None and all(old % new == 0 for old, new in zip(picture.size, size, strict=True))
+  return picture.resize(size, Resampling.NEAREST if picture.mode == 'L' else
+                        Resampling.BOX if whole else Resampling.BILINEAR, box=box)

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import re
 import shlex
 
 import tensorflow_datasets as tfds
@@ -54,11 +53,9 @@ def open_folder(path):
 def newest(path):
   """(newest readable version folder or None, what is wrong with the newest of all or '')."""
   candidates = [path] if (path / 'dataset_info.json').exists() else _versions(path)
-  problems = [_problem(folder) for folder in candidates]
-  for folder, problem in zip(candidates, problems, strict=True):
-    if not problem:
-      return folder, ''
-  return None, problems[0] if problems else ''
+  problems = {folder: _problem(folder) for folder in candidates}
+  readable = [folder for folder, problem in problems.items() if not problem]
+  return (readable[0], '') if readable else (None, next(iter(problems.values()), ''))
 
 
 def explain(name, data_dir, *, problem):
@@ -79,12 +76,8 @@ def _command(name, data_dir):
 
 def _versions(path):
   """The folders named 1.2.3 in `path`, newest first."""
-  found = {}
-  if path.is_dir():
-    for child in path.iterdir():
-      if re.fullmatch(r'\d+\.\d+\.\d+', child.name) and child.is_dir():
-        found[tuple(int(part) for part in child.name.split('.'))] = child
-  return [found[version] for version in sorted(found, reverse=True)]
+  versions = tfds.core.utils.version.list_all_versions(path)
+  return [path / str(version) for version in versions[::-1]]
 
 
 def _problem(folder):
@@ -105,11 +98,9 @@ def _problem(folder):
     return (f'{folder} is stored as {info.file_format.value}, not array_record: where tfrecord can '
             'be read (TensorFlow), run `tfds convert_format '
             f'--dataset_version_dir={shlex.quote(str(folder))} --out_file_format=array_record`')
-  for split in _builder(folder).info.splits.values():
-    for shard in split.filepaths:
-      if not shard.exists():
-        return partial.format(f'no {shard.name}')
-  return ''
+  missing = [shard.name for split in _builder(folder).info.splits.values()
+             for shard in split.filepaths if not shard.exists()]
+  return partial.format(f'no {missing[0]}') if missing else ''
 
 
 def _builder(folder):

@@ -12,8 +12,9 @@ import os
 import numpy as np
 
 from gapjax import errors
-from gapjax.data import catalogue
+from gapjax.data import catalogue, disk
 from gapjax.data.catalogue import VOID
+from gapjax.data.images import as_rgb, resize
 
 # Batches made at once, each in a thread: Pillow decodes and resizes without Python's lock.
 _THREADS = 8
@@ -51,12 +52,17 @@ class Scenes:
     try:
       record = self._records[self._indices[i]]
       image, label = (PIL.Image.open(io.BytesIO(record[key])) for key in ('image', 'label'))
-      image, label = image.convert('RGB'), label.convert('L')
+      image, numbers = as_rgb(image), np.asarray(label)  # of a palette, its indices
     except (RuntimeError, OSError) as error:  # array_record's, Pillow's
       raise errors.UsageError(f'{self._folder} is damaged ({error}): remove it and prepare the '
                               'dataset again') from error
-    size = _shorter_side(image.size, self.image_size)
-    return {'image': np.asarray(_resize(image, size)), 'label': np.asarray(_resize(label, size)),
+    if numbers.ndim != 2 or not 0 <= numbers.min() <= numbers.max() <= VOID:
+      raise errors.UsageError(f'the label of scene {i} in {self._folder} is no mask: its pixels '
+                              f'are {label.mode}, not one class number from 0 to {VOID} each')
+    label = PIL.Image.fromarray(numbers.astype(np.uint8))
+    pixels, shorter = self.image_size or min(image.size), min(image.size)
+    size = tuple(max(1, round(side * pixels / shorter)) for side in image.size)
+    return {'image': np.asarray(resize(image, size)), 'label': np.asarray(resize(label, size)),
             'id': record['id'] if isinstance(record['id'], str) else record['id'].decode()}
 
   def part(self, start, stop):
@@ -84,12 +90,9 @@ def load_scenes(name, *, split, data_dir=None, image_size=None, limit=None):
 
   Raises:
     UsageError: unknown name or split; not prepared (with the command to run); not a segmentation
-      set; a limit or size below 0.
+      set.
   """
-  for what, value in (('limit', limit or 0), ('image_size', image_size or 0)):
-    if value < 0:
-      raise errors.UsageError(f'{what} is {value}; it must be at least 0, and 0 means whole')
-  builder = catalogue.open_set(name, data_dir, known=catalogue.SCENES)
+  builder = disk.open_set(name, data_dir, known=catalogue.SCENES)
   import tensorflow_datasets as tfds
   features, metadata = builder.info.features, dict(builder.info.metadata or {})
   if not ({'image', 'label', 'id'} <= set(features) and {'class_names', 'palette'} <= set(metadata)
@@ -117,11 +120,11 @@ def training_batches(scenes, *, batch_size, seed, crop_size, scale, flip, fill, 
 
   Args:
     scenes: Scenes, or any sequence of its dictionaries.
-    batch_size: of all hosts together.
+    batch_size: of all hosts together, a multiple of `num_hosts`.
     seed: a non-negative integer.
     crop_size: (height, width) of the crops, pixels.
-    scale: (low, high): each scene is resized by a uniform factor in between, bilinear (label:
-      nearest).
+    scale: (low, high), both above 0: each scene is resized by a uniform factor in between, bilinear
+      (label: nearest).
     flip: whether to mirror every other scene, at random.
     fill: (3,) uint8, the colour around a scene smaller than the crop. Such a scene stands in the
       middle; its surroundings are void.
@@ -132,15 +135,9 @@ def training_batches(scenes, *, batch_size, seed, crop_size, scale, flip, fill, 
     Batches.
 
   Raises:
-    UsageError: no scenes; a batch that the hosts cannot share; a crop or scale not above 0.
+    UsageError: no scenes.
   """
   import grain
-  if batch_size < 1 or batch_size % num_hosts:
-    raise errors.UsageError(f'batch_size {batch_size} cannot be shared by {num_hosts} hosts; use a '
-                            f'multiple of {num_hosts}')
-  if min(crop_size) < 1 or not 0 < scale[0] <= scale[1]:
-    raise errors.UsageError(f'crops of {crop_size} pixels at scales {scale} cannot be: crops have '
-                            'at least one pixel, and 0 < low <= high')
   if not len(scenes):
     raise errors.UsageError('there are no scenes to train on; choose another split or limit')
   fill = np.asarray(fill, np.uint8)
@@ -213,29 +210,5 @@ def _window(picture, size, window):
   high = [min(edge + margin, side) for edge, side in zip(window[2:], size, strict=True)]
   box = [edge * old / new for edge, old, new in
          zip((*low, *high), picture.size * 2, size * 2, strict=True)]
-  part = picture.resize((high[0] - low[0], high[1] - low[1]), _resampling(picture), box=box)
+  part = resize(picture, (high[0] - low[0], high[1] - low[1]), box=box)
   return part.crop([edge - start for edge, start in zip(window, low * 2, strict=True)])
-
-
-def _shorter_side(size, pixels):
-  """(width, height) scaled so that the shorter has `pixels`, or as it is where that is None."""
-  if pixels is None:
-    return size
-  return tuple(max(1, round(side * pixels / min(size))) for side in size)
-
-
-def _resize(picture, size):
-  """A Pillow image of another (width, height), as `load_scenes` has it."""
-  import PIL.Image
-  method = _resampling(picture)
-  whole = all(old % new == 0 for old, new in zip(picture.size, size, strict=True))
-  if whole and method == PIL.Image.Resampling.BILINEAR:
-    method = PIL.Image.Resampling.BOX
-  return picture.resize(size, method)
-
-
-def _resampling(picture):
-  """Nearest for a label, bilinear and antialiased for an image."""
-  import PIL.Image
-  return (PIL.Image.Resampling.NEAREST if picture.mode == 'L' else
-          PIL.Image.Resampling.BILINEAR)

@@ -8,7 +8,8 @@ is read in place, nothing of it is written to disk.
 import collections
 import contextlib
 import dataclasses
-import os
+import functools
+import io
 import pathlib
 import re
 import struct
@@ -16,6 +17,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import BinaryIO
 
 import numpy as np
 import PIL.Image
@@ -37,6 +39,13 @@ class Scene:
   id: str
   image: Callable[[], bytes]
   label: Callable[[], np.ndarray]
+
+
+def png(array) -> bytes:
+  """The PNG file of a uint8 array, (h, w) or (h, w, 3)."""
+  file = io.BytesIO()
+  PIL.Image.fromarray(array).save(file, 'PNG')
+  return file.getvalue()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,17 +77,12 @@ class Labels:
   classes: Mapping[str, tuple[int, tuple[int, int, int]]]
   void: tuple[int, ...]
 
-  def scene_set(self, splits):
-    return SceneSet(class_names=tuple(self.classes), splits=splits,
-                    palette=np.array([colour for _, colour in self.classes.values()], np.uint8))
-
-  def table(self):
+  def of_number(self):
     """(256,) int16: number in the masks -> our label, VOID, or -1 where it may not occur."""
-    table = np.full(256, -1, np.int16)
-    table[list(self.void)] = VOID
-    for label, (number, _) in enumerate(self.classes.values()):
-      table[number] = label
-    return table
+    labels = np.full(256, -1, np.int16)
+    labels[list(self.void)] = VOID
+    labels[[number for number, _ in self.classes.values()]] = range(len(self.classes))
+    return labels
 
 
 def _voc_colour(index):
@@ -135,47 +139,50 @@ def open_scenes(name, source):
     UsageError: files are missing or damaged, sizes differ, or a list is empty; and when a scene is
       read, what is damaged in it, or a label that the set does not have.
   """
-  source = pathlib.Path(source).expanduser()
+  source, classes = pathlib.Path(source).expanduser(), LABELS[name].classes
   if not source.exists():
     raise errors.UsageError(f'{source} does not exist; --source is where {LABELS[name].title} '
                             f'lies, from {ORIGINS[name]}')
   find, read = (_find_voc, _voc) if name == 'voc2012' else (_find_cityscapes, _cityscapes)
   with find(source, name) as tree:
-    yield LABELS[name].scene_set(read(tree, name))
+    yield SceneSet(class_names=tuple(classes), splits=read(tree, name),
+                   palette=np.array([colour for _, colour in classes.values()], np.uint8))
 
 
 # ---- Folders and archives, read the same way. ----
 
 
-class _Folder:
+@dataclasses.dataclass(frozen=True)
+class _Tree:
+  """Files of a folder or of archives.
+
+  Attributes:
+    files: name -> (() -> the open file).
+    where: name -> where it lies, for messages.
+  """
+
+  files: Mapping[str, Callable[[], BinaryIO]]
+  where: Callable[[str], str]
+
+
+def _folder(root, folders):
   """The files under some folders of `root`."""
-
-  def __init__(self, root, folders):
-    self._root = root
-    self.names = frozenset(
-        (pathlib.Path(path, file).relative_to(root)).as_posix()
-        for folder in folders for path, _, files in os.walk(root / folder) for file in files)
-
-  def open(self, name):
-    return (self._root / name).open('rb')
-
-  def where(self, name):
-    return str(self._root / name)
+  paths = (path / file for folder in folders for path, files in _walk(root / folder)
+           for file in files)
+  return contextlib.nullcontext(_Tree(
+      {path.relative_to(root).as_posix(): functools.partial(path.open, 'rb') for path in paths},
+      where=lambda name: str(root / name)))
 
 
-class _Archives:
-  """The files of archives under the names that a folder would give them."""
-
-  def __init__(self, members, *, archive_of):
-    self._members = members  # name -> (() -> file)
-    self._archive_of = archive_of  # name -> path of the archive
-    self.names = frozenset(members)
-
-  def open(self, name):
-    return self._members[name]()
-
-  def where(self, name):
-    return f'{self._archive_of(name)}: {name}'
+def _walk(folder, above=()):
+  """(path, names of its files) of a folder and all below it, links followed, circles left."""
+  path = folder.resolve()
+  if not folder.is_dir() or path in above:
+    return
+  below = sorted(folder.iterdir())
+  yield folder, [child.name for child in below if not child.is_dir()]
+  for child in below:
+    yield from _walk(child, (*above, path))
 
 
 def _find_voc(source, name):
@@ -183,9 +190,8 @@ def _find_voc(source, name):
     return _voc_tar(source, name)
   for root in (source, source / 'VOC2012', source / 'VOCdevkit' / 'VOC2012'):
     if (root / 'JPEGImages').is_dir():
-      return contextlib.nullcontext(_Folder(
-          root, ['ImageSets/Segmentation', 'JPEGImages', 'SegmentationClass',
-                 'SegmentationClassAug']))
+      return _folder(root, ['ImageSets/Segmentation', 'JPEGImages', 'SegmentationClass',
+                            'SegmentationClassAug'])
   raise errors.UsageError(f'{source} does not hold VOC 2012: expected JPEGImages in it, in its '
                           f'VOC2012 or in its VOCdevkit/VOC2012; from {ORIGINS[name]}')
 
@@ -200,20 +206,20 @@ def _voc_tar(source, name):
       for member in archive:
         _, inside, path = f'/{member.name}'.partition('/VOC2012/')
         if inside and member.isreg():
-          members[path] = lambda member=member: archive.extractfile(member)
+          members[path] = functools.partial(archive.extractfile, member)
       if not members:
         raise errors.UsageError(f'{source} holds no folder VOC2012; {again}')
-      yield _Archives(members, archive_of=lambda name: source)
+      yield _Tree(members, where=lambda name: f'{source}: {name}')
   except (tarfile.TarError, EOFError) as error:
     raise errors.UsageError(f'{source} is not a whole tar archive without compression '
-                            f'({_first_line(error)}); {again}') from error
+                            f'({errors.first_line(error)}); {again}') from error
 
 
 def _find_cityscapes(source, name):
   folders = ('leftImg8bit', 'gtFine')
   missing = [folder for folder in folders if not (source / folder).is_dir()]
   if not missing:
-    return contextlib.nullcontext(_Folder(source, folders))
+    return _folder(source, folders)
   zips = {folder: source / f'{folder}_trainvaltest.zip' for folder in folders}
   absent = [path.name for path in zips.values() if not path.is_file()]
   if absent:
@@ -233,16 +239,10 @@ def _zips(paths, name):
       try:
         archive = stack.enter_context(zipfile.ZipFile(path))
       except (zipfile.BadZipFile, EOFError) as error:
-        raise errors.UsageError(f'{path} is not a whole zip archive ({_first_line(error)}); '
+        raise errors.UsageError(f'{path} is not a whole zip archive ({errors.first_line(error)}); '
                                 f'download it again from {ORIGINS[name]}') from error
-      for member in archive.infolist():
-        members[member.filename] = lambda archive=archive, member=member: archive.open(member)
-    yield _Archives(members, archive_of=lambda name: paths[name.partition('/')[0]])
-
-
-def _first_line(error):
-  """The first line of an exception: tarfile's have several."""
-  return str(error).partition('\n')[0].rstrip(':') or type(error).__name__
+      members |= {name: functools.partial(archive.open, name) for name in archive.namelist()}
+    yield _Tree(members, where=lambda name: f'{paths[name.partition("/")[0]]}: {name}')
 
 
 # ---- Layouts. ----
@@ -251,26 +251,22 @@ def _first_line(error):
 def _voc(tree, name):
   """split -> scenes of VOC's lists; train_aug where SegmentationClassAug and its list are there."""
   lists, masks = 'ImageSets/Segmentation', 'SegmentationClass'
-  wanted = {'train': (f'{lists}/train.txt', masks), 'val': (f'{lists}/val.txt', masks)}
+  splits = {'train': (f'{lists}/train.txt', masks), 'val': (f'{lists}/val.txt', masks)}
   for file in (f'{lists}/trainaug.txt', f'{lists}/train_aug.txt'):  # both names are about
-    if file in tree.names and any(path.startswith(f'{masks}Aug/') for path in tree.names):
-      wanted['train_aug'] = (file, f'{masks}Aug')
-  splits = {}
-  for split, (file, folder) in wanted.items():
-    splits[split] = [
-        _scene(tree, name, id=id, image=f'JPEGImages/{id}.jpg', mask=f'{folder}/{id}.png',
-               listed=f', listed in {file}')
-        for id in _read_list(tree, file)]
-  return splits
+    if file in tree.files and any(path.startswith(f'{masks}Aug/') for path in tree.files):
+      splits['train_aug'] = (file, f'{masks}Aug')
+  return {split: [
+      _scene(tree, name, id=id, image=f'JPEGImages/{id}.jpg', mask=f'{folder}/{id}.png',
+             listed=f', listed in {file}')
+      for id in _read_list(tree, file)] for split, (file, folder) in splits.items()}
 
 
 def _read_list(tree, file):
   """The names in a list, one a line."""
-  if file not in tree.names:
+  if file not in tree.files:
     raise errors.UsageError(f'{tree.where(file)} is missing; unpack or download VOC 2012 again')
-  with _reading(tree, file), tree.open(file) as lines:
-    ids = lines.read().decode('utf-8').split('\n')
-  ids = [id.strip() for id in ids if id.strip()]
+  with _reading(tree, file) as lines:
+    ids = [id for line in lines.read().decode('utf-8').split('\n') if (id := line.strip())]
   if not ids:
     raise errors.UsageError(f'{tree.where(file)} names no image; unpack VOC 2012 again')
   twice = [id for id, count in collections.Counter(ids).items() if count > 1]
@@ -281,15 +277,15 @@ def _read_list(tree, file):
 
 def _cityscapes(tree, name):
   """split -> scenes: train, val, and test when its masks are no dummies."""
-  found = {split: {} for split in ('train', 'val', 'test')}  # split -> (city, stem) -> kinds
+  pairs = {split: {} for split in ('train', 'val', 'test')}  # split -> (city, stem) -> kinds
   pattern = re.compile(r'(leftImg8bit|gtFine)/(train|val|test)/([^/]+)/([^/]+)_'
                        r'(leftImg8bit|gtFine_labelIds)\.png')
-  for path in sorted(tree.names):
+  for path in sorted(tree.files):
     match = pattern.fullmatch(path)
     if match and match[5].startswith(match[1]):
-      found[match[2]].setdefault((match[3], match[4]), []).append(match[1])
+      pairs[match[2]].setdefault((match[3], match[4]), []).append(match[1])
   splits = {}
-  for split, kinds in found.items():
+  for split, kinds in pairs.items():
     if split == 'test' and not any('gtFine' in kind for kind in kinds.values()):
       continue  # images alone, or nothing: the publisher keeps these masks
     if not kinds:
@@ -309,12 +305,12 @@ def _cityscapes(tree, name):
 def _scene(tree, name, *, id, image, mask, listed):
   """A Scene, after a look at both files' headers."""
   for path, what in ((image, f'the image of {mask}'), (mask, f'the mask of {image}')):
-    if path not in tree.names:
+    if path not in tree.files:
       raise errors.UsageError(f'{tree.where(path)} is missing, {what}{listed}; unpack or download '
                               f'{LABELS[name].title} again')
   sizes = []
   for path in (image, mask):
-    with _reading(tree, path), tree.open(path) as file, PIL.Image.open(file) as picture:
+    with _reading(tree, path) as file, PIL.Image.open(file) as picture:
       sizes.append('{}x{}'.format(*picture.size))
   if sizes[0] != sizes[1]:
     raise errors.UsageError(f'{tree.where(image)} has {sizes[0]} pixels and its mask {mask} '
@@ -328,38 +324,39 @@ def _scene(tree, name, *, id, image, mask, listed):
 
 @contextlib.contextmanager
 def _reading(tree, path):
-  """Turns what a damaged file raises into a UsageError that names it."""
+  """The open file; turns what a damaged one raises into a UsageError that names it."""
   try:
-    yield
+    with tree.files[path]() as file:
+      yield file
   except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, tarfile.TarError,
           zipfile.BadZipFile) as error:
     if isinstance(error, OSError) and error.errno is not None:
       raise  # the disk's complaint, not the file's
-    raise errors.UsageError(f'{tree.where(path)} is damaged ({_first_line(error)}); unpack '
+    raise errors.UsageError(f'{tree.where(path)} is damaged ({errors.first_line(error)}); unpack '
                             'or download it again') from error
 
 
 def _read_image(tree, path):
   """The bytes of an image that decodes: a damaged one is found now, not in training."""
-  with _reading(tree, path):
-    with tree.open(path) as file, PIL.Image.open(file) as picture:
+  with _reading(tree, path) as file:
+    content = file.read()
+    with PIL.Image.open(io.BytesIO(content)) as picture:
       if picture.format == 'PNG':
         picture.verify()  # its checksums, at a tenth of the time
       else:
         picture.load()
-    with tree.open(path) as file:
-      return file.read()
+  return content
 
 
 def _read_label(tree, path, labels):
   """(h, w) uint8 of a mask in the publisher's numbers."""
-  with _reading(tree, path), tree.open(path) as file, PIL.Image.open(file) as picture:
+  with _reading(tree, path) as file, PIL.Image.open(file) as picture:
     mode, numbers = picture.mode, np.asarray(picture)
   if mode not in ('P', 'L'):
     raise errors.UsageError(f'{tree.where(path)} is no mask of {labels.title}: its pixels are '
                             f'{mode}, not one byte each')
-  found = labels.table()[numbers]
-  if (found < 0).any():
-    raise errors.UsageError(f'{tree.where(path)} holds the label {numbers[found < 0][0]}, which '
+  label = labels.of_number()[numbers]
+  if (label < 0).any():
+    raise errors.UsageError(f'{tree.where(path)} holds the label {numbers[label < 0][0]}, which '
                             f'{labels.title} does not have')
-  return found.astype(np.uint8)
+  return label.astype(np.uint8)

@@ -43,22 +43,17 @@ class Layout:
   Attributes:
     folder: the folder in the publisher's archive.
     files: split -> its files, in order.
-    names: label feature -> the file (binary) or the key of `meta` (python) with its class names.
-    meta: the pickle that holds the class names; None for the binary version.
     keys: label feature -> its key in each pickle; empty for the binary version.
   """
 
   folder: str
   files: Mapping[str, tuple[str, ...]]
-  names: Mapping[str, str]
-  meta: str | None = None
   keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def needed(self):
     """Every file that must be there."""
-    data = [file for files in self.files.values() for file in files]
-    return [*data, *([self.meta] if self.meta else self.names.values())]
+    return [file for files in self.files.values() for file in files]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,46 +62,57 @@ class Cifar:
 
   Attributes:
     url: the archive of the binary version.
-    classes: label feature -> number of classes, in the order of a binary record's label bytes.
+    class_names: label feature -> names, in the order of a binary record's label bytes.
     records: split -> images in each of its files.
     layouts: the binary and the python version.
   """
 
   url: str
-  classes: Mapping[str, int]
+  class_names: Mapping[str, tuple[str, ...]]
   records: Mapping[str, int]
   layouts: tuple[Layout, ...]
 
 
+_TEN = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
+_TWENTY = tuple('''
+aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices
+household_furniture insects large_carnivores large_man-made_outdoor_things
+large_natural_outdoor_scenes large_omnivores_and_herbivores medium_mammals
+non-insect_invertebrates people reptiles small_mammals trees vehicles_1 vehicles_2
+'''.split())  # noqa: SIM905 - quotes around each would only be in the way
+_HUNDRED = tuple('''
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
+butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch
+crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo
+keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse
+mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy
+porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper
+snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television
+tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+'''.split())  # noqa: SIM905 - quotes around each would only be in the way
 _BATCHES = tuple(f'data_batch_{i}' for i in range(1, 6))
 
 CIFAR = {
     'cifar10': Cifar(
         url='https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz',
-        classes={'label': 10},
+        class_names={'label': _TEN},
         records={'train': 10_000, 'test': 10_000},
         layouts=(
             Layout(folder='cifar-10-batches-bin',
                    files={'train': tuple(f'{batch}.bin' for batch in _BATCHES),
-                          'test': ('test_batch.bin',)},
-                   names={'label': 'batches.meta.txt'}),
+                          'test': ('test_batch.bin',)}),
             Layout(folder='cifar-10-batches-py',
                    files={'train': _BATCHES, 'test': ('test_batch',)},
-                   names={'label': 'label_names'}, meta='batches.meta',
                    keys={'label': 'labels'}))),
     'cifar100': Cifar(
         url='https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz',
-        classes={'coarse_label': 20, 'label': 100},
+        class_names={'coarse_label': _TWENTY, 'label': _HUNDRED},
         records={'train': 50_000, 'test': 10_000},
         layouts=(
             Layout(folder='cifar-100-binary',
-                   files={'train': ('train.bin',), 'test': ('test.bin',)},
-                   names={'coarse_label': 'coarse_label_names.txt',
-                          'label': 'fine_label_names.txt'}),
+                   files={'train': ('train.bin',), 'test': ('test.bin',)}),
             Layout(folder='cifar-100-python',
                    files={'train': ('train',), 'test': ('test',)},
-                   names={'coarse_label': 'coarse_label_names', 'label': 'fine_label_names'},
-                   meta='meta',
                    keys={'coarse_label': 'coarse_labels', 'label': 'fine_labels'}))),
 }
 
@@ -141,152 +147,110 @@ def read_cifar(name, source):
   Raises:
     UsageError: the files are missing, damaged, of another dataset, or unsafe.
   """
-  cifar = CIFAR[name]
-  source = pathlib.Path(source).expanduser()
-  if source.is_dir():
-    layout, files, where = _read_folder(cifar, source)
-  elif source.is_file():
-    layout, files, where = _read_archive(cifar, source)
-  else:
+  cifar, source = CIFAR[name], pathlib.Path(source).expanduser()
+  if not source.exists():
     raise errors.UsageError(f'{source} does not exist; --source is the publisher\'s folder or '
                             f'.tar.gz, for example from {cifar.url}')
+  layout, files, where = _choose(cifar, source, (
+      _read_folder if source.is_dir() else _read_archive)(cifar, source))
   for file in layout.needed:
     if file not in files:
       raise errors.UsageError(f'{where}{file} is missing; unpack {cifar.url} again')
-  parse = _parse_pickles if layout.meta else _parse_binary
-  images, labels, class_names = {}, {}, {}
+  parse = _parse_pickle if layout.keys else _parse_binary
+  images, labels = {}, {}
   for split, split_files in layout.files.items():
     parts = [parse(files[file], f'{where}{file}', cifar=cifar, layout=layout, split=split)
              for file in split_files]
     pixels = np.concatenate([part[0] for part in parts])  # (n, 3072), channel by channel
     images[split] = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     labels[split] = {feature: np.concatenate([part[1][feature] for part in parts])
-                     for feature in cifar.classes}
-  for feature, classes in cifar.classes.items():
-    class_names[feature] = _parse_names(files, where, layout=layout, feature=feature,
-                                        classes=classes)
-  return Arrays(images=images, labels=labels, class_names=class_names)
+                     for feature in cifar.class_names}
+  return Arrays(images=images, labels=labels, class_names=cifar.class_names)
+
+
+def _choose(cifar, source, files):
+  """The layout, {file: bytes}, and the prefix for messages, of what _read_... found."""
+  for layout in cifar.layouts:
+    for folder in (layout.folder, ''):
+      chosen = {file: data for (place, file), data in files.items()
+                if place == folder and file in layout.needed}
+      if chosen:
+        return layout, chosen, (f'{source / folder}{os.sep}' if source.is_dir() else
+                                f'{source}: {layout.folder}/')
+  expected = ' or '.join(f'{layout.folder}/{layout.needed[0]}' for layout in cifar.layouts)
+  raise errors.UsageError(
+      f'{source} does not hold this dataset: expected {expected}; '
+      f'--source is the publisher\'s folder or .tar.gz, for example from {cifar.url}')
 
 
 def _read_folder(cifar, source):
-  """The layout found in a folder or its child, {file: bytes}, and the prefix for messages."""
-  for layout in cifar.layouts:
-    for folder in (source / layout.folder, source):
-      present = [file for file in layout.needed if (folder / file).is_file()]
-      if present:
-        return layout, {file: (folder / file).read_bytes() for file in present}, f'{folder}{os.sep}'
-  raise errors.UsageError(_not_found(cifar, source))
+  """{(folder or '', file): bytes} of every layout, in a folder or its child."""
+  paths = {(folder, file): source / folder / file for layout in cifar.layouts
+           for folder in (layout.folder, '') for file in layout.needed}
+  return {place: path.read_bytes() for place, path in paths.items() if path.is_file()}
 
 
 def _read_archive(cifar, source):
   """As _read_folder, from a tar archive, without extracting it.
 
-  Only plain members are read, into memory, so a hostile name could not write anywhere. An archive
-  with such a name is refused all the same: it is not what the publisher made.
+  Only plain members are read, into memory, so a hostile name or link could not reach anything.
   """
-  found = {layout: {} for layout in range(len(cifar.layouts))}
+  files, needed = {}, {file for layout in cifar.layouts for file in layout.needed}
   try:
     with tarfile.open(source) as archive:
       for member in archive:
-        _check_member(member, source)
         path = pathlib.PurePosixPath(member.name)
-        for index, layout in enumerate(cifar.layouts):
-          if (member.isreg() and path.name in layout.needed
-              and path.parent.name in (layout.folder, '')):
-            found[index][path.name] = archive.extractfile(member).read()
+        if member.isreg() and path.name in needed:
+          files[path.parent.name, path.name] = archive.extractfile(member).read()
       while archive.fileobj.read(1 << 20):  # the checksum of a .gz comes after the last member
         pass
   except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-    raise errors.UsageError(f'{source} is not a whole tar archive ({_reason(error)}); '
+    raise errors.UsageError(f'{source} is not a whole tar archive ({errors.first_line(error)}); '
                             f'download it again, for example from {cifar.url}') from error
-  for index, files in found.items():
-    if files:
-      return cifar.layouts[index], files, f'{source}: {cifar.layouts[index].folder}/'
-  raise errors.UsageError(_not_found(cifar, source))
-
-
-def _check_member(member, source):
-  """Raises UsageError unless unpacking this member would stay inside the folder."""
-  try:
-    # data_filter would strip a leading slash; the publisher's archives have none.
-    if member.name.startswith('/'):
-      raise tarfile.AbsolutePathError(member)
-    # The destination is never written. The archive's own path is one that holds no symlinks.
-    tarfile.data_filter(member, str(source))
-  except tarfile.FilterError as error:
-    raise errors.UsageError(f'{source} is unsafe and was not read: its member `{member.name}` '
-                            'points outside the archive; download it again from the publisher'
-                            ) from error
-
-
-def _reason(error):
-  """The first line of an exception: tarfile's and others' have several."""
-  return str(error).partition('\n')[0].rstrip(':') or type(error).__name__
-
-
-def _not_found(cifar, source):
-  expected = ' or '.join(f'{layout.folder}/{layout.needed[0]}' for layout in cifar.layouts)
-  return (f'{source} does not hold this dataset: expected {expected}; '
-          f'--source is the publisher\'s folder or .tar.gz, for example from {cifar.url}')
+  return files
 
 
 def _parse_binary(data, where, *, cifar, layout, split):
   """((n, 3072) uint8, {feature: (n,) uint8}) of one binary file: label bytes, then pixels."""
   del layout  # the binary records need no keys
-  width = len(cifar.classes) + _PIXELS
+  width = len(cifar.class_names) + _PIXELS
   expected = cifar.records[split] * width
   if len(data) != expected:
     raise errors.UsageError(f'{where} has {len(data)} bytes instead of {expected}: it is '
                             'truncated or another file; unpack the archive again')
   records = np.frombuffer(data, np.uint8).reshape(-1, width)
-  labels = {feature: records[:, i] for i, feature in enumerate(cifar.classes)}
-  _check_labels(labels, where, cifar=cifar)
-  return records[:, len(cifar.classes):], labels
+  labels = {feature: records[:, i] for i, feature in enumerate(cifar.class_names)}
+  return records[:, len(cifar.class_names):], _checked(labels, where, cifar=cifar)
 
 
-def _parse_pickles(data, where, *, cifar, layout, split):
+def _parse_pickle(data, where, *, cifar, layout, split):
   """((n, 3072) uint8, {feature: (n,) int64}) of one pickle of the python version."""
-  batch = _unpickle(data, where)
-  n = cifar.records[split]
+  batch, n = _unpickle(data, where), cifar.records[split]
   pixels = batch.get('data')
   if (not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8
       or pixels.shape != (n, _PIXELS)):
     raise errors.UsageError(f'{where} does not hold {n} images of {_PIXELS} bytes under `data`; '
                             'unpack the archive again')
-  labels = {}
-  for feature, key in layout.keys.items():
+  for key in layout.keys.values():
     column = batch.get(key)
     if (not isinstance(column, list) or len(column) != n
         or not all(isinstance(label, int) for label in column)):
       raise errors.UsageError(f'{where} does not hold {n} integers under `{key}`; '
                               'unpack the archive again')
-    labels[feature] = np.array(column)
-  _check_labels(labels, where, cifar=cifar)
-  return pixels, labels
+  labels = {feature: np.array(batch[key]) for feature, key in layout.keys.items()}
+  return pixels, _checked(labels, where, cifar=cifar)
 
 
-def _check_labels(labels, where, *, cifar):
+def _checked(labels, where, *, cifar):
+  """The labels by their feature. Raises UsageError for one that is no class."""
   for feature, values in labels.items():
-    bad = np.flatnonzero((values < 0) | (values >= cifar.classes[feature]))
+    classes = len(cifar.class_names[feature])
+    bad = np.flatnonzero((values < 0) | (values >= classes))
     if bad.size:
       raise errors.UsageError(
           f'{where} is damaged: {feature} {values[bad[0]]} of record {bad[0]} is not in '
-          f'[0, {cifar.classes[feature]}); unpack the archive again')
-
-
-def _parse_names(files, where, *, layout, feature, classes):
-  """The class names of one label feature, as many as it has classes."""
-  if layout.meta:
-    where += layout.meta
-    names = _unpickle(files[layout.meta], where).get(layout.names[feature])
-  else:
-    where += layout.names[feature]
-    names = files[layout.names[feature]].decode('ascii', 'replace').split()
-  if (not isinstance(names, list) or len(names) != classes
-      or not all(isinstance(name, str) for name in names)):
-    raise errors.UsageError(f'{where} does not hold {classes} class names; '
-                            'unpack the archive again')
-  return tuple(names)
+          f'[0, {classes}); unpack the archive again')
+  return labels
 
 
 def _dtype(kind, align=False, copy=False):
@@ -340,7 +304,7 @@ def _unpickle(data, where):
   except errors.UsageError:
     raise
   except Exception as error:  # a damaged pickle can raise nearly anything
-    raise errors.UsageError(f'{where} is not a whole pickle ({_reason(error)}); '
+    raise errors.UsageError(f'{where} is not a whole pickle ({errors.first_line(error)}); '
                             'unpack the archive again') from error
   if not isinstance(content, dict):
     raise errors.UsageError(f'{where} holds no dictionary; unpack the archive again')

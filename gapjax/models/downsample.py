@@ -2,15 +2,19 @@
 
 `blur`: Zhang 2019, *Making Convolutional Networks Shift-Invariant Again*. `polyphase`: Chaman &
 Dokmanic 2021, *Truly Shift-Invariant Convolutional Neural Networks*. What strides in a network
-(a convolution, a max-pool) becomes dense, and the result, after its ReLU, is halved by `halve`.
+(a convolution, a max-pool) becomes dense, and the result, after its ReLU, is halved by `halve`. In
+a network of your own do the same with `BlurPool` or `AdaptivePolyphase`.
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
-from gapjax.errors import UsageError
+from gapjax.errors import UsageError, check_choice
 from gapjax.models.layers import PAD_MODES
 
 DOWNSAMPLINGS = ('stride', 'blur', 'polyphase')
@@ -54,8 +58,9 @@ def polyphase(x: jax.Array, component: jax.Array | None = None) -> tuple[jax.Arr
   """
   b, h, w, c = x.shape
   if h % 2 or w % 2:
-    raise UsageError(f'polyphase downsampling needs even sizes, not a {h}x{w} feature map; choose '
-                     'data.image_size and canvas.grid so that every stage is even')
+    raise UsageError(f'polyphase downsampling needs even sizes, not a {h}x{w} feature map; '
+                     'resize or pad the images so that every stage is even (in a config: '
+                     'data.image_size, canvas.grid)')
   parts = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 2, 4, 1, 3, 5)
   parts = parts.reshape(b, 4, h // 2, w // 2, c)
   if component is None:
@@ -77,3 +82,61 @@ def halve(x: jax.Array, *, method: str, blur_size: int, padding: str,
   if method == 'blur':
     return blur(x, blur_size, stride=2, mode=mode), None
   return polyphase(blur(x, blur_size, stride=1, mode=mode), component)
+
+
+class BlurPool(nn.Module):
+  """Blurs by the binomial filter of `size` taps and takes every `stride`-th pixel (Zhang 2019).
+
+  In place of a convolution or max-pool with stride 2, take it with stride 1 and, after its ReLU,
+  this:
+
+      x = nn.relu(nn.Conv(64, (3, 3))(x))        # was strides=(2, 2)
+      x = BlurPool()(x)
+
+  It has no parameters. padding: 'reflect' (Zhang's) or 'circular'.
+
+  Call: (b, h, w, c) -> (b, ceil(h / stride), ceil(w / stride), c).
+
+  Raises UsageError on a size or stride below 1, or another padding.
+  """
+  size: int = 3
+  stride: int = 2
+  padding: str = 'reflect'
+
+  def __call__(self, x: Float[ArrayLike, 'b h w c']) -> Float[Array, 'b h2 w2 c']:
+    check_blur(x, self.size, self.padding)
+    if self.stride < 1:
+      raise UsageError(f'stride {self.stride} takes no pixel; use 1 or more')
+    return blur(x, self.size, stride=self.stride, mode=self.padding)
+
+
+class AdaptivePolyphase(nn.Module):
+  """Takes of the four ways to halve a map the one with the largest norm (APS, Chaman & Dokmanic).
+
+  Used as `BlurPool`. With circular padding throughout, GAP after it is the same for every circular
+  shift of the image. It has no parameters. size: taps of a binomial blur before it, 1 for none;
+  padding: the blur's, 'reflect' or 'circular'.
+
+  Call: (b, h, w, c), h and w even -> (b, h / 2, w / 2, c). In a residual block both branches must
+  be halved alike: y, x = AdaptivePolyphase()(y, x) takes of x what it takes of y.
+
+  Raises UsageError when h or w is odd, on a size below 1, or another padding.
+  """
+  size: int = 1
+  padding: str = 'reflect'
+
+  def __call__(self, x: Float[ArrayLike, 'b h w c'], *others: Float[ArrayLike, 'b h w _']):
+    component, halved = None, []
+    for y in (x, *others):
+      check_blur(y, self.size, self.padding)
+      y, component = polyphase(blur(y, self.size, stride=1, mode=self.padding), component)
+      halved.append(y)
+    return tuple(halved) if others else halved[0]
+
+
+def check_blur(x, size, padding) -> None:
+  """Raises UsageError unless a filter of `size` taps and its padding fit x (b, h, w, c)."""
+  check_choice(padding, ('reflect', 'circular'), what='padding')
+  if size < 1 or x.ndim != 4:
+    raise UsageError(f'a filter of {size} taps cannot blur {x.shape}; pass feature maps '
+                     '(b, h, w, c) and a size of 1 or more')

@@ -1,22 +1,26 @@
 """What stands between the last stage and the logits, and the permutation of channels (section 3).
 
-Heads: `gap` is GAPNet (a 3x3 convolution to K channels, then GAP: those K numbers are the logits);
-`permuted` is PermuteNet (GAP, a permutation of the channels, a linear layer); `linear` is the
-standard classifier (GAP, a linear layer).
+Each head maps (b, h, w, c) to logits (b, num_classes) and the pooled features (b, c), both float32
+or better.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
+from gapjax.errors import UsageError
 from gapjax.models.convolution import convolve
 from gapjax.models.layers import Conv, Dense, global_average_pool
 
 HEADS = ('gap', 'permuted', 'linear')
 PERMUTATIONS = ('batch', 'fixed')
+LogitsAndPooled = tuple[Float[Array, 'b k'], Float[Array, 'b c']]
 
 
 class Permute(nn.Module):
@@ -29,7 +33,7 @@ class Permute(nn.Module):
   mode: str = 'batch'
   seed: int = 0
 
-  def __call__(self, x):
+  def __call__(self, x: Float[ArrayLike, '*b c']) -> Float[Array, '*b c']:
     if self.mode == 'fixed':
       key = jax.random.fold_in(jax.random.key(self.seed), x.shape[-1])
     elif self.is_initializing():
@@ -39,23 +43,68 @@ class Permute(nn.Module):
     return jnp.take(x, jax.random.permutation(key, x.shape[-1]), axis=-1)
 
 
-class Head(nn.Module):
-  """(b, h, w, c) -> logits (b, num_classes) and pooled features (b, c)."""
+def check_permute(model) -> None:
+  """Raises UsageError unless a network permutes exactly where its `head` and `permute` say."""
+  if (model.head == 'permuted') > (model.permute is not None):
+    raise UsageError("head='permuted' permutes by what `permute` says: give permute=Permute(), or "
+                     "another head")
+  if model.permute is not None and (model.head, model.permute_at) == ('gap', 'pooled'):
+    raise UsageError("head='gap' has no pooled features to permute before its logits: give "
+                     "head='permuted', or permute_at='stage1' or a later one")
+
+
+class GAPHead(nn.Module):
+  """GAPNet's: a 3x3 convolution to one channel a class, then GAP: those numbers are the logits.
+
+  `padding` is one of models.layers.PADDINGS. Call: (b, h, w, c) -> logits (b, num_classes), and
+  (b, c), what GAP makes of the input.
+  """
   num_classes: int
-  head: str = 'gap'
   padding: str = 'zero'
-  permute: Permute | None = None
   dtype: Any = jnp.float32
   convolve: Callable = convolve
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Float[ArrayLike, 'b h w c']) -> LogitsAndPooled:
+    y = Conv(self.num_classes, padding=self.padding, use_bias=True, dtype=self.dtype,
+             convolve=self.convolve, name='pre_classifier')(x)  # (b, h, w, c) -> (b, h, w, k)
+    return global_average_pool(y), global_average_pool(x)
+
+
+class LinearHead(nn.Module):
+  """The standard classifier: GAP, the channels in another order if `permute` is given, and a linear
+  layer.
+
+  Call: (b, h, w, c) -> logits (b, num_classes), and (b, c), the pooled features in their own order.
+  """
+  num_classes: int
+  dtype: Any = jnp.float32
+  permute: Permute | None = None
+
+  @nn.compact
+  def __call__(self, x: Float[ArrayLike, 'b h w c']) -> LogitsAndPooled:
     pooled = global_average_pool(x)  # (b, h, w, c) -> (b, c)
-    if self.head == 'gap':
-      x = Conv(self.num_classes, padding=self.padding, use_bias=True, dtype=self.dtype,
-               convolve=self.convolve, name='pre_classifier')(x)  # (b, h, w, c) -> (b, h, w, k)
-      logits = global_average_pool(x)  # -> (b, k)
-    else:
-      z = pooled if self.permute is None else self.permute(pooled)
-      logits = Dense(self.num_classes, dtype=self.dtype, name='classifier')(z)
+    z = pooled if self.permute is None else self.permute(pooled)
+    logits = Dense(self.num_classes, dtype=self.dtype, name='classifier')(z)
     return logits.astype(pooled.dtype), pooled
+
+
+class PermuteHead(LinearHead):
+  """PermuteNet's: GAP, a permutation of the channels, and a linear layer.
+
+  The permutation is drawn anew for every forward pass, one for the batch, from the rng stream
+  'permutation': pass `rngs={'permutation': key}` to `apply`, in testing, too.
+  `permute=Permute('fixed', seed=0)` is the control, one order for ever, and needs no rng.
+
+  Call: (b, h, w, c) -> logits (b, num_classes), and (b, c), the pooled features in their own order.
+  """
+  permute: Permute | None = dataclasses.field(default_factory=Permute)
+
+
+def make_head(kind: str, num_classes: int, *, padding: str = 'zero',
+              permute: Permute | None = None, dtype: Any = jnp.float32,
+              convolve: Callable = convolve, name: str | None = None) -> nn.Module:
+  """The head that a config names; what is 'permuted' before an earlier stage has no `permute`."""
+  if kind == 'gap':
+    return GAPHead(num_classes, padding, dtype, convolve, name=name)
+  return LinearHead(num_classes, dtype, permute, name=name)

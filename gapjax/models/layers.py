@@ -209,8 +209,14 @@ class BatchNorm(nn.Module):
     return mean, (variances + jnp.square(means - mean)).mean(0), n * means.shape[0]
 
 
-def max_pool(x: jax.Array, *, size: int = 2, stride: int = 2, padding: int = 0) -> jax.Array:
-  """Max-pool: (b, h, w, c) -> (b, (h + 2 padding - size) // stride + 1, ..., c)."""
+def max_pool(x: jax.Array, *, size: int = 2, stride: int = 2, padding: int = 0,
+             circular: bool = False) -> jax.Array:
+  """Max-pool: (b, h, w, c) -> (b, (h + 2 padding - size) // stride + 1, ..., c).
+
+  The border is padded with what no maximum is, or with the opposite border if `circular`.
+  """
+  if circular:
+    x, padding = pad(x, padding, mode='circular'), 0
   return nn.max_pool(x, (size, size), (stride, stride), [(padding, padding)] * 2)
 
 

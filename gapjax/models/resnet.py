@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from gapjax.models.convolution import convolve
 from gapjax.models.downsample import halve
-from gapjax.models.heads import Head, Permute
+from gapjax.models.heads import Permute, check_permute, make_head
 from gapjax.models.layers import BatchNorm, Conv, global_average_pool, max_pool
 
 # name -> (blocks a stage, is the block a bottleneck)
@@ -104,6 +104,10 @@ class ResNet(nn.Module):
   momentum: float = 0.1  # BatchNorm's
   convolve: Callable = convolve
 
+  def __post_init__(self):
+    check_permute(self)
+    super().__post_init__()
+
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
     blocks, bottleneck = RESNETS[self.variant]
@@ -117,7 +121,8 @@ class ResNet(nn.Module):
     if dense and stride == 2:
       x, _ = halve(x, **how)
     if pool:
-      x = max_pool(x, size=3, stride=1 if dense else 2, padding=1)
+      x = max_pool(x, size=3, stride=1 if dense else 2, padding=1,
+                   circular=self.padding == 'circular')
       x = halve(x, **how)[0] if dense else x
     features, whole, dilation = {'stem': x}, stride * (2 if pool else 1), 1
     for s, (count, stride) in enumerate(zip(blocks, STRIDES, strict=True), 1):
@@ -134,8 +139,7 @@ class ResNet(nn.Module):
       features[f'stage{s}'] = x  # (b, h, w, c) -> (b, h / stride, w / stride, c')
     if self.head is None:
       return None, {**features, 'pooled': global_average_pool(x)}
-    logits, features['pooled'] = Head(
-      self.num_classes, self.head, self.padding,
-      self.permute if self.permute_at == 'pooled' else None, self.dtype, self.convolve,
-      name='head')(x)
+    logits, features['pooled'] = make_head(
+      self.head, self.num_classes, padding=self.padding, dtype=self.dtype, convolve=self.convolve,
+      permute=self.permute if self.permute_at == 'pooled' else None, name='head')(x)
     return logits, features

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from gapjax.errors import UsageError
 from gapjax.models.convolution import convolve
 from gapjax.models.downsample import halve
-from gapjax.models.heads import Head, Permute
+from gapjax.models.heads import Permute, check_permute, make_head
 from gapjax.models.layers import BatchNorm, Conv, max_pool, pad
 
 # name -> convolutions a stage; each stage ends in a max-pool. Channels: width x 1, 2, 4, 8, 8.
@@ -37,6 +37,10 @@ class VGG(nn.Module):
   dtype: Any = jnp.float32
   convolve: Callable = convolve
 
+  def __post_init__(self):
+    check_permute(self)
+    super().__post_init__()
+
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
     features = {}
@@ -53,10 +57,9 @@ class VGG(nn.Module):
           f'nothing is left to pool at stage{s} of {self.variant} with padding '
           f'`{self.padding}`; use a larger canvas (canvas.grid, data.image_size)')
       features[f'stage{s}'] = x = self.pool(x)  # (b, h, w, c) -> (b, h / 2, w / 2, c)
-    logits, features['pooled'] = Head(
-      self.num_classes, self.head, self.padding,
-      self.permute if self.permute_at == 'pooled' else None, self.dtype, self.convolve,
-      name='head')(x)
+    logits, features['pooled'] = make_head(
+      self.head, self.num_classes, padding=self.padding, dtype=self.dtype, convolve=self.convolve,
+      permute=self.permute if self.permute_at == 'pooled' else None, name='head')(x)
     return logits, features
 
   def pool(self, x):

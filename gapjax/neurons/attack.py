@@ -3,12 +3,12 @@
 The channels of an order are zeroed, the first N of them for every N of a sweep, and the predictions
 are counted: mIoU by region (`sweep`) or accuracy (`accuracy_sweep`). For any network:
 
-    from gapjax.neurons import attack, network, rank
-    cut = network.deeplab(model, variables)                    # or network.Network(...): your own
-    orders = {'overall': overall, 'left': left, 'right': right,    # from rank, (c,) each
-              'random': attack.random_orders(2048, 5, seed=0)}     # five orders: mean and band
-    result = attack.sweep(cut, batches, orders=orders, counts=range(100, 2001, 100))
-    attack.write_csv('attack.csv', result)
+    from gapjax import attack
+    from gapjax.neurons.attack import random_orders, write_csv
+    orders = {'overall': overall, 'left': left, 'right': right,    # from gapjax.rank, (c,) each
+              'random': random_orders(2048, 5, seed=0)}            # five orders: mean and band
+    result = attack(features, head, batches, orders=orders, counts=range(100, 2001, 100))
+    write_csv('attack.csv', result)
 
 One pass serves all N. Everything between the cut and the head's first BatchNorm is linear in the
 channels: an order is split into blocks between consecutive N, each block is convolved once, and
@@ -20,12 +20,13 @@ import csv
 import dataclasses
 import io
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from gapjax import paths
 from gapjax.errors import UsageError
@@ -118,10 +119,56 @@ def write_csv(path, sweep: Sweep) -> None:
   paths.write_bytes(path, text.getvalue().encode())
 
 
+def attack(features: Callable, head: Callable, batches: Iterable[Mapping], *,
+           orders: Mapping[str, Any], counts: Sequence[int], layer: Callable | None = None,
+           regions: Sequence[str] = ATTACK_REGIONS) -> Sweep:
+  """Removes channels between two functions of arrays, and measures what is lost.
+
+  Both are called as they are, so that they may be of any framework; jit those that are jax's. What
+  jax computes in them is computed in float32, not in a GPU's or TPU's coarser default.
+
+  Args:
+    features: images (b, h, w, 3) -> maps (b, h', w', c) or (b, c), whose channels are removed.
+    head: maps -> logits: (b, h, w, K), of every pixel of labels (b, h, w), or (b, K) for labels
+      (b,).
+    batches: dicts of 'images' and 'labels', as `sweep` and `accuracy_sweep` take them.
+    orders, counts: channels, the first to be removed first, and how many to remove.
+    layer: makes one pass serve all counts, where the head begins with something linear: (maps of
+      some channels (b, h', w', k), which they are (k,)) -> what they add to its output, biases left
+      out. `head` is then what follows: that output -> logits.
+    regions: where mIoU is measured; for labels (b, h, w) alone.
+
+  Returns:
+    A Sweep with the metrics 'miou' and 'miou_REGION', or 'accuracy'.
+
+  Raises:
+    UsageError: an order, a count or a region is no good, shapes do not fit, there is no batch, or
+      `layer` is not linear.
+  """
+  def encode(_, images):
+    maps = jnp.asarray(features(images))
+    if maps.ndim not in (2, 4) or len(maps) != len(images):
+      raise UsageError(f'`features` maps images {images.shape} to {maps.shape}; it should return '
+                       "feature maps (b, h', w', c) or (b, c)")
+    return {'maps': maps}
+
+  after = dict(head=lambda _, found: jnp.asarray(head(found['maps']))) if layer is None else dict(
+    branches=lambda _, maps, channels: layer(maps, channels),
+    rest=lambda _, output, found: jnp.asarray(head(output)))
+  network = Network(None, encode, stage='maps', compiled=False, **after)
+  batches = iter(batches)
+  first = list(itertools.islice(batches, 1))
+  how = dict(batches=itertools.chain(first, batches), orders=orders, counts=counts)
+  if first and np.ndim(first[0]['labels']) == 1:
+    return accuracy_sweep(network, **how)
+  return sweep(network, regions=regions, **how)
+
+
 # --- what is removed ---------------------------------------------------------------------------
 
 
-def random_orders(num_channels: int, repeats: int, *, seed: int) -> np.ndarray:
+def random_orders(num_channels: int, repeats: int, *,
+                  seed: int) -> Int[np.ndarray, 'repeats channels']:
   """(repeats, num_channels): permutations of the channels, the first ones the same for any
   `repeats`. Raises UsageError unless repeats >= 1."""
   if repeats < 1:

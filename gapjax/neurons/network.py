@@ -1,7 +1,8 @@
 """A network cut at the channels that an attack removes.
 
-Any Flax model becomes a `Network` by two functions, and is then re-run from the cut on for every
-number of removed channels:
+Two plain functions suffice for `gapjax.attack`. What a head reads beside the maps, as DeepLabv3+'s
+decoder does, needs a `Network`, which is re-run from the cut on for every number of removed
+channels:
 
     cut = network.Network(
       variables,                                               # {'body': ..., 'head': ...}
@@ -20,7 +21,7 @@ biases and whatever else is not a sum over channels, which `rest` adds. With a 1
       rest=lambda v, branches, features: tail.apply(v['tail'], branches + v['bias']))
 
 gapjax's own networks: `deeplab` and `classifier`. What `cut.without` predicts with some channels
-removed is there to look at: pictures.side_by_side.
+removed is there to look at: data/sheet.py.
 """
 
 import dataclasses
@@ -34,13 +35,13 @@ import numpy as np
 
 from gapjax.errors import UsageError
 from gapjax.models.deeplab import DeepLab
-from gapjax.models.heads import Head
+from gapjax.models.heads import make_head
 from gapjax.models.vgg import VGG
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
-  """What an attack needs of a network. Functions are traced: they must be pure.
+  """What an attack needs of a network.
 
   Attributes:
     variables: whatever the functions take as their first argument, such as Flax variables.
@@ -51,6 +52,7 @@ class Network:
       in x: what these channels of `stage` add to it. The sum over disjoint channels is the whole.
     rest: (variables, branches, features) -> logits (b, ..., K).
     stage: the name of the cut.
+    compiled: whether the functions are traced, and so must be pure; False calls them as they are.
 
   Raises:
     UsageError: there is neither `head` nor both `branches` and `rest`.
@@ -61,6 +63,7 @@ class Network:
   branches: Callable | None = None
   rest: Callable | None = None
   stage: str = 'stage4'
+  compiled: bool = True
 
   def __post_init__(self):
     if (self.branches is None) != (self.rest is None) or (self.head or self.rest) is None:
@@ -78,7 +81,9 @@ class Network:
     return {**features, 'images': images, 'step': np.int32(step)}
 
   def num_classes(self, features: dict) -> int:
-    """K, the size of the logits' last axis; nothing is computed."""
+    """K, the size of the logits' last axis; nothing is computed where functions can be traced."""
+    if not self.compiled:
+      return self._without(self.variables, features, True).shape[-1]
     return jax.eval_shape(self._logits, self.variables, features).shape[-1]
 
   def without(self, features: dict, channels=()) -> jax.Array:
@@ -107,32 +112,31 @@ class Network:
 
   @functools.cached_property
   def _encode(self):
-    return _jit(self.encode)
+    return self._exact(self.encode)
 
   @functools.cached_property
   def _without(self):
     def without(variables, features, keep):
       x = jnp.where(keep, features[self.stage], 0)
       return self._logits(variables, {**features, self.stage: x})
-    return _jit(without)
+    return self._exact(without)
 
   @functools.cached_property
   def _contribution(self):
     def contribution(variables, x, channels, keep):
       return self.branches(variables, jnp.where(keep, x[..., channels], 0), channels)
-    return _jit(contribution)
+    return self._exact(contribution)
 
   @functools.cached_property
   def _complete(self):
-    return _jit(self.rest)
+    return self._exact(self.rest)
 
-
-def _jit(function):
-  """jit with products in float32: a GPU's or TPU's default would be the larger error."""
-  def exact(*arguments):
-    with jax.default_matmul_precision('highest'):
-      return function(*arguments)
-  return jax.jit(exact)
+  def _exact(self, function):
+    """The function with products in float32: a GPU's or TPU's default would be the larger error."""
+    def exact(*arguments):
+      with jax.default_matmul_precision('highest'):
+        return function(*arguments)
+    return jax.jit(exact) if self.compiled else exact
 
 
 @jax.jit
@@ -174,7 +178,7 @@ def deeplab(model: DeepLab, variables) -> Network:
 
 
 def classifier(model, variables, *, seed: int = 0) -> Network:
-  """A ResNet or VGG (models.create) cut at its last stage: GAPNet, PermuteNet and the standard one.
+  """A ResNet or VGG cut at its last stage: GAPNet, PermuteNet and the standard one.
 
   variables: {'params', 'batch_stats'}; images as the network takes them. PermuteNet's permutation
   is drawn anew for every batch, from `seed`, and is the same for all that is removed from it.
@@ -186,7 +190,8 @@ def classifier(model, variables, *, seed: int = 0) -> Network:
                      'train one with model.permute_at=pooled')
   dtype = jnp.promote_types(model.dtype, jnp.float32)
   model = model.clone(dtype=dtype, axis_name=None)
-  head = Head(model.num_classes, model.head, model.padding, model.permute, dtype)
+  head = make_head(model.head, model.num_classes, padding=model.padding, permute=model.permute,
+                   dtype=dtype)
   key = jax.random.key(seed)
   stage = 'stage5' if isinstance(model, VGG) else 'stage4'
 

@@ -5,13 +5,13 @@ does not care where things are has z = z'. *Overall*, channels are ranked by the
 a set of images; for a *region* by the signed mean z - z' over images whose object of interest
 stands in that region only. Works on any network and any images:
 
-    from gapjax.neurons import rank
+    from gapjax import rank
+    from gapjax.neurons.rank import choose, save
     features = jax.jit(lambda images: my_network(images))      # (b, h, w, 3) -> (b, h', w', c)
-    overall = rank.order(rank.overall(features, images))       # images: any iterable
-    at_left = rank.choose(scenes, region='left', classes=[24])  # scenes: dicts with 'label'
-    images = (scenes[i]['image'] for i in at_left)
-    left = rank.order(rank.by_region(features, images, region='left'))
-    rank.save('left.json', left=left)                          # the authors' format
+    overall = rank(features, images)                           # images: any iterable
+    at_left = choose(scenes, region='left', classes=[24])      # scenes: dicts with 'label'
+    left = rank(features, (scenes[i]['image'] for i in at_left), region='left')
+    save('left.json', left=left)                               # the authors' format
 """
 
 import json
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from gapjax import paths
 from gapjax.errors import UsageError, check_choice, nearest
@@ -30,11 +31,23 @@ from gapjax.tasks import segmentation
 AXES = {'horizontal': 2, 'vertical': 1}
 
 
+def rank(features: Callable, images: Iterable, *,
+         region: str | Sequence[float] | None = None) -> Int[np.ndarray, ' c']:
+  """The channels (c,), first the one that encodes most position; by region, if one is given.
+
+  `order` of the scores `overall` or `by_region`, which say what the arguments are and what raises
+  UsageError. `features` is any function of arrays, of a network in any framework.
+  """
+  return order(overall(features, images) if region is None
+               else by_region(features, images, region=region))
+
+
 def differences(features: Callable, images: Iterable, *, axis: str = 'horizontal') -> Iterator:
   """z - z' of every image.
 
   Args:
-    features: images (b, h, w, 3) -> feature maps (b, h', w', c), or their averages (b, c).
+    features: images (b, h, w, 3) -> feature maps (b, h', w', c), or their averages (b, c). What jax
+      computes in it is computed in float32, not in a GPU's or TPU's coarser default.
     images: any iterable of images (h, w, 3) or batches (b, h, w, 3), as `features` takes them.
       Every new shape makes a jitted `features` compile anew.
     axis: the mirror, 'horizontal' (left to right) or 'vertical' (top to bottom).
@@ -61,14 +74,16 @@ def _batch(images):
 
 
 def _average(features, images):
-  maps = jnp.asarray(features(images))
+  with jax.default_matmul_precision('highest'):  # z - z' is a small difference of large numbers
+    maps = jnp.asarray(features(images))
   if maps.ndim not in (2, 4) or len(maps) != len(images):
     raise UsageError(f'`features` maps images {images.shape} to {maps.shape}; it should return '
                      'feature maps (b, h, w, c) or their averages (b, c)')
   return np.asarray(maps if maps.ndim == 2 else global_average_pool(maps), np.float64)
 
 
-def overall(features: Callable, images: Iterable, *, axis: str = 'horizontal') -> np.ndarray:
+def overall(features: Callable, images: Iterable, *,
+            axis: str = 'horizontal') -> Float[np.ndarray, ' c']:
   """The mean of |z - z'| over all images, (c,): how much position each channel encodes.
 
   Arguments as for `differences`. Raises UsageError when there is no image.
@@ -76,7 +91,8 @@ def overall(features: Callable, images: Iterable, *, axis: str = 'horizontal') -
   return _mean(np.abs(d) for d in differences(features, images, axis=axis))
 
 
-def by_region(features: Callable, images: Iterable, *, region: str | Sequence[float]) -> np.ndarray:
+def by_region(features: Callable, images: Iterable, *,
+              region: str | Sequence[float]) -> Float[np.ndarray, ' c']:
   """The signed mean of z - z' over the region's images, (c,): large where a channel is high when
   the object is there, and low when it is mirrored away.
 
@@ -91,7 +107,7 @@ def by_region(features: Callable, images: Iterable, *, region: str | Sequence[fl
   return _mean(differences(features, images, axis=mirror_axis(region)))
 
 
-def mean_activations(features: Callable, images: Iterable) -> np.ndarray:
+def mean_activations(features: Callable, images: Iterable) -> Float[np.ndarray, 'n c']:
   """z of all images, (n, c) float64, for `pictures.activations`.
 
   Arguments as for `differences`. Raises UsageError when there is no image.
@@ -126,7 +142,7 @@ def mirror_axis(rectangle: str | Sequence[float]) -> str:
   return 'vertical' if down > across + 1e-9 else 'horizontal'
 
 
-def order(scores) -> np.ndarray:
+def order(scores) -> Int[np.ndarray, ' c']:
   """Channels (c,) by score, largest first; equal scores in the channels' own order.
 
   Raises UsageError unless scores are finite.

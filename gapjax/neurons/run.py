@@ -3,20 +3,20 @@
 import dataclasses
 import itertools
 import logging
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from gapjax import config as configs
 from gapjax import paths
-from gapjax.data import load_scenes
+from gapjax.data import load_scenes, sheet
 from gapjax.errors import UsageError, check_choice
 from gapjax.neurons import attack, network, rank
-from gapjax.report.plots import neurons as pictures
-from gapjax.tasks.segmentation import object_classes, region
-from gapjax.training.evaluate import Run, open_run
-from gapjax.training.evaluators import every_location
-from gapjax.training.scene_evaluator import scene_batches
+from gapjax.tasks.canvas import every_location
+from gapjax.tasks.images import index_batches
+from gapjax.tasks.segmentation import object_classes, region, scene_batches, spread_out
+from gapjax.training.evaluate import FinishedRun, open_run
 
 log = logging.getLogger(__name__)
 
@@ -25,16 +25,33 @@ SIDES = ('left', 'right')
 CENTRED = ('left_centred', 'right_centred')
 
 
-def rank_run(workdir, *, data_dir=None, regions=SIDES, ids=None,
-             neurons=()) -> dict[str, np.ndarray]:
+class Ranking(NamedTuple):
+  """The channels of a run in order.
+
+  Attributes:
+    orders: {'overall', region or region_centred: (c,) channels, first the one that encodes most}.
+    activations: {'left': (n, c), 'right': (m, c)}, the mean activations of the images that have
+      the object there; empty unless both are ranked.
+  """
+  orders: dict[str, np.ndarray]
+  activations: dict[str, np.ndarray]
+
+
+class Attack(NamedTuple):
+  """What removing the channels of a ranking cost; chance: {metric: what guessing gets}."""
+  ranking: Ranking
+  sweep: attack.Sweep
+  chance: dict[str, float]
+
+
+def rank_run(workdir, *, data_dir=None, regions=SIDES, ids=None, neurons=()) -> Ranking:
   """Ranks the channels of a run's last stage, overall and by region.
 
   A region's ranking is the paper's, z - z' over its images. 'REGION_centred' is what that has over
   the same mean over all images: a mirrored street is another street whatever stands where, and
   that change, common to all images, is no position of the object.
 
-  Writes `ranking.json`, the authors' format, and for left and right `activations.png`: the mean
-  activation of their top channels with the object on either side.
+  Writes `ranking.json`, the authors' format.
 
   Args:
     workdir: of a segmentation or canvas run.
@@ -42,9 +59,6 @@ def rank_run(workdir, *, data_dir=None, regions=SIDES, ids=None,
     regions: names or rectangles 'TOP,LEFT,BOTTOM,RIGHT' in fractions.
     ids: {region: list of image ids} to rank by, in place of the masks.
     neurons: flags '--config.neurons.FIELD=VALUE' that set other values than the run's.
-
-  Returns:
-    {'overall', region or region_centred: (c,) channels, first the one that encodes most}.
 
   Raises:
     UsageError: no checkpoint; no image for a region; a region that no mirror moves.
@@ -73,26 +87,23 @@ def _rank(subject, workdir, regions, ids):
     differences = found[rank.mirror_axis(name)]
     scores[name] = differences[np.searchsorted(needed, indices)].mean(0)
     scores[f'{name}_centred'] = scores[name] - differences[:most].mean(0)
-  orders = {name: rank.order(values) for name, values in scores.items()}
+  orders, activations = {name: rank.order(values) for name, values in scores.items()}, {}
   rank.save(workdir / RANKING, **orders)
   if set(SIDES) <= set(regions):
     log.info('scores of left and right, opposite if they tell the sides apart, correlate by %+.2f, '
              'centred by %+.2f', *(rank.correlation(*(scores[name] for name in pair))
                                    for pair in (SIDES, CENTRED)))
-    pictures.activations(
-      {name: rank.mean_activations(features, subject.batches(chosen[name])) for name in SIDES},
-      workdir / 'activations.png', channels={
-        name: orders[name] for name in (*SIDES, *CENTRED)})
-  return orders
+    activations = {name: rank.mean_activations(features, subject.batches(chosen[name]))
+                   for name in SIDES}
+  return Ranking(orders, activations)
 
 
-def attack_run(workdir, *, data_dir=None, ranking=None,
-               regions=None, neurons=()) -> attack.Sweep:
+def attack_run(workdir, *, data_dir=None, ranking=None, regions=None, neurons=()) -> Attack:
   """Removes channels of a run's last stage, by rank and at random, and measures what is lost.
 
   Ranks first unless a ranking is given. Writes `attack.json`, whose records say the `step` of the
-  checkpoint (the report shows those of a finished run alone), `attack.csv`, the curves
-  `attack.png`, and for segmentation `attack_scenes.png`: predictions before and after.
+  checkpoint (the report shows those of a finished run alone), `attack.csv`, and for segmentation
+  `attack_scenes.png`: predictions before and after.
 
   Args:
     workdir: of a segmentation or canvas run.
@@ -113,28 +124,30 @@ def attack_run(workdir, *, data_dir=None, ranking=None,
   if regions and isinstance(subject, CanvasSubject):
     raise UsageError('--regions: a network that classifies has one answer an image; leave it out')
   c, channels = subject.config.neurons, subject.num_channels
-  orders = (rank.load(ranking, num_channels=channels) if ranking
+  ranked = (Ranking(rank.load(ranking, num_channels=channels), {}) if ranking
             else _rank(subject, workdir, SIDES, {}))
-  if 'random' in orders:
+  if 'random' in ranked.orders:
     raise UsageError(f'{ranking}: `random` is the name of the baseline; rename that list')
-  orders['random'] = attack.random_orders(channels, c.random_orders, seed=subject.config.seed)
+  orders = {**ranked.orders, 'random': attack.random_orders(channels, c.random_orders,
+                                                            seed=subject.config.seed)}
   counts = np.unique(np.linspace(0, c.largest * channels, c.counts + 1).round().astype(int))[1:]
   sweep = subject.sweep(orders=orders, counts=counts.tolist(), regions=regions)
   attack.write_json(workdir / SWEEP, sweep, step=subject.run.step)
   attack.write_csv(workdir / 'attack.csv', sweep)
-  pictures.curves(sweep, workdir / 'attack.png', chance=subject.chance)
   scenes = workdir / 'attack_scenes.png'
   if scenes.exists():  # of an earlier attack: this one may have none to draw
     scenes.unlink()
-  subject.draw(sweep, orders, scenes)
-  return sweep
+  if rows := subject.lost(sweep, orders):
+    sheet.scenes(rows, class_names=subject.run.test_set.class_names,
+                 palette=subject.run.test_set.palette).save(scenes)
+  return Attack(ranked, sweep, subject.chance)
 
 
 def _subject(workdir, data_dir, neurons):
   run = open_run(workdir, data_dir=data_dir)
   run = dataclasses.replace(run, config=configs.with_fields(run.config, neurons, of='neurons.'))
-  check_choice(run.config.task, ('segmentation', 'canvas'), what='task to rank channels of')
-  return (SceneSubject if run.config.task == 'segmentation' else CanvasSubject)(run, data_dir)
+  check_choice(run.config.task, SUBJECTS, what='task to rank channels of')
+  return SUBJECTS[run.config.task](run, data_dir)
 
 
 class Subject:
@@ -148,7 +161,7 @@ class Subject:
     chance: what guessing gets, {metric: fraction}, where it is known.
   """
 
-  def __init__(self, run: Run):
+  def __init__(self, run: FinishedRun):
     self.chance = {}
     self.run, self.config, self.task = run, run.config, run.task
     self.variables = {'params': run.state.params, 'batch_stats': run.state.batch_stats}
@@ -176,8 +189,9 @@ class Subject:
       while batch := list(itertools.islice(same, size)):
         yield np.stack(batch)
 
-  def draw(self, sweep, orders, path) -> None:
-    """A picture of what was lost: nothing here."""
+  def lost(self, sweep, orders) -> list[dict]:
+    """Scenes before and after channels are removed, as sheet.scenes takes them: none here."""
+    return []
 
 
 class Mapped:
@@ -222,13 +236,13 @@ class SceneSubject(Subject):
     return attack.sweep(self.network, batches, orders=orders, counts=counts,
                         regions=regions or attack.ATTACK_REGIONS)
 
-  def draw(self, sweep, orders, path, rows: int = 4):
+  def lost(self, sweep, orders) -> list[dict]:
     """Predictions without left and without right channels, of evaluated scenes in equal distances:
     of the two pairs of rankings and all N, where the sides suffer most unequally in the sweep."""
     halves = [sweep.metrics.get(f'miou_{side}') for side in SIDES]
     pairs = [pair for pair in (SIDES, CENTRED) if set(pair) <= set(orders)]
     if not pairs or None in halves:
-      return
+      return []
 
     def gain(pair):  # for each N but 0: what an order takes from its own half more than the other
       (left, right), (there, here) = halves, pair
@@ -236,17 +250,15 @@ class SceneSubject(Subject):
 
     pair = max(pairs, key=lambda pair: gain(pair).max())
     count = sweep.counts[1 + int(np.argmax(gain(pair)))]
-    test_set, table = self.run.test_set, []
-    for i in np.linspace(0, len(test_set) - 1, rows).astype(int):
-      scene = test_set[int(i)]
+    removed = {'prediction': (), **{
+      f'without {count} {name.replace("_", " ")}': orders[name][:count] for name in pair}}
+    rows = []
+    for scene in spread_out(self.run.test_set):
       features = self.network.features(self.normalised(scene['image'])[None])
-      removed = {'prediction': (), **{
-        f'without {count} {name.replace("_", " ")}': orders[name][:count] for name in pair}}
-      table.append({'image': scene['image'], 'truth': scene['label'].astype(int), **{
+      rows.append({'image': scene['image'], 'truth': scene['label'], **{
         title: np.asarray(self.network.without(features, channels))[0]
         for title, channels in removed.items()}})
-    pictures.side_by_side(table, path, num_classes=len(test_set.class_names),
-                          names=test_set.class_names, colors=test_set.palette / 255)
+    return rows
 
 
 class CanvasSubject(Subject):
@@ -257,48 +269,51 @@ class CanvasSubject(Subject):
     super().__init__(run)
     self.network = network.classifier(run.model, self.variables, seed=self.config.seed)
     self.classes, self.images, k = [1], run.train_set.images, self.task.grid
-    self.places = np.random.default_rng(self.config.seed).integers(k * k, size=len(self.images))
+    self.locations = np.random.default_rng(self.config.seed).integers(k * k, size=len(self.images))
     self.canvases = jax.jit(self.task.canvases)
     self.metric = f'{self.task.target}_accuracy'
     self.chance = {self.metric: 1 / self.task.num_classes}
-    self.masks = Mapped(len(self.images), lambda i: {'label': self.mask(self.places[i]),
+    self.masks = Mapped(len(self.images), lambda i: {'label': self.mask(self.locations[i]),
                                                      'id': str(i)})
     self.scenes = Mapped(len(self.images), lambda i: {
-      'image': np.asarray(self.canvases(self.images[i][None], self.places[i:i + 1])[0])})
+      'image': np.asarray(self.canvases(self.images[i][None], self.locations[i:i + 1])[0])})
 
-  def mask(self, place) -> np.ndarray:
-    """The object at one place: (k * s, k * s) of 0 and 1."""
+  def mask(self, location) -> np.ndarray:
+    """The object at one location: (k * s, k * s) of 0 and 1."""
     k = self.task.grid
-    there = np.arange(k * k).reshape(k, k) == place
-    return np.kron(there, np.ones(self.images.shape[1:3])).astype(np.uint8)
+    chosen = np.arange(k * k).reshape(k, k) == location
+    return np.kron(chosen, np.ones(self.images.shape[1:3])).astype(np.uint8)
 
   def choose(self, region, *, limit, ids=None) -> list[int]:
     if ids is not None:
       return super().choose(region, limit=limit, ids=ids)
     c, masks = self.config.neurons, [{'label': self.mask(p)} for p in range(self.task.grid ** 2)]
-    places = rank.choose(masks, region=region, classes=self.classes, purity=c.purity,
-                         least_area=c.least_area)  # images at one place have one mask
-    return np.flatnonzero(np.isin(self.places, places))[:limit].tolist()
+    locations = rank.choose(masks, region=region, classes=self.classes, purity=c.purity,
+                         least_area=c.least_area)  # images at one location share a mask
+    return np.flatnonzero(np.isin(self.locations, locations))[:limit].tolist()
 
   def batches(self, indices, size: int = 48):
     """Whole batches and the rest one by one: two compiled programs, however many images."""
     indices = np.asarray(indices)
     whole = len(indices) // size * size
     for part in (*indices[:whole].reshape(-1, size), *indices[whole:, None]):
-      yield self.canvases(self.images[part], self.places[part])
+      yield self.canvases(self.images[part], self.locations[part])
 
   def sweep(self, *, orders, counts, regions):
     """Accuracy of the run's target, every test image at every place."""
     data = self.run.test_set
-    index, place = every_location(len(data), self.task.num_locations)
-    size = self.config.eval.batch_size
+    index, location = every_location(len(data), self.task.num_locations)
 
     def batches():
-      for start in range(0, len(index), size):
-        here = np.arange(start, start + size)
-        i, p = (x[np.minimum(here, len(index) - 1)] for x in (index, place))
-        yield {'images': self.canvases(data.images[i], p), 'mask': here < len(index),
-               'labels': p if self.task.target == 'location' else data.labels[i]}
+      for batch, _ in index_batches({'index': index, 'location': location},
+                                    self.config.eval.batch_size):
+        yield {'images': self.canvases(data.images[batch['index']], batch['location']),
+               'mask': batch['mask'],
+               'labels': (batch['location'] if self.task.target == 'location'
+                          else data.labels[batch['index']])}
 
     return attack.accuracy_sweep(self.network, batches(), orders=orders, counts=counts,
                                  metric=self.metric)
+
+
+SUBJECTS = {'segmentation': SceneSubject, 'canvas': CanvasSubject}

@@ -5,8 +5,6 @@ is once it is warm; then a number of steps, by the seconds they took; or 'memory
 
     plain     uint8 images on the device, augmented there, in float32; on CPU in channels_last,
               which is quicker there (ResNet-18, batch 48, 96x96, 2 cores: 0.91 s against 1.08)
-    authors   as the authors train: a DataLoader, each image augmented and pasted on its canvas by a
-              worker, the batch then copied to the device; float32
     compiled  plain, in channels_last, under autocast to bfloat16 and torch.compile
 """
 
@@ -18,47 +16,43 @@ import sys
 import time
 
 import numpy as np
-import PIL.Image
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from gapjax import config as configs
 from gapjax.errors import UsageError, check_choice
 from gapjax.pytorch import recipe, twin
-from gapjax.speed import bench_data
+from gapjax.speed import inputs
 from gapjax.speed.bench import MODES, peak_rss
 from gapjax.training import build, workdirs
 from gapjax.training.plan import Plan
 from gapjax.training.system import keep_freed_memory, usable_cores
 
 WARM_UP_STEPS = 3  # the second still chooses algorithms; the last is the guess of a step's time
-WORKERS = 4  # of the authors' DataLoader, where there are as many cores
 
 
-class Twin:
+class TimedTwin:
   """The twin in training; `run` takes steps. `ready`: what the parent is told of it."""
 
   def __init__(self, config, mode, data_dir):
     check_choice(mode, MODES, what='mode')
-    if mode == 'authors' and config.task != 'canvas':
-      raise UsageError('--torch=authors is the authors\' training on the task canvas; theirs on '
-                       f'{config.task} is not known: use --torch=plain')
     cuda = torch.cuda.is_available()
     self.config, self.mode, self.device = config, mode, torch.device('cuda' if cuda else 'cpu')
     torch.set_num_threads(usable_cores())
     torch.backends.cudnn.benchmark = mode == 'compiled'
-    train_set, task, _ = bench_data.load(config, data_dir)
+    train_set, task, _ = inputs.training_set(config, data_dir)
     dtype = getattr(torch, np.dtype(task.dtype).name)
-    network = twin.create(config.model, num_classes=task.num_classes).to(self.device, dtype).train()
-    self.layout = torch.contiguous_format
-    if mode == 'compiled' or (mode == 'plain' and not cuda):
-      self.layout = torch.channels_last
-      network = network.to(memory_format=self.layout)
+    self.layout = (torch.channels_last if mode == 'compiled' or not cuda else
+                   torch.contiguous_format)
+    network = twin.create_twin(config.model, num_classes=task.num_classes)
+    network = network.to(self.device, dtype, memory_format=self.layout).train()
     self.rule = recipe.create_optimizer(network, config)
     self.permutation = permutations(network, config, self.device)
     self.network = torch.compile(network) if mode == 'compiled' else network
-    self.feed = self.create_feed(train_set, task)
+    # Mean and std on the device once: a copy in every step would wait for the step before.
+    mean, std = (torch.as_tensor(x, device=self.device) for x in (task.mean, task.std))
+    feed = self.scenes if task.dense else self.images
+    self.batches = feed(train_set, task, dataclasses.replace(task, mean=mean, std=std))
     seconds = [self.run(1)['seconds'] for _ in range(WARM_UP_STEPS)]
     self.ready = {
       'mode': mode, 'version': torch.__version__, 'step_seconds': seconds[-1],
@@ -67,30 +61,17 @@ class Twin:
       'device': torch.cuda.get_device_name() if cuda else f'{torch.get_num_threads()} CPU threads'}
 
   def run(self, steps: int) -> dict:
-    """Takes steps, and waits for them; 'input_seconds' of those are for the DataLoader's batches.
-
-    With it a first step is not timed, in which the workers start and their queue fills.
-    """
-    batches, waited = self.feed(), 0.0
-    if self.mode == 'authors':
-      self.step(next(batches))
+    """Takes steps, and waits for them. How long they waited for batches is not timed."""
     self.synchronise()
     start = time.perf_counter()
     for _ in range(steps):
-      before = time.perf_counter()
-      batch = next(batches)
-      waited += time.perf_counter() - before
-      self.step(batch)
+      self.step(next(self.batches))
     self.synchronise()
-    seconds = time.perf_counter() - start
-    batches.close()  # ends the workers
-    return {'seconds': seconds, 'input_seconds': waited if self.mode == 'authors' else None}
+    return {'seconds': time.perf_counter() - start, 'input_seconds': None}
 
   def step(self, batch) -> None:
-    autocast = contextlib.nullcontext()
-    if self.mode == 'compiled':
-      autocast = torch.autocast(self.device.type, torch.bfloat16)
-    with autocast:
+    with (torch.autocast(self.device.type, torch.bfloat16) if self.mode == 'compiled' else
+          contextlib.nullcontext()):
       loss, _ = recipe.loss_of(self.network, batch, self.config, self.permutation())
     self.rule.zero_grad()
     loss.backward()
@@ -109,69 +90,26 @@ class Twin:
 
   # ---- Batches: endless generators of what recipe.loss_of takes ----------------------------------
 
-  def create_feed(self, train_set, task):
-    """A function that begins a feed."""
-    if self.mode == 'authors':
-      return lambda: self.loaded(Canvases(train_set, task))
-    # On the device once: a copy in every step would make the host wait for the step before.
-    mean, std = (torch.as_tensor(x, device=self.device) for x in (task.mean, task.std))
-    task = dataclasses.replace(task, mean=mean, std=std)
-    if self.config.task != 'segmentation':
-      images = torch.tensor(train_set.images, device=self.device).movedim(-1, 1).contiguous()
-      labels = torch.tensor(train_set.labels, dtype=torch.int64, device=self.device)
-      return lambda: self.drawn(images, labels, task)
-    plan = Plan.of(self.config, num_images=len(train_set))
-    calls = build.create_feed(self.config, task, train_set, plan).batches(0)
-    return lambda: self.scenes(calls, task)
-
-  def drawn(self, images, labels, task):
-    """Of images (n, 3, h, w) uint8 that lie on the device."""
+  def images(self, train_set, _, task):
+    """Of images that lie on the device, augmented there."""
+    images = torch.tensor(train_set.images, device=self.device).movedim(-1, 1).contiguous()
+    labels = torch.tensor(train_set.labels, dtype=torch.int64, device=self.device)
     while True:
-      which = torch.randint(len(images), (self.config.batch_size,), device=self.device)
-      batch = recipe.training_batch(images[which], labels[which], task)
+      drawn = torch.randint(len(images), (self.config.batch_size,), device=self.device)
+      batch = recipe.training_batch(images[drawn], labels[drawn], task)
       yield {name: self.laid_out(x) for name, x in batch.items()}
 
-  def scenes(self, calls, task):
+  def scenes(self, train_set, host_task, task):
     """From gapjax's own feed of scenes, augmented on the host."""
-    for call in calls:
+    plan = Plan.of(self.config, num_images=len(train_set))
+    for call in build.create_feed(self.config, host_task, train_set, plan).batches(0):
       for images, labels in zip(call['images'], call['labels'], strict=True):
         images = torch.from_numpy(images).to(self.device).movedim(-1, 1)
         yield {'images': self.laid_out(recipe.normalised(images, task)),
                'labels': torch.from_numpy(labels).to(self.device, torch.int64)}
 
-  def loaded(self, canvases):
-    workers = min(WORKERS, usable_cores())
-    sampler = RandomSampler(canvases, replacement=True, num_samples=10 ** 9)  # never ends
-    loader = DataLoader(canvases, self.config.batch_size, sampler=sampler, num_workers=workers)
-    for images, targets in loader:
-      yield {'canvases': images.to(self.device), 'targets': targets.to(self.device)}
-
   def laid_out(self, x):
     return x.contiguous(memory_format=self.layout) if x.ndim == 4 else x
-
-
-class Canvases(Dataset):
-  """Image by image on the CPU: PIL image, flip, tensor, normalise, paste on the canvas."""
-
-  def __init__(self, train_set, task):
-    self.images, self.labels, self.task = train_set.images, train_set.labels, task
-    self.mean, self.std = (torch.as_tensor(x)[:, None, None] for x in (task.mean, task.std))
-
-  def __len__(self):
-    return len(self.images)
-
-  def __getitem__(self, i):
-    """A canvas (3, k * s, k * s) and its target."""
-    image, k = PIL.Image.fromarray(self.images[i]), self.task.grid
-    if self.task.flip and torch.rand(1) < 0.5:
-      image = image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
-    x = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-    x = x.to(self.mean.dtype).div(255).sub_(self.mean).div_(self.std)
-    s, location = x.shape[-1], int(torch.randint(k * k, ()))
-    row, column = divmod(location, k)
-    canvas = x.new_zeros(3, k * s, k * s)
-    canvas[:, row * s:(row + 1) * s, column * s:(column + 1) * s] = x
-    return canvas, location if self.task.target == 'location' else int(self.labels[i])
 
 
 def permutations(network, config, device):
@@ -195,14 +133,13 @@ def main() -> None:
   config = configs.default()
   config.update(order['config'])
   try:
-    twin = Twin(workdirs.settle(os.devnull, config, platform='cpu'), order['mode'],
-                order['data_dir'])
+    timed = TimedTwin(workdirs.settled(config, platform='cpu'), order['mode'],
+                      order['data_dir'])
   except UsageError as error:
     return answer({'error': str(error)})
-  answer(twin.ready)
-  for line in sys.stdin:
-    request = json.loads(line)
-    answer(twin.memory() if request == 'memory' else twin.run(request))
+  answer(timed.ready)
+  for request in map(json.loads, sys.stdin):
+    answer(timed.memory() if request == 'memory' else timed.run(request))
 
 
 if __name__ == '__main__':

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from gapjax import data, models
 from gapjax.errors import UsageError
+from gapjax.tasks import TASKS
 from gapjax.training import build, optimizer, workdirs
 from gapjax.training.checkpoint import Checkpoints, newest
 from gapjax.training.devices import Devices
@@ -63,18 +64,18 @@ def to_workdir(source, target, *, config: ConfigDict) -> pathlib.Path:
     raise UsageError(f'{source} and {target} are both files; give a workdir in place of one')
   if target.exists() and any(target.iterdir()):
     raise UsageError(f'{target} is not empty; remove it, or give another workdir')
-  arrays, known = weights.read(source), names.names(config.model)
-  if 'linear.weight' in set(known) - set(arrays):  # the authors' nets of other paddings
+  arrays, name_map = weights.read(source), names.names(config.model)
+  if 'linear.weight' in set(name_map) - set(arrays):  # the authors' nets of other paddings
     arrays = {name.replace('linear_location.', 'linear.'): x for name, x in arrays.items()}
   num_classes = expected_classes(config)
   if num_classes is None:
-    bias = arrays.get(list(known)[-1], np.zeros(1))
+    bias = arrays.get(list(name_map)[-1], np.zeros(1))
     num_classes = bias.size
     log.info('%s is not on this machine: its number of classes is the file\'s, %d',
              config.data.name, num_classes)
   state = initial_state(config, num_classes)
-  found = weights.convert(
-    {'params': state.params, 'batch_stats': state.batch_stats}, arrays, known,
+  variables = weights.convert(
+    {'params': state.params, 'batch_stats': state.batch_stats}, arrays, name_map,
     unread=names.unread(config.model), what=f'the weights in {source} and the network of this '
     f'config ({describe(config)}, {num_classes} classes)')
   # In a folder of our own, renamed into place: whole or not at all.
@@ -83,9 +84,9 @@ def to_workdir(source, target, *, config: ConfigDict) -> pathlib.Path:
     workdir = pathlib.Path(temporary) / 'run'
     workdir.mkdir()
     with Checkpoints(workdir) as checkpoints:
-      checkpoints.save(0, state.replace(**found), {'wall_seconds': 0.0})
+      checkpoints.save(0, state.replace(**variables), {'wall_seconds': 0.0})
       checkpoints.wait()
-    workdirs.claim(workdir, workdirs.settle(workdir, config, platform=Devices().platform))
+    workdirs.claim(workdir, workdirs.settled(config, platform=Devices().platform))
     workdir.rename(target)
   return target
 
@@ -103,7 +104,7 @@ def to_file(source, target, *, wrap: str | None = None) -> pathlib.Path:
 def describe(config: ConfigDict) -> str:
   """The network of a config, in a few words."""
   m = config.model
-  return f'{m.name}, ' + (m.backbone if config.task == 'segmentation' else f'head {m.head}') + (
+  return f'{m.name}, ' + (m.backbone if TASKS[config.task].dense else f'head {m.head}') + (
     f', width {m.width}')
 
 
@@ -117,8 +118,8 @@ def expected_classes(config: ConfigDict) -> int | None:
     return data.CLASSES[name]
   if os.sep in name and not os.path.exists(os.path.expanduser(name)):
     return None
-  load = data.load_scenes if config.task == 'segmentation' else data.load
-  return len(load(name, split=config.data.train_split, limit=1).class_names)
+  return len(TASKS[config.task].load_split(name, split=config.data.train_split,
+                                           limit=1).class_names)
 
 
 def initial_state(config: ConfigDict, num_classes: int) -> TrainState:
@@ -130,8 +131,8 @@ def initial_state(config: ConfigDict, num_classes: int) -> TrainState:
   model = ConfigDict(config.model.to_dict())
   model.update(padding='zero', downsample='stride')
   build.image_dtype(config)
-  network = models.create(model, num_classes=num_classes)
-  rule = optimizer.create(config, optimizer.create_schedule(config, steps_per_epoch=1,
+  network = models.create_network(model, num_classes=num_classes)
+  rule = optimizer.create_optimizer(config, optimizer.create_schedule(config, steps_per_epoch=1,
                                                             total_steps=1))
 
   def init():

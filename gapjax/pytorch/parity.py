@@ -8,6 +8,8 @@ have PyTorch's names and layouts.
 """
 
 import dataclasses
+import functools
+import types
 import zlib
 
 import flax.linen as nn
@@ -15,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from gapjax import config as configs
@@ -119,7 +122,7 @@ def draw_weights(case: Case) -> dict[str, np.ndarray]:
       return (1 + np.tanh(normal) / 2) * (0.2 if name.endswith('bn3.weight') else 1)
     return normal / (np.sqrt(np.prod(shape[1:]) / 2) if kind == 'weight' else 10)
 
-  leaves = dict(weights.flatten(shapes(create(case, 'float32')[0], case)))
+  leaves = flatten_dict(shapes(network_and_task(case, 'float32')[0], case), sep='/')
   return {name: value(name, weights.torch_shape(leaves[path].shape)).astype(np.float32)
           for name, path in names.names(case.config.model).items()}
 
@@ -141,16 +144,9 @@ def draw_batch(case: Case, step: int) -> dict[str, np.ndarray]:
 # ---- gapjax --------------------------------------------------------------------------------------
 
 
-class Given:
-  """A task whose batches are given, and whose metrics are the loss and the logits."""
-
-  def __init__(self, task):
-    self._task = task
-
-  def train_batch(self, keys, data, examples):
-    return examples
-
-  def loss(self, network, batch, step):
+def with_given_batches(task):
+  """A task of which a batch is what the step is given, and metrics are the loss and the logits."""
+  def loss(network, batch, step):
     logits = []
 
     def kept(images):
@@ -158,11 +154,13 @@ class Given:
       logits.append(outputs[0])
       return outputs
 
-    loss, _ = self._task.loss(kept, batch, step)
-    return loss, {'loss': loss, 'logits': logits[0]}
+    value, _ = task.loss(kept, batch, step)
+    return value, {'loss': value, 'logits': logits[0]}
+
+  return types.SimpleNamespace(train_batch=lambda keys, data, examples: examples, loss=loss)
 
 
-def create(case: Case, dtype: str):
+def network_and_task(case: Case, dtype: str):
   """The network and the task of a case in a dtype."""
   config = ConfigDict(case.config.to_dict())
   config.model.dtype = dtype
@@ -172,7 +170,7 @@ def create(case: Case, dtype: str):
   train_set = ImageDataset('cifar10', image, np.zeros(1, np.int32),
                            tuple(map(str, range(case.num_classes))))
   task = build.create_task(config, train_set)
-  return models.create(config.model, num_classes=case.num_classes, axis_name=AXIS), task
+  return models.create_network(config.model, num_classes=case.num_classes, axis_name=AXIS), task
 
 
 def shapes(model, case: Case):
@@ -181,26 +179,23 @@ def shapes(model, case: Case):
   return jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=True))
 
 
-class Run:
-  """A case's training step in gapjax, from given weights. Needs JAX_ENABLE_X64 for float64.
-
-  Attributes: permutations, (STEPS, c) integers, what PermuteNet draws at each step, or None.
-  """
+class Candidate:
+  """A case in gapjax, from given weights: what is held against reference.Reference, with the same
+  methods. Needs JAX_ENABLE_X64 for float64."""
 
   def __init__(self, case: Case, dtype: str):
     self.case, self.dtype, self.devices = case, dtype, Devices(jax.local_devices()[:1])
-    self.model, task = create(case, dtype)
+    self.model, task = network_and_task(case, dtype)
     self.names = names.names(case.config.model)
     self.key = steps.stream(0, steps.TRAIN)
     self.variables = weights.convert(shapes(self.model, case), draw_weights(case), self.names,
                                      what='drawn weights')
     # The gradient is kept in place of an optimiser's state, and no parameter moves.
-    keep = optax.GradientTransformation(
+    self.keep = optax.GradientTransformation(
       lambda params: jax.tree.map(jnp.zeros_like, params),
       lambda gradient, _, params: (jax.tree.map(jnp.zeros_like, params), gradient))
-    self.keep = keep
     self.step = self.devices.pmap(
-      steps.make_train_step(self.model, Given(task), keep, axis_name=AXIS),
+      steps.make_train_step(self.model, with_given_batches(task), self.keep, axis_name=AXIS),
       split=(False, False, False, True), donate=())
 
   def gradients(self, params, batch_stats, number: int):
@@ -217,8 +212,7 @@ class Run:
     """{'logits', 'loss', 'gradients', 'statistics'}: arrays by PyTorch's names."""
     params, batch_stats = self.variables['params'], self.variables['batch_stats']
     state, metrics = self.gradients(params, batch_stats, 0)
-    logits = metrics['logits']
-    logits = logits.transpose(0, 3, 1, 2) if logits.ndim == 4 else logits
+    logits = np.moveaxis(metrics['logits'], -1, 1)  # (b, k) or (b, h, w, k) -> (b, k, ...)
     return {'logits': {'logits': logits}, 'loss': {'loss': metrics['loss']},
             'gradients': self.by_name({'params': state.opt_state}),
             'statistics': self.by_name({'batch_stats': state.batch_stats})}
@@ -227,7 +221,7 @@ class Run:
     """All parameters after STEPS steps of a key of OPTIMIZERS."""
     config = ConfigDict(self.case.config.to_dict())
     config.optimizer.update(OPTIMIZERS[rule])
-    tx = optimizer.create(config, optax.constant_schedule(config.optimizer.lr))
+    tx = optimizer.create_optimizer(config, optax.constant_schedule(config.optimizer.lr))
     update = jax.jit(tx.update)
     params, batch_stats = self.variables['params'], self.variables['batch_stats']
     opt_state = tx.init(params)
@@ -237,41 +231,37 @@ class Run:
       params, batch_stats = optax.apply_updates(params, updates), state.batch_stats
     return self.by_name({'params': jax.device_get(params)})
 
-  @property
-  def permutations(self):
-    return permutations(self.case, self.model, self.variables, self.key)
+  @functools.cached_property
+  def permutations(self) -> np.ndarray | None:
+    """What PermuteNet draws at each step: (STEPS, c) integers, or None."""
+    if self.case.config.model.head != 'permuted' or self.case.config.task == 'segmentation':
+      return None
+    image = jnp.zeros((1, *self.case.size[1:], 3), self.model.dtype)
+
+    @jax.jit
+    def drawn(step):
+      draws = []
+
+      def permute_numbers(call, arguments, keywords, context):
+        """In place of features, the numbers of their channels."""
+        if not isinstance(context.module, Permute):
+          return call(*arguments, **keywords)
+        x, = arguments
+        draws.append(call(jnp.arange(x.shape[-1])))
+        return x
+
+      _, key = jax.random.split(jax.random.fold_in(self.key, step))
+      with nn.intercept_methods(permute_numbers):
+        self.model.apply(self.variables, image, train=False, rngs={'permutation': key})
+      return draws[0]
+
+    return np.stack([drawn(step) for step in range(STEPS)])
 
   def by_name(self, tree) -> dict[str, np.ndarray]:
     """Arrays of a tree like the variables, or a part of it, by PyTorch's names."""
-    leaves = dict(weights.flatten(tree))
+    leaves = flatten_dict(tree, sep='/')
     return {name: weights.to_torch(np.asarray(leaves[path])) for name, path in self.names.items()
             if path in leaves}
-
-
-def permutations(case, model, variables, key) -> np.ndarray | None:
-  """What PermuteNet draws at each step of a run whose TRAIN key is `key`: (STEPS, c), or None."""
-  if case.config.model.head != 'permuted' or case.config.task == 'segmentation':
-    return None
-
-  @jax.jit
-  def drawn(step):
-    found = []
-
-    def permute_numbers(call, arguments, keywords, context):
-      """In place of features, the numbers of their channels."""
-      if not isinstance(context.module, Permute):
-        return call(*arguments, **keywords)
-      x, = arguments
-      found.append(call(jnp.arange(x.shape[-1])))
-      return x
-
-    _, draws = jax.random.split(jax.random.fold_in(key, step))
-    with nn.intercept_methods(permute_numbers):
-      model.apply(variables, jnp.zeros((1, *case.size[1:], 3), model.dtype), train=False,
-                  rngs={'permutation': draws})
-    return found[0]
-
-  return np.stack([drawn(step) for step in range(STEPS)])
 
 
 # ---- The difference ------------------------------------------------------------------------------
@@ -285,11 +275,11 @@ def difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> tu
   """
   if set(ours) != set(theirs):
     raise ValueError(f'other names: {sorted(set(ours) ^ set(theirs))}')
-  differences = {name: np.asarray(ours[name], float) - x for name, x in theirs.items()}
-  norms = {}
+  layers = {}
   for name, x in theirs.items():
-    layer = name.rpartition('.')[0]
-    norms[layer] = np.hypot(norms.get(layer, 0), np.linalg.norm(np.asarray(x, float)))
+    layers.setdefault(name.rpartition('.')[0], []).append(np.asarray(x, float).ravel())
+  norms = {layer: np.linalg.norm(np.concatenate(arrays)) for layer, arrays in layers.items()}
+  differences = {name: np.asarray(ours[name], float) - x for name, x in theirs.items()}
   return (float(max(np.abs(x).max() for x in differences.values())),
           float(max(np.linalg.norm(x) / norms[name.rpartition('.')[0]]
                     for name, x in differences.items())))
@@ -308,17 +298,17 @@ def project(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   return {name: sums(name, x) for name, x in arrays.items()}
 
 
-def too_large(found: dict[str, tuple[float, float]]) -> list[str]:
-  """Which of a measurement's relative differences are more than rounding (TOLERANCES)."""
-  return [column for column, (_, relative) in found.items()
+def too_large(differences: dict[str, tuple[float, float]]) -> list[str]:
+  """Which of a case's relative differences are more than rounding (TOLERANCES)."""
+  return [column for column, (_, relative) in differences.items()
           if not relative <= TOLERANCES[column.rpartition(', ')[2]]]
 
 
-def tables(found: dict[str, dict[str, tuple[float, float]]]) -> list[Table]:
-  """One table for each type, of measurements by the cases' names."""
+def tables(differences: dict[str, dict[str, tuple[float, float]]]) -> list[Table]:
+  """One table for each type, of the cases' differences by their names."""
   return [Table(
     ['network', *(column.removesuffix(f', {dtype}') for column in COLUMNS if dtype in column)],
     [[name, *('{:.1e} / {:.1e}'.format(*row[column]) for column in COLUMNS if dtype in column)]
-     for name, row in found.items()],
+     for name, row in differences.items()],
     caption=f'{dtype}: the largest absolute / relative difference')
     for dtype in TOLERANCES]

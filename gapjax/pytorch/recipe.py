@@ -96,7 +96,9 @@ def segmentation_loss(logits, labels, config):
   """Cross entropy or focal loss, the mean over pixels that are not void; 0 where all are."""
   losses = F.cross_entropy(logits, labels, ignore_index=VOID, reduction='none')
   if config.loss == 'focal':
-    losses = (1 - torch.exp(-losses)) ** config.gamma * losses
+    wrong = -torch.expm1(-losses)  # 1 - p; its power has no derivative at 0
+    power = torch.where(wrong > 0, wrong, 1) ** config.gamma
+    losses = torch.where(wrong > 0, power, 0. ** config.gamma) * losses
   return losses.sum() / (labels != VOID).sum().clamp(min=1)
 
 
@@ -106,12 +108,9 @@ def segmentation_loss(logits, labels, config):
 def create_optimizer(network, config):
   """PyTorch's own Adam or SGD, the backbone at its share of the rate."""
   c = config.optimizer
-  groups = [{'params': list(network.parameters()), 'lr': c.lr}]
-  if c.backbone_factor != 1:
-    inside = {id(p) for p in network.backbone.parameters()}
-    rest = [p for p in network.parameters() if id(p) not in inside]
-    groups = [{'params': rest, 'lr': c.lr},
-              {'params': list(network.backbone.parameters()), 'lr': c.lr * c.backbone_factor}]
+  groups = [{'params': [p for name, p in network.named_parameters()
+                        if name.startswith('backbone.') == inside], 'lr': c.lr * factor}
+            for inside, factor in ((False, 1), (True, c.backbone_factor))]
   if c.name == 'adam':
     return torch.optim.Adam(groups, betas=(c.b1, c.b2), weight_decay=c.weight_decay)
   return torch.optim.SGD(groups, momentum=c.momentum, weight_decay=c.weight_decay,

@@ -21,11 +21,12 @@ class Reference:
     torch.set_num_threads(1)
 
   def network(self):
-    network = twin.create(self.case.config.model, num_classes=self.case.num_classes)
-    c, drawn = self.case.config.model, parity.draw_weights(self.case)
-    for name, (like, axes) in names.unread(c).items():
-      drawn[name] = np.zeros(drawn[like].shape[:axes], np.float32)
-    network.load_state_dict({name: torch.as_tensor(x) for name, x in drawn.items()})
+    network = twin.create_twin(self.case.config.model, num_classes=self.case.num_classes)
+    missing, _ = network.load_state_dict(
+      {name: torch.as_tensor(x) for name, x in parity.draw_weights(self.case).items()},
+      strict=False)
+    if unmapped := set(missing) - set(names.unread(self.case.config.model)):
+      raise ValueError(f'the name map does not have {sorted(unmapped)}')
     return network.to(self.dtype).train()
 
   def backward(self, network, number: int):
@@ -65,18 +66,18 @@ class Reference:
 
 def measure(case: parity.Case) -> dict[str, tuple[float, float]]:
   """The largest absolute and relative difference of each of parity.COLUMNS."""
-  found = {}
+  differences = {}
   for dtype in parity.TOLERANCES:
     with jax.enable_x64(dtype == 'float64'):
-      run = parity.Run(case, dtype)
-      theirs = Reference(case, dtype, run.permutations)
-      ours, reference = run.one_step(), theirs.one_step()
-      found |= {f'{quantity}, {dtype}': parity.difference(ours[quantity], reference[quantity])
-                for quantity in parity.QUANTITIES}
+      candidate = parity.Candidate(case, dtype)
+      reference = Reference(case, dtype, candidate.permutations)
+      ours, theirs = candidate.one_step(), reference.one_step()
+      differences |= {f'{quantity}, {dtype}': parity.difference(ours[quantity], theirs[quantity])
+                      for quantity in parity.QUANTITIES}
       if dtype == 'float64':
-        found |= {f'{rule}, {parity.STEPS} steps, float64': parity.difference(
-          run.train(rule), theirs.train(rule)) for rule in parity.OPTIMIZERS}
-  return found
+        differences |= {f'{rule}, {parity.STEPS} steps, float64': parity.difference(
+          candidate.train(rule), reference.train(rule)) for rule in parity.OPTIMIZERS}
+  return differences
 
 
 def provenance() -> dict:

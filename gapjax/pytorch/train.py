@@ -8,7 +8,6 @@ rest, set XLA_PYTHON_CLIENT_PREALLOCATE=false.
 
 import contextlib
 import dataclasses
-import itertools
 import operator
 import pathlib
 import sys
@@ -24,9 +23,9 @@ from gapjax import config as configs
 from gapjax import paths
 from gapjax.errors import Interrupted, TrainingFailed, UsageError
 from gapjax.pytorch import recipe, twin
-from gapjax.tasks.augshift import warm_up
+from gapjax.tasks import TASKS
+from gapjax.tasks.augshift import AugShiftTask, warm_up
 from gapjax.training import build, optimizer, workdirs
-from gapjax.training.evaluators import CanvasEvaluator, ShiftEvaluator
 from gapjax.training.log import Writer
 from gapjax.training.plan import Plan
 from gapjax.training.system import (
@@ -62,7 +61,8 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
     Interrupted: SIGTERM or Ctrl-C; the same command begins again.
   """
   configs.validate(config)
-  if config.task == 'segmentation' or config.model.dtype == 'bfloat16':
+  config = workdirs.settled(config, platform='cpu')  # it trains step by step, anywhere
+  if TASKS[config.task].dense or config.model.dtype == 'bfloat16':
     raise UsageError('the PyTorch twin is trained in the tasks canvas and classification, in '
                      f'float32 or float64; not in {config.task}, {config.model.dtype}: leave it '
                      'out')
@@ -74,26 +74,26 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
   with contextlib.ExitStack() as stack:
     stop = stack.enter_context(StopSignals())
 
-    # ---- Data and workdir ---------------------------------------------------------------------
-    train_set, test_set, task = build.load(config, data_dir=data_dir)
-    stack.enter_context(workdirs.lock(workdir))
-    config = workdirs.settle(workdir, config, platform='cpu' if device.type == 'cpu' else 'gpu')
-    finished = workdirs.read_summary(workdir)
+    # ---- Workdir and data: a finished run needs none --------------------------------------------
+    finished = workdirs.finished(workdir, config)
     if (workdir / 'checkpoints').exists() or (finished and 'torch' not in finished['versions']):
       raise UsageError(f'{workdir} holds a run of gapjax; give the PyTorch twin another folder')
     if finished:
       return finished
+    train_set, test_set, task = build.load_data(config, data_dir=data_dir)
+    stack.enter_context(workdirs.lock(workdir))
     workdirs.claim(workdir, config)
 
     # ---- Network, optimiser, and what changes from step to step ----------------------------------
     torch.manual_seed(config.seed)
     plan = Plan.of(config, num_images=len(train_set))
     dtype = getattr(torch, np.dtype(task.dtype).name)
-    network = twin.create(config.model, num_classes=task.num_classes).to(device, dtype)
+    network = twin.create_twin(config.model, num_classes=task.num_classes).to(device, dtype)
     rule = recipe.create_optimizer(network, config)
     rates, pair_weights = schedules(config, task, plan)
     shares = [group['lr'] / config.optimizer.lr for group in rule.param_groups]
-    evaluator = EVALUATORS[config.task](config, network, task, test_set)
+    evaluation = task.evaluation(config, test_set,
+                                 TorchCounter(config, network, task, test_set))
     images, labels = on_device(train_set, device)
 
     clock = Clock(0.0)
@@ -103,12 +103,11 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
       total=plan.total_steps * config.batch_size, unit='img', unit_scale=True, desc='PyTorch',
       disable=not progress, file=sys.stderr, dynamic_ncols=True))
     pending = []  # losses still on the device
-    calls = map(plan.batch_indices, range(0, plan.total_steps, plan.steps_per_call))
 
-    for step, indices in enumerate(itertools.chain.from_iterable(calls), 1):
+    for step in range(1, plan.total_steps + 1):
       # ---- Train ------------------------------------------------------------------------------
       network.train()
-      which = torch.as_tensor(indices, dtype=torch.int64, device=device)
+      which = torch.as_tensor(plan.batch_indices(step - 1)[0], dtype=torch.int64, device=device)
       batch = recipe.training_batch(images[which], labels[which], task)
       loss, _ = recipe.loss_of(network, batch, config, weight=pair_weights[step - 1])
       for group, share in zip(rule.param_groups, shares, strict=True):
@@ -122,7 +121,7 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
       bar.update(config.batch_size)
 
       # ---- Log: brings the losses home, and stops at one that is not finite ----------------------
-      if plan.logs(step) or plan.evaluates(step):
+      if plan.logs(range(step - 1, step)) or plan.evaluates(step):
         losses = torch.stack(pending).tolist()
         for number, value in enumerate(losses, step - len(losses) + 1):
           check_finite(value, number)
@@ -134,7 +133,7 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
       # ---- Evaluate, as the authors do each epoch ----------------------------------------------
       if plan.evaluates(step) and not stop.requested:
         with clock.paused():
-          result = evaluator.during(Trained(step, network), stop=stop)
+          result = evaluation.during(Trained(step, network), stop=stop)
         if result is not None:
           check_finite(result['loss'], step)
           writer.write(step, 'eval', **result)
@@ -143,7 +142,7 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
                           'not resume: the same command begins it again', code=stop.code)
 
     # ---- Final: every test image at every location; consistency ----------------------------------
-    final = evaluator.final(Trained(step, network), stop=stop, progress=progress)
+    final = evaluation.final(Trained(step, network), stop=stop, progress=progress, brief=True)
     if final is None:
       raise Interrupted('stopped in the final evaluation of the PyTorch twin, which does not '
                         'resume: the same command begins it again', code=stop.code)
@@ -154,14 +153,14 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
     weights.write(workdir / WEIGHTS, arrays)
     evaluations = [line for line in writer.lines if line['split'] == 'eval']
     summary = {
-      'config': configs.as_json(config), 'step': step, **evaluator.summary(final, evaluations),
+      'config': configs.as_json(config), 'step': step, **evaluation.summary(final, evaluations),
       'wall_seconds': clock.wall_seconds(), 'images_per_second': clock.images_per_second(),
       'device': f'gpu x 1 ({torch.cuda.get_device_name()})' if device.type == 'cuda'
       else describe_devices(jax.devices('cpu')[:1]),
       'versions': {**versions(), 'torch': torch.__version__}, 'commit': commit()}
     summary['sizes'] = {
       'train_images': len(train_set), 'test_images': len(test_set),
-      'canvas_size': build.input_shape(config, task, train_set)[1], 'chance': 1 / task.num_classes,
+      'input_size': task.input_shape(train_set)[1], 'chance': 1 / task.num_classes,
       'parameters': sum(arrays[name].size for name in names.names(config.model)
                         if 'running' not in name)}
     paths.write_json(workdir / 'summary.json', summary)
@@ -173,7 +172,7 @@ def schedules(config, task, plan) -> tuple[list[float], list[float]]:
   n = plan.total_steps
   rate = optimizer.create_schedule(config, steps_per_epoch=plan.steps_per_epoch, total_steps=n)
   weight = 0.0
-  if config.task == 'classification':
+  if isinstance(task, AugShiftTask):
     weight = warm_up(np.arange(n), task.weight, steps=task.warm_up_steps)
   return tuple(np.broadcast_to(x, n).tolist() for x in (rate(np.arange(n)), weight))
 
@@ -197,38 +196,33 @@ def check_finite(loss: float, step: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """What stands in for the state that gapjax's evaluators are given."""
+  """What stands in for gapjax's training state."""
   step: int
   network: nn.Module
 
 
-class Passes:
-  """In front of an evaluator of gapjax: its examples go through a network in PyTorch."""
+class TorchCounter:
+  """A tasks.protocol.Counter: examples go through a network in PyTorch."""
 
   def __init__(self, config, network, task, test_set):
-    self.config, self.task = config, task
-    self.num_images, self.num_channels = len(test_set.images), network.channels
-    self.batch_size = min(config.eval.batch_size, self.num_images)
+    self.task, self.num_channels = task, network.channels
+    self.batch_size = min(config.eval.batch_size, len(test_set))
     self.images, _ = on_device(test_set, next(network.parameters()).device)
     self.data = {'labels': test_set.labels}
     self.counts = jax.jit(task.eval_counts)
 
-  def count(self, state, zeros, examples, *, common=(), stop=None, bar=None):
-    """The totals over examples, as Evaluator.count gives them; each pass draws a permutation."""
-    totals, n = zeros, len(examples['index'])
+  def count(self, state, zeros, batches, *, common=(), stop=None, bar=None):
+    """The totals over batches; each draws a permutation."""
+    totals = zeros
     state.network.eval()
-    for start in range(0, n, self.batch_size):
+    for batch, examples in batches:
       if stop is not None and stop.requested:
         return None
-      batch = {name: values[start:start + self.batch_size].astype(np.int32)
-               for name, values in examples.items()}
-      b = len(batch['index'])
       logits, features = self.forward(state.network, batch)
-      counts = self.counts(logits, features, self.data, dict(common),
-                           {**batch, 'mask': np.ones(b, bool)})
+      counts = self.counts(logits, features, self.data, dict(common), batch)
       totals = jax.tree.map(operator.add, totals, jax.device_get(counts))
       if bar is not None:
-        bar.update(b)
+        bar.update(examples)
     return totals
 
   @torch.inference_mode()
@@ -237,29 +231,9 @@ class Passes:
     examples = {name: torch.as_tensor(values, dtype=torch.int64, device=self.images.device)
                 for name, values in batch.items()}
     images = recipe.normalised(self.images[examples['index']], self.task)
-    logits, features = network(self.inputs(images, examples))
+    if 'location' in examples:
+      inputs = recipe.placed(images, examples['location'], self.task)
+    else:  # all first views before all second ones, (v * b, 3, h, w)
+      inputs = torch.cat([recipe.moved(images, offset) for offset in examples['offset'].unbind(1)])
+    logits, features = network(inputs)
     return logits.cpu().numpy(), {'pooled': features['pooled'].cpu().numpy()}
-
-
-class CanvasPasses(Passes, CanvasEvaluator):
-  """Location or image classification on a canvas."""
-
-  def inputs(self, images, examples):
-    return recipe.placed(images, examples['location'], self.task)
-
-
-class ShiftPasses(Passes, ShiftEvaluator):
-  """Top-1 accuracy and the headline consistency."""
-
-  def inputs(self, images, examples):
-    """All first views before all second ones, (v * b, 3, h, w)."""
-    return torch.cat([recipe.moved(images, offset) for offset in examples['offset'].unbind(1)])
-
-  def final(self, state, *, stop=None, progress=False):
-    return self.during(state, stop=stop)
-
-  def summary(self, final, evaluations):
-    return super().summary({**final, 'shifts': {}}, evaluations)
-
-
-EVALUATORS = {'canvas': CanvasPasses, 'classification': ShiftPasses}

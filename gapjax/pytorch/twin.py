@@ -1,6 +1,7 @@
 """The paper's networks in plain PyTorch, under the authors' names: for parity and for timing.
 
-Written from the description of their networks, not from their code. Images are (b, 3, h, w);
+Written from the description of their networks, not from their code, and of gapjax's it takes not
+even a table, since it is what these are checked against. Images are (b, 3, h, w);
 every network is a torch.nn.Module called as network(images, permutation=None), and returns
 (logits, features) with the same named features as gapjax's. Needs PyTorch (`.[torch]`).
 """
@@ -12,16 +13,30 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gapjax.models import mobilenet
-from gapjax.models.deeplab import RATES
-from gapjax.models.downsample import binomial
-from gapjax.models.layers import PAD_MODES
-from gapjax.models.resnet import RESNETS, STEMS, STRIDES
-from gapjax.models.vgg import MULTIPLES, VGGS
+# He et al. 2016: (blocks a stage, is the block a bottleneck). Strides of the four stages.
+RESNETS = {'resnet10': ((1, 1, 1, 1), False), 'resnet18': ((2, 2, 2, 2), False),
+           'resnet34': ((3, 4, 6, 3), False), 'resnet50': ((3, 4, 6, 3), True),
+           'resnet101': ((3, 4, 23, 3), True)}
+STRIDES = (1, 2, 2, 2)
+# (kernel, stride, is a 3x3 max-pool with stride 2 behind it).
+STEMS = {'canvas': (7, 2, False), 'cifar': (3, 1, False), 'imagenet': (7, 2, True)}
+# Simonyan & Zisserman 2015: convolutions a stage, and its channels over the first stage's.
+VGGS = {'vgg11': (1, 1, 2, 2, 2), 'vgg16': (2, 2, 3, 3, 3)}
+MULTIPLES = (1, 2, 4, 8, 8)
+# Sandler et al. 2018, table 2: (expansion, channels, blocks, stride); which end a stage here.
+INVERTED = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
+            (6, 160, 3, 2), (6, 320, 1, 1))
+STAGE_ENDS = (24, 32, 96, 320)
+# Chen et al. 2017: output stride -> dilations of ASPP's 3x3 branches.
+RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
+# Zhang 2019: rows of Pascal's triangle.
+BINOMIAL = {1: (1,), 2: (1, 1), 3: (1, 2, 1), 4: (1, 3, 3, 1), 5: (1, 4, 6, 4, 1)}
+# torch's names of paddings -> numpy.pad's.
+NUMPY_MODES = {'reflect': 'reflect', 'replicate': 'edge', 'circular': 'wrap'}
 
 
-def create(model_config, *, num_classes: int) -> nn.Module:
-  """The network of a `config.model` (gapjax/config.py), as gapjax.models.create builds it."""
+def create_twin(model_config, *, num_classes: int) -> nn.Module:
+  """The network of a `config.model` (gapjax/config.py), as models.create_network builds it."""
   c = model_config
   how = dict(padding=c.padding, downsample=c.downsample, blur_size=c.blur_size)
   if c.name.startswith('deeplab'):
@@ -80,10 +95,10 @@ def pad(x, border, mode):
 def halve(x, component=None, *, downsample, blur_size, padding):
   """(b, c, h, w) -> (b, c, h / 2, w / 2) by a blur, or its strongest polyphase component, and that
   component (b,)."""
-  taps = torch.as_tensor(binomial(blur_size), dtype=x.dtype, device=x.device)
+  taps = torch.tensor(BINOMIAL[blur_size], dtype=x.dtype, device=x.device) / 2 ** (blur_size - 1)
   window = torch.outer(taps, taps).expand(x.shape[1], 1, blur_size, blur_size)
   mode = 'circular' if padding == 'circular' else 'reflect'
-  x = pad(x, ((blur_size - 1) // 2, blur_size // 2), PAD_MODES[mode])
+  x = pad(x, ((blur_size - 1) // 2, blur_size // 2), NUMPY_MODES[mode])
   if downsample == 'blur':
     return F.conv2d(x, window, stride=2, groups=x.shape[1]), None
   if blur_size > 1:
@@ -212,7 +227,9 @@ class ResNet(Backbone):
     if self.halves:
       x, _ = halve(x, **self.how)
     if self.pools:
-      x = F.max_pool2d(x, 3, 1 if self.dense else 2, padding=1)
+      circular = self.how['padding'] == 'circular'
+      x = F.max_pool2d(F.pad(x, [1] * 4, 'circular') if circular else x, 3, 1 if self.dense else 2,
+                       padding=0 if circular else 1)
       x = halve(x, **self.how)[0] if self.dense else x
     features = {'stem': x}
     for s in range(1, 5):
@@ -248,7 +265,7 @@ class VGG(Backbone):
         x = layer(x)
       if self.how['downsample'] == 'polyphase':  # a dense pool would lose a row and a column
         mode = 'circular' if self.how['padding'] == 'circular' else 'replicate'
-        x = pad(x, (0, 1), PAD_MODES[mode])
+        x = pad(x, (0, 1), NUMPY_MODES[mode])
       x = self.features[end - 1](x)
       if self.how['downsample'] != 'stride':
         x, _ = halve(x, **self.how)
@@ -285,35 +302,42 @@ class InvertedResidual(nn.Module):
     return x + y if self.shortcut else y
 
 
+def mobile_channels(usual, width):
+  """torchvision's: the nearest multiple of 8, and the next where that is over a tenth too few."""
+  exact = usual * width / 64
+  nearest = max(8, 8 * int(exact / 8 + 0.5))
+  return nearest if nearest >= 0.9 * exact else nearest + 8
+
+
 class MobileNetV2(nn.Module):
   """Stem and blocks, numbered through: the first four items are the low-level features."""
 
   def __init__(self, c, how):
     super().__init__()
     momentum, self.how, self.halves = c.backbone_momentum, how, how['downsample'] != 'stride'
-    last = mobilenet.channels(mobilenet.STEM, c.width)
-    stem = Conv(3, last, 3, 1 if self.halves else mobilenet.STEM_STRIDE,
+    last = mobile_channels(32, c.width)
+    stem = Conv(3, last, 3, 1 if self.halves else 2,
                 padding='none' if c.early_padding else how['padding'])
     items = [nn.Sequential(stem, nn.BatchNorm2d(last, momentum=momentum), nn.ReLU6())]
-    whole, dilation, self.ends = mobilenet.STEM_STRIDE, 1, []
-    for runs in mobilenet.STAGES:
-      for expansion, usual, count, stride in runs:
-        first = dilation
-        if whole * stride > c.output_stride:
-          stride, dilation = 1, dilation * stride
-        whole *= stride
-        out = mobilenet.channels(usual, c.width)
-        for i in range(count):
-          items.append(InvertedResidual(
-            last, out, 1 if i else stride, expansion, how, dilation=dilation if i else first,
-            momentum=momentum, early_padding=c.early_padding))
-          last = out
-      self.ends.append(len(items) - 1)
+    whole, dilation, self.ends = 2, 1, []
+    for expansion, usual, count, stride in INVERTED:
+      first = dilation
+      if whole * stride > c.output_stride:
+        stride, dilation = 1, dilation * stride
+      whole *= stride
+      out = mobile_channels(usual, c.width)
+      for i in range(count):
+        items.append(InvertedResidual(
+          last, out, 1 if i else stride, expansion, how, dilation=dilation if i else first,
+          momentum=momentum, early_padding=c.early_padding))
+        last = out
+      if usual in STAGE_ENDS:
+        self.ends.append(len(items) - 1)
     numbered = [(str(i), item) for i, item in enumerate(items)]
     self.low_level_features = nn.Sequential(OrderedDict(numbered[:4]))
     self.high_level_features = nn.Sequential(OrderedDict(numbered[4:]))
     self.channels = last
-    self.low_channels = mobilenet.channels(mobilenet.STAGES[0][-1][1], c.width)
+    self.low_channels = mobile_channels(STAGE_ENDS[0], c.width)
 
   def stages(self, x):
     features = {}
@@ -381,7 +405,7 @@ class DeepLab(nn.Module):
 
   def __init__(self, c, num_classes, how):
     super().__init__()
-    if c.backbone in mobilenet.MOBILENETS:
+    if c.backbone == 'mobilenetv2':
       self.backbone = MobileNetV2(c, how)
     else:
       self.backbone = ResNet(c, how, variant=c.backbone, output_stride=c.output_stride,

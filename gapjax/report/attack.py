@@ -81,8 +81,7 @@ def subject(record):
   """What a network is called: 'GAPNet, 3 x 3' for those of both targets; others by their cell."""
   if record.get('task') != 'canvas':
     return record['cell']
-  network, grid = record['network'], record['grid']
-  return f'{plots.NETWORKS.get(network, network)}, {grid}{plots.TIMES}{grid}'
+  return f'{plots.network_name(record["network"])}, {record["grid"]}{plots.TIMES}{record["grid"]}'
 
 
 def _removed(source):

@@ -83,7 +83,7 @@ def table(records):
     exact, best = (metrics.get(f'{target}_accuracy{which}') for which in ('', '_best_random'))
     chance = _chance(target, grid, first((exact, best), 'detail') or {})
     blocks.append((group, target, grid))
-    rows.append([*([group] if several else []), plots.NETWORKS.get(network, network), target,
+    rows.append([*([group] if several else []), plots.network_name(network), target,
                  f'{grid}{plots.TIMES}{grid}', number(first((best, exact), 'paper')),
                  *([pytorch((best, exact))] if torch else []),
                  ours(best), ours(exact), number(chance)])
@@ -120,7 +120,7 @@ def samples(source, _):
   """The training's inputs, one picture a grid."""
   pictures = []
   for k in sorted({record['grid'] for record in source.records}) or [None]:
-    path = picture(source, 'canvas.png', [r for r in source.records if r['grid'] == k])
+    path = picture(source, 'samples.png', [r for r in source.records if r['grid'] == k])
     if path:
       name = f'Samples of the {plots.square(k)} canvas' if k else 'Samples of the canvas'
       pictures.append(Picture(path, name, f'{name}. Thin lines mark the locations.'))

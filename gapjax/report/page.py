@@ -157,7 +157,7 @@ def _seconds(value):
 # What a record's detail says about training, its label, and how to print it.
 DETAIL = [('model', 'model', str), ('parameters', 'parameters', '{:,}'.format),
           ('train_images', 'training images', '{:,}'.format),
-          ('test_images', 'test images', '{:,}'.format), ('canvas_size', 'input, pixels', str),
+          ('test_images', 'test images', '{:,}'.format), ('input_size', 'input, pixels', str),
           ('epochs', 'epochs', str), ('steps', 'steps', '{:,}'.format),
           ('batch_size', 'batch', str), ('seeds', 'seeds', lambda v: ', '.join(map(str, v))),
           ('wall_seconds', 'time a seed', lambda v: _seconds(sum(v) / len(v)) if v else DASH),
@@ -237,7 +237,7 @@ def build(workdir):
   """Writes README.md, report.html and PNGs to workdir/report; returns the path of report.html.
 
   `workdir` holds results.json (a suite; with run.json and its runs' pictures if they exist) or
-  summary.json (a run; with metrics.jsonl and canvas.png if they exist). Raises UsageError when
+  summary.json (a run; with metrics.jsonl and samples.png if they exist). Raises UsageError when
   neither is there or one of the files is broken.
   """
   source = _load(paths.of(workdir))

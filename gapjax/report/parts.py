@@ -7,7 +7,6 @@ import re
 from gapjax.report.plots import learning
 from gapjax.report.render import Picture, Section
 from gapjax.report.runs import CURVES
-from gapjax.report.schema import SETTINGS
 
 DASH = '\N{EN DASH}'
 FRACTION = re.compile('accuracy|consistency|miou|chance')
@@ -67,11 +66,6 @@ def detail_curves(detail):
   """A record's curves, as a Panel's fields."""
   said = detail.get('curves') or {}
   return {name: said.get(name) or [] for name in CURVES}
-
-
-def settings(record):
-  """Those of a sweep that a record carries, as a Panel has them."""
-  return {key: record[key] for key in SETTINGS if key in record}
 
 
 def picture(source, name, records=None):

@@ -3,7 +3,7 @@ and `report` tell of a run alone, as the suite with one cell."""
 
 from gapjax import paths, recipes
 from gapjax.report.schema import SCHEMA
-from gapjax.training.evaluators import CIRCULAR_SHIFT
+from gapjax.tasks.consistency import CIRCULAR_SHIFT
 
 # What a detail has of a summary, averaged over seeds.
 AVERAGED = ('per_location', 'shifts', 'per_class')

@@ -10,14 +10,13 @@ from gapjax.report.parts import (
   ours,
   picture,
   pytorch,
-  settings,
   several_seeds,
   suite,
 )
 from gapjax.report.plots import base as plots
 from gapjax.report.plots import shifts as plots_shifts
 from gapjax.report.render import Picture, Section, Table
-from gapjax.report.schema import is_plain
+from gapjax.report.schema import SETTINGS, is_plain
 
 # Consistency by the headline's protocol, and by those that only the final evaluation counts.
 CONSISTENCIES = ('consistency', 'consistency_crop', 'consistency_circular')
@@ -47,9 +46,11 @@ def place(record):
   return suite(record), *plots.order(_panel(record))
 
 
-def _panel(record, **fields):
-  return plots_shifts.ShiftPanel(record['network'], record['dataset'], settings=settings(record),
-                                 **fields)
+def _panel(record, **more):
+  """A record's network, its settings and its dataset as the pictures see them."""
+  return plots_shifts.ShiftPanel(
+    record['network'], record['dataset'], **more,
+    settings={key: record[key] for key in SETTINGS if key in record})
 
 
 def _by_cell(records):
@@ -182,8 +183,8 @@ def results(source, _):
 
 def _told(group):
   """The plain network, its fair control and AugShift; of a sweep, the most consistent setting."""
-  tried = [cell for cell in group if cell.settings]
-  best = max(tried, key=lambda cell: cell.consistency, default=None)
+  best = max((cell for cell in group if cell.settings), key=lambda cell: cell.consistency,
+             default=None)
   return [cell for cell in group if cell is best or (not cell.settings and (
     cell.network.startswith('resnet') or cell.network in ('two_crops', 'augshift')))]
 
@@ -198,7 +199,7 @@ def _fact(cell):
 def samples(source, _):
   """The training's inputs; of a suite those of a network that sees pairs, if there is one."""
   pairs = [r for r in source.records if r['network'].startswith(('augshift', 'two_crops'))]
-  path = picture(source, 'canvas.png', pairs) or picture(source, 'canvas.png')
+  path = picture(source, 'samples.png', pairs) or picture(source, 'samples.png')
   if not path:
     return None
   return Section('What the network sees', pictures=[Picture(

@@ -6,10 +6,11 @@ import time
 
 from ml_collections import ConfigDict
 
-from gapjax import data, paths
+from gapjax import paths
 from gapjax.errors import UsageError, check_choice
 from gapjax.neurons.run import attack_run
 from gapjax.report import page as report
+from gapjax.report.plots import neurons as pictures
 from gapjax.reproduce.records import (
   add,
   add_attack,
@@ -20,7 +21,7 @@ from gapjax.reproduce.records import (
   write,
 )
 from gapjax.reproduce.suites import SCALES, SUITES, changed, chosen
-from gapjax.tasks.segmentation import object_classes
+from gapjax.tasks import TASKS
 from gapjax.training import workdirs
 from gapjax.training.system import commit, versions
 from gapjax.training.train import train
@@ -62,12 +63,7 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
                      'or give another --workdir')
   train_twin = twin_of() if with_torch else None
   for c in (cell.config for cell in cells):  # before hours of training, not after
-    if c.task == 'segmentation':
-      for split in (c.data.train_split, c.data.eval_split, c.neurons.split):
-        scenes = data.load_scenes(c.data.name, split=split, data_dir=data_dir)
-        object_classes(c.neurons.classes, scenes.class_names, dataset=c.data.name)
-    else:
-      data.check(c.data.name, data_dir=data_dir)
+    TASKS[c.task].check_data(c, data_dir=data_dir)
   with workdirs.lock(workdir):  # results.json is read once, and written after every cell
     path = workdir / 'results.json'
     records = read_own(path, every)
@@ -109,8 +105,9 @@ def _train(left, records, *, suite, scale, workdir, data_dir, command, train_twi
       if 'trained' in parts:
         records = add(records, cell, lines=paths.read_lines(folder / 'metrics.jsonl'), **about)
       if 'attacked' in parts:
-        records = add_attack(records, cell, sweep=attack_run(folder, data_dir=data_dir),
-                                  **about)
+        attacked = attack_run(folder, data_dir=data_dir)
+        pictures.save(folder, *attacked)
+        records = add_attack(records, cell, sweep=attacked.sweep, **about)
       write(workdir / 'results.json', records)
     if 'twinned' in parts:
       summary = train_twin(config, workdir=folder / 'torch', data_dir=data_dir, progress=progress)

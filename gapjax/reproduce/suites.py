@@ -70,11 +70,6 @@ def cell_name(fields: Mapping) -> str:
   return '/'.join(parts)
 
 
-def attacked(cell: Cell) -> Cell:
-  """The cell, its position channels ranked and removed too."""
-  return dataclasses.replace(cell, attack=True)
-
-
 def chosen(cells, only: str | None) -> list[Cell]:
   """The cells whose names match one of the patterns in `only` ('augshift/* resnet18/cifar10').
 
@@ -218,7 +213,8 @@ def attack(scale: str) -> list[Cell]:
 
   Beside GAPNet, whose channels each have their place, PermuteNet is the control.
   """
-  canvas = [attacked(cell) for cell in table1(scale) if cell.config.canvas.grid == 3]
+  canvas = [dataclasses.replace(cell, attack=True) for cell in table1(scale)
+            if cell.config.canvas.grid == 3]
   for cell in canvas:
     cell.config.neurons.images = 2_000
   return [Cell(recipes.camvid(scale), {'network': 'deeplabv3'}, attack=True), *canvas]
@@ -250,7 +246,8 @@ def quickstart(scale: str) -> list[Cell]:
   cells = [('gapnet', 'location'), ('permutenet', 'location'), ('permutenet_fixed', 'location'),
            ('gapnet', 'image'), ('permutenet', 'image')]
   first = [canvas_cell(network, target, 3, canvas) for network, target in cells]
-  return [*(attacked(cell) if cell.identity['network'] == 'gapnet' else cell for cell in first),
+  return [*(dataclasses.replace(cell, attack=cell.identity['network'] == 'gapnet')
+            for cell in first),
           *(shift_cell(network, moved) for network in shifted),
           Cell(scenes, {'network': 'deeplabv3'}, attack=True)]
 

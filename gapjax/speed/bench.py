@@ -21,16 +21,14 @@ import jax
 from gapjax import config as configs
 from gapjax.errors import CheckFailed, UsageError, check_choice
 from gapjax.report.render import Table, markdown_table
-from gapjax.speed import bench_data, flops
-from gapjax.training import build, steps, workdirs
+from gapjax.speed import flops, inputs
 from gapjax.training.devices import Devices
-from gapjax.training.plan import Plan
 from gapjax.training.system import describe_devices, versions
 from gapjax.weights.files import require_torch
 
 AGAINST = ('torch',)
 # How the twin runs (gapjax/pytorch/bench.py).
-MODES = {'plain': 'data on the device', 'authors': 'a DataLoader, image by image',
+MODES = {'plain': 'data on the device',
          'compiled': 'data on the device, channels_last, autocast to bfloat16, torch.compile'}
 ROUND_SECONDS = 5.0  # what a round takes where the number of its steps is not given
 WARM_CALLS = 4
@@ -55,7 +53,7 @@ def bench(config, *, steps_per_round=None, rounds=5, against=None, mode='plain',
   Returns:
     {'device', 'load' (the machine's average before), 'versions', 'config', 'data', 'rounds',
     'model_flops' (of a step), 'peak', 'profile', 'gapjax', 'torch', 'ratio'}. 'gapjax' and 'torch'
-    (None when alone): what `measured` gives, and 'dtype', 'utilisation' (None where the peak is not
+    (None when alone): what `figures` gives, and 'dtype', 'utilisation' (None where the peak is not
     known, or is another dtype's), 'compile_seconds', 'memory_bytes', 'memory'. 'ratio': images per
     second of gapjax over PyTorch's, {'median', 'min', 'max'} over the rounds.
 
@@ -86,12 +84,12 @@ def bench(config, *, steps_per_round=None, rounds=5, against=None, mode='plain',
     trace = ours.profile(profile) if profile else None
     counts = {name: ours.whole_calls(steps_per_round or ROUND_SECONDS / side.step_seconds)
               for name, side in sides.items()}
-    found = {name: [] for name in sides}
+    times = {name: [] for name in sides}
     for number in range(rounds):
       for name in list(sides)[::-1 if number % 2 else 1]:
-        found[name].append(sides[name].run(counts[name]))
-    measures = {name: {**measured(found[name], steps_taken=counts[name],
-                                  batch_size=config.batch_size), **side.facts()}
+        times[name].append(sides[name].run(counts[name]))
+    measures = {name: {**figures(times[name], steps_taken=counts[name],
+                                 batch_size=config.batch_size), **side.facts()}
                 for name, side in sides.items()}
 
   most, what = flops.peak(devices.devices, config.model.dtype)
@@ -106,19 +104,19 @@ def bench(config, *, steps_per_round=None, rounds=5, against=None, mode='plain',
       a / b for a, b in zip(*(side['by_round'] for side in measures.values()), strict=True)])}
 
 
-def measured(found, *, steps_taken: int, batch_size: int) -> dict:
+def figures(times, *, steps_taken: int, batch_size: int) -> dict:
   """The rounds of a side, [{'seconds', 'input_seconds'}], as figures.
 
   'images_per_second' and 'step_seconds', {'median', 'min', 'max'} over the rounds; 'by_round', the
   former in order; 'input_share', the part of the time in which the host made or awaited batches
   (while an accelerator computes: it waits for at most that), None where that was not timed.
   """
-  rates = [steps_taken * batch_size / x['seconds'] for x in found]
-  waits = [x['input_seconds'] for x in found]
+  rates = [steps_taken * batch_size / x['seconds'] for x in times]
+  waits = [x['input_seconds'] for x in times]
   return {
     'steps_per_round': steps_taken, 'images_per_second': spread(rates),
-    'step_seconds': spread([x['seconds'] / steps_taken for x in found]), 'by_round': rates,
-    'input_share': None if None in waits else sum(waits) / sum(x['seconds'] for x in found)}
+    'step_seconds': spread([x['seconds'] / steps_taken for x in times]), 'by_round': rates,
+    'input_share': None if None in waits else sum(waits) / sum(x['seconds'] for x in times)}
 
 
 def spread(values) -> dict:
@@ -134,34 +132,24 @@ def peak_rss() -> int:
 # ---- gapjax --------------------------------------------------------------------------------------
 
 
-class Trainer:
+class Trainer(inputs.Program):
   """The inner loop of train.train: the same program, feed and placement, compiled and warm.
 
-  Attributes:
-    config: settled. images: what it trains on. flops: of a step. step_seconds: of a first guess.
+  `step_seconds`: of a first guess.
   """
 
   def __init__(self, config, devices, data_dir):
-    self.config = config = workdirs.settle(os.devnull, config, platform=devices.platform)
-    self.devices = devices
-    train_set, task, self.images = bench_data.load(config, data_dir)
-    plan = Plan.of(config, num_images=len(train_set))
-    model, state, rule, _ = build.create(config, task, train_set, plan,
-                                         platform=devices.platform)
-    self.flops = flops.step_flops(config, model,
-                                   (*build.input_shape(config, task, train_set), 3))
-    feed = build.create_feed(config, task, train_set, plan)
-    self.batches = feed.batches(0)
-    self.state, self.key, self.data = devices.replicate(
-      (state, steps.stream(config.seed, steps.TRAIN), feed.data))
-    train_steps = build.create_train_steps(model, task, rule, devices)
+    super().__init__(config, devices, data_dir)
+    self.batches = self.feed.batches(0)
+    self.state, self.key, self.data = devices.replicate((self.state, self.key, self.feed.data))
     batch = self.next_batch()
     start = time.perf_counter()
-    self.train_steps = train_steps.lower(self.state, self.key, self.data, batch).compile()
+    self.train_steps = self.train_steps.lower(self.state, self.key, self.data, batch,
+                                              self.count).compile()
     self.compile_seconds = time.perf_counter() - start
     # The first call is slow, and on CPU memory still grows in the next few.
-    self.run(WARM_CALLS * config.steps_per_call)
-    self.step_seconds = self.run(1)['seconds'] / config.steps_per_call
+    self.run(WARM_CALLS * self.config.steps_per_call)
+    self.step_seconds = self.run(1)['seconds'] / self.config.steps_per_call
 
   def next_batch(self):
     return self.devices.split(next(self.batches), axis=1)
@@ -172,14 +160,14 @@ class Trainer:
     return per_call * max(1, -(-round(steps_wanted) // per_call))
 
   def run(self, steps_wanted: int) -> dict:
-    """Takes so many steps, in whole calls, and waits for them; see `measured`."""
+    """Takes so many steps, in whole calls, and waits for them; see `figures`."""
     start, waited = time.perf_counter(), 0.0
     for call in range(self.whole_calls(steps_wanted) // self.config.steps_per_call):
       with jax.profiler.StepTraceAnnotation('train', step_num=call):
         before = time.perf_counter()
         batch = self.next_batch()
         waited += time.perf_counter() - before
-        self.state, _ = self.train_steps(self.state, self.key, self.data, batch)
+        self.state, _ = self.train_steps(self.state, self.key, self.data, batch, self.count)
     jax.block_until_ready(self.state)
     return {'seconds': time.perf_counter() - start, 'input_seconds': waited}
 
@@ -191,13 +179,13 @@ class Trainer:
                    key=lambda path: path.stat().st_mtime))
 
   def facts(self) -> dict:
-    found = {'dtype': self.config.model.dtype, 'compile_seconds': self.compile_seconds,
-             'memory_bytes': peak_rss(), 'memory': 'of the process'}
-    stats = [device.memory_stats() or {} for device in self.devices.devices]
-    if all('peak_bytes_in_use' in x for x in stats):
-      found.update(memory_bytes=max(x['peak_bytes_in_use'] for x in stats), memory='on a device')
+    peaks = [(device.memory_stats() or {}).get('peak_bytes_in_use')
+             for device in self.devices.devices]
+    memory, where = (peak_rss(), 'of the process') if None in peaks else (max(peaks), 'on a device')
     analysis = self.train_steps.memory_analysis()
-    return {**found, 'temporary_bytes': analysis and analysis.temp_size_in_bytes}
+    return {'dtype': self.config.model.dtype, 'compile_seconds': self.compile_seconds,
+            'memory_bytes': memory, 'memory': where,
+            'temporary_bytes': analysis and analysis.temp_size_in_bytes}
 
 
 # ---- PyTorch -------------------------------------------------------------------------------------

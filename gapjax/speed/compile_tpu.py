@@ -9,7 +9,6 @@ import importlib.metadata
 import importlib.util
 import logging
 import math
-import os
 import re
 import time
 
@@ -19,8 +18,8 @@ from jax.experimental import topologies
 from gapjax import config as configs
 from gapjax.errors import UsageError
 from gapjax.report.render import Table, markdown_table
-from gapjax.speed import bench_data, flops
-from gapjax.training import build, steps, workdirs
+from gapjax.speed import flops, inputs
+from gapjax.training import build
 from gapjax.training.devices import Devices
 from gapjax.training.plan import Plan
 from gapjax.training.system import versions
@@ -52,28 +51,27 @@ CHIPS = {
   'v6e': Chip(31.25, 1640e9, FLAT)}
 
 
-def compile_step(config, *, topology: str, fit: bool = True, data_dir=None) -> dict:
+def compile_step(config, *, topology: str, data_dir=None) -> dict:
   """Compiles the training step of a config for a TPU slice, and reads off what it needs.
 
   Args:
     config: see gapjax/config.py.
     topology: CHIP:SHAPE, of CHIPS and its slices.
-    fit: whether to look for the largest batch that fits where the config's does not.
     data_dir: where datasets are; None is TFDS' default. Random images stand in for what is not
       prepared there: only their sizes count.
 
   Returns:
     {'topology', 'chips', 'device', 'versions', 'config', 'data', 'available_bytes' (of HBM, a
-    chip), 'needed_bytes', 'fits', 'largest_batch'}. The last is None where the config's fits or
-    nothing was looked for, and 0 where not even one example a chip fits. Where it fits also what
-    `measured` gives, and 'compile_seconds'.
+    chip), 'needed_bytes', 'fits', 'largest_batch'}. The last is None where the config's fits, and 0
+    where not even one example a chip fits. Where it fits also what `figures` gives, and
+    'compile_seconds'.
 
   Raises UsageError: a config that cannot be, an unknown topology, no libtpu.
   """
   configs.validate(config)
   if config.model.dtype == 'float64':
     raise UsageError('model.dtype float64 is not for TPUs; use float32 or bfloat16')
-  devices, chip = find(topology)
+  devices, chip = slice_of(topology)
   devices.check_batch(config.batch_size)
   step = Step(config, devices, data_dir)
   share, available = config.batch_size // len(devices), chip.gib * GIB
@@ -81,65 +79,56 @@ def compile_step(config, *, topology: str, fit: bool = True, data_dir=None) -> d
   result = {
     'topology': topology, 'chips': len(devices), 'device': devices.devices[0].device_kind,
     'versions': {**versions(), 'libtpu': importlib.metadata.version('libtpu')},
-    'config': configs.as_json(step.config), 'data': step.data, 'available_bytes': available,
+    'config': configs.as_json(step.config), 'data': step.images, 'available_bytes': available,
     'needed_bytes': needed if math.isfinite(needed) else None, 'fits': compiled is not None,
     'largest_batch': None}
   if compiled is None:
-    if fit:
-      log.info('batch_size %d does not fit; looking for the largest that does', config.batch_size)
-      result['largest_batch'] = len(devices) * largest(
-        lambda share: step.compile(share)[::-1], share, needed=needed, available=available)
+    log.info('batch_size %d does not fit; looking for the largest that does', config.batch_size)
+    result['largest_batch'] = len(devices) * largest(
+      lambda share: step.compile(share)[::-1], share, needed=needed, available=available)
     return result
   peak, what = flops.peak(devices.devices[:1], config.model.dtype)
   return {**result, 'compile_seconds': step.seconds, 'peak': {'flops_per_second': peak,
           'bytes_per_second': chip.bandwidth, 'what': what},
-          **measured(compiled, peak=peak, bandwidth=chip.bandwidth, batch_size=config.batch_size,
-                     model_flops=step.model_flops / len(devices))}
+          **figures(compiled, peak=peak, bandwidth=chip.bandwidth, batch_size=config.batch_size,
+                    model_flops=step.flops / len(devices))}
 
 
-def find(topology: str) -> tuple[Devices, Chip]:
+def slice_of(topology: str) -> tuple[Devices, Chip]:
   """The devices of a slice, that programs can be compiled for, and their kind.
 
   Raises UsageError where the slice is unknown, or libtpu is not installed.
   """
   name, _, shape = topology.partition(':')
   if name not in CHIPS or shape not in CHIPS[name].slices:
-    known = (f'{" and ".join(n for n in CHIPS if CHIPS[n].slices is slices)}: {", ".join(slices)}'
+    offers = (f'{" and ".join(n for n in CHIPS if CHIPS[n].slices is slices)}: {", ".join(slices)}'
              for slices in (FLAT, SOLID))
     raise UsageError(f'unknown topology `{topology}`; give CHIP:SHAPE, such as v5e:2x2; '
-                     + '; '.join(known))
+                     + '; '.join(offers))
   if importlib.util.find_spec('libtpu') is None:
     raise UsageError("compiling for a TPU needs libtpu: pip install 'jax[tpu]'")
   sides = [*map(int, shape.split('x')), 1]
-  found = topologies.get_topology_desc(
+  described = topologies.get_topology_desc(
     platform='tpu', topology_name=topology, **CHIPS[name].arguments,
     chips_per_host_bounds=[min(pair) for pair in zip(sides, HOST, strict=False)])
-  return Devices(sorted(found.devices, key=lambda d: (d.process_index, d.id))), CHIPS[name]
+  return Devices(sorted(described.devices, key=lambda d: (d.process_index, d.id))), CHIPS[name]
 
 
-class Step:
+class Step(inputs.Program):
   """train.train's step on the devices of a topology, to be compiled for any size of batch.
 
-  Attributes:
-    config: settled. data: what the images are. model_flops: of a step, by all chips. seconds: what
-      the last compilation took.
+  `seconds`: what the last compilation took.
   """
 
   def __init__(self, config, devices, data_dir):
-    self.config = config = workdirs.settle(os.devnull, config, platform=devices.platform)
-    self.devices, self.seconds = devices, 0.0
-    train_set, task, self.data = bench_data.load(config, data_dir)
-    plan = Plan.of(config, num_images=len(train_set))
-    model, state, rule, _ = build.create(config, task, train_set, plan)
-    self.model_flops = flops.step_flops(config, model,
-                                   (*build.input_shape(config, task, train_set), 3))
-    single = config.copy_and_resolve_references()
+    super().__init__(config, devices, data_dir)
+    self.seconds = 0.0
+    single = self.config.copy_and_resolve_references()
     single.update(batch_size=1, steps_per_call=1)
-    feed = build.create_feed(single, task, train_set,
-                             Plan.of(single, num_images=len(train_set)))
-    self.example = shapes(next(feed.batches(0)))  # (1, 1, ...)
-    self.constant = shapes((state, steps.stream(config.seed, steps.TRAIN), feed.data))
-    self.train_steps = build.create_train_steps(model, task, rule, devices)
+    feed = build.create_feed(single, self.task, self.train_set,
+                             Plan.of(single, num_images=len(self.train_set)))
+    self.example, self.constant = jax.eval_shape(  # (1, 1, ...), and what no batch changes
+      lambda *arrays: arrays, next(feed.batches(0)), (self.state, self.key, self.feed.data))
 
   def compile(self, share: int):
     """The compiled call for `share` examples a chip, and the bytes of HBM that it needs of each.
@@ -151,7 +140,7 @@ class Step:
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
       (len(self.devices), self.config.steps_per_call, share, *x.shape[2:]), x.dtype), self.example)
     start = time.perf_counter()
-    lowered = self.train_steps.lower(*self.constant, batch)
+    lowered = self.train_steps.lower(*self.constant, batch, self.count)
     try:
       compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -161,10 +150,6 @@ class Step:
       return None, needed
     self.seconds = time.perf_counter() - start
     return compiled, sum(memory(compiled).values())
-
-
-def shapes(tree):
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def bytes_wanted(message: str) -> float | None:
@@ -205,7 +190,7 @@ def largest(trial, share: int, *, needed: float, available: float) -> int:
 # ---- What the compiler says ----------------------------------------------------------------------
 
 
-def measured(compiled, *, peak: float, bandwidth: float, batch_size: int,
+def figures(compiled, *, peak: float, bandwidth: float, batch_size: int,
              model_flops: float) -> dict:
   """What a compiled call takes of a chip for a step, and the roofline.
 
@@ -237,11 +222,11 @@ def roofline(operations: float, moved: float, *, peak: float,
 
 def memory(compiled) -> dict[str, int]:
   """Bytes of a chip's HBM by what lies there; the state comes back where it was."""
-  found = compiled.memory_analysis()
-  return {'state': found.alias_size_in_bytes,
-          'inputs': found.argument_size_in_bytes - found.alias_size_in_bytes,
-          'outputs': found.output_size_in_bytes - found.alias_size_in_bytes,
-          'temporaries': found.temp_size_in_bytes, 'program': found.generated_code_size_in_bytes}
+  sizes = compiled.memory_analysis()
+  return {'state': sizes.alias_size_in_bytes,
+          'inputs': sizes.argument_size_in_bytes - sizes.alias_size_in_bytes,
+          'outputs': sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+          'temporaries': sizes.temp_size_in_bytes, 'program': sizes.generated_code_size_in_bytes}
 
 
 _COLLECTIVE = re.compile(
@@ -262,12 +247,9 @@ def collectives(hlo: str) -> dict[str, dict[str, int]]:
       seen[match[2], match[3] or line, arrays] = sum(
         math.prod(map(int, filter(None, sides.split(',')))) * (int(bits or 8) // 8)
         for _, bits, sides in arrays)
-  found = {}
-  for (kind, *_), size in seen.items():
-    entry = found.setdefault(kind, {'count': 0, 'bytes': 0})
-    entry['count'] += 1
-    entry['bytes'] += size
-  return found
+  sizes = {kind: [size for (other, *_), size in seen.items() if other == kind]
+           for kind, *_ in seen}
+  return {kind: {'count': len(group), 'bytes': sum(group)} for kind, group in sizes.items()}
 
 
 # ---- What is printed -----------------------------------------------------------------------------
@@ -287,8 +269,8 @@ def lines(result: dict) -> list[str]:
     *([f'- {names[name]}', f'{size / GIB:.3f}'] for name, size in result['memory'].items()),
     ['GFLOP a step', f'{result["flops"] / 1e9:,.2f}'],
     ['GB read and written a step', f'{result["bytes"] / 1e9:,.3f}'],
-    *([f'{kind}, MB a step', f'{found["count"]} of together {found["bytes"] / 1e6:,.2f}']
-      for kind, found in sorted(result['collectives'].items())),
+    *([f'{kind}, MB a step', f'{total["count"]} of together {total["bytes"] / 1e6:,.2f}']
+      for kind, total in sorted(result['collectives'].items())),
     ['step by the roofline, ms', f'{1e3 * result["step_seconds"]:,.3f}'],
     ['images per second by it, all chips', f'{result["images_per_second"]:,.0f}'],
     ['utilisation by it', f'{result["utilisation"]:.1%}']]
@@ -311,11 +293,9 @@ def refusal(result: dict) -> str:
   """Why it does not fit, and what would, in one line."""
   batch, best, needed = (result['config']['batch_size'], result['largest_batch'],
                          result['needed_bytes'])
-  said = f'{needed / GIB:,.2f} GiB a chip, of ' if needed else 'more a chip than '
-  text = (f'batch_size {batch} does not fit {result["topology"]}: it needs {said}'
-          f'{result["available_bytes"] / GIB:.2f}')
-  if best is None:
-    return text
-  return text + (f'; the largest that fits is {best} (--config.batch_size={best})' if best else
-                 f'; nor does {result["chips"]}, one example a chip: use more memory a chip, or a '
-                 'smaller network')
+  size = f'{needed / GIB:,.2f} GiB a chip, of ' if needed else 'more a chip than '
+  return (f'batch_size {batch} does not fit {result["topology"]}: it needs {size}'
+          f'{result["available_bytes"] / GIB:.2f}; '
+          + (f'the largest that fits is {best} (--config.batch_size={best})' if best else
+             f'nor does {result["chips"]}, one example a chip: use more memory a chip, or a '
+             'smaller network'))

@@ -3,10 +3,13 @@
 import math
 import re
 import time
+import timeit
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from gapjax import models
 
 # A training step over a forward pass: the gradients of inputs and of kernels cost one each.
 TRAINING = 3
@@ -31,8 +34,9 @@ PEAKS = {
 def forward_flops(model, image_shape: tuple[int, int, int]) -> int:
   """Floating-point operations of a network's pass over one image (h, w, 3).
 
-  Two for each multiplication of its convolutions and matrix products, nothing for the rest, however
-  a backend computes them; zeros around an image count as if they were multiplied, as usual.
+  Two for each multiplication of its convolutions and matrix products, nothing for the rest; zeros
+  around an image count as if they were multiplied, as usual. The network is one that convolves by
+  convolution: on_cpu.py's sums of shifted inputs would not count.
   """
   image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   program = jax.make_jaxpr(
@@ -40,11 +44,11 @@ def forward_flops(model, image_shape: tuple[int, int, int]) -> int:
   return _count(program.jaxpr)
 
 
-def step_flops(config, model, image_shape: tuple[int, int, int]) -> int:
-  """Those of a training step of a config, over its whole batch, of each image as often as it is
-  seen."""
-  seen = config.batch_size * (config.augshift.crops if config.task == 'classification' else 1)
-  return TRAINING * seen * forward_flops(model, image_shape)
+def step_flops(config, *, num_classes: int, image_shape: tuple[int, int, int],
+               images: int) -> int:
+  """Those of a training step on so many images (a pair of crops are two), on any platform."""
+  model = models.create_network(config.model, num_classes=num_classes)
+  return TRAINING * images * forward_flops(model, image_shape)
 
 
 def _count(jaxpr):
@@ -58,8 +62,6 @@ def _count(jaxpr):
     elif name == 'dot_general':
       (summed, _), _ = params['dimension_numbers']
       total += 2 * size * math.prod(equation.invars[0].aval.shape[axis] for axis in summed)
-    elif 'branches' in params:  # platform_dependent: a backend may convolve without convolution
-      total += max(_count(branch.jaxpr) for branch in params['branches'])
     else:
       inner = [getattr(value, 'jaxpr', value) for value in params.values()]
       total += params.get('length', 1) * sum(_count(x) for x in inner if hasattr(x, 'eqns'))
@@ -86,9 +88,5 @@ def matmul_peak(dtype: str, *, size: int = 2048, rounds: int = 5) -> float:
   x = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), dtype)
   product = jax.jit(jnp.matmul)
   jax.block_until_ready(product(x, x))  # compiles
-  seconds = []
-  for _ in range(rounds):
-    start = time.perf_counter()
-    jax.block_until_ready(product(x, x))
-    seconds.append(time.perf_counter() - start)
-  return 2 * size ** 3 / min(seconds)
+  return 2 * size ** 3 / min(timeit.repeat(
+    lambda: jax.block_until_ready(product(x, x)), timer=time.perf_counter, number=1, repeat=rounds))

@@ -2,9 +2,8 @@
 
 The functions take arrays and work with any network. In a training step of one's own:
 
-    pairs = random_shifts(key, images, max_shift=4)                       # (2, b, h, w, c)
-    logits, features = network(pairs.reshape(-1, *images.shape[1:]))      # one batch of both crops
-    logits, features = (x.reshape(2, len(images), -1) for x in (logits, features))
+    pairs = random_shifts(key, images, max_shift=4)                     # (2, b, h, w, c)
+    logits, features = network(pairs.reshape(-1, *images.shape[1:]))    # (2b, k), (2b, c)
     loss, parts = augshift_loss(logits, features, labels, weight=warm_up(step, 1.0, steps=500))
 
 The paper gives the loss as a figure and no code; the weight and the range of the shift are not in
@@ -18,22 +17,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Num, Shaped
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
+from gapjax import data as datasets
+from gapjax.data.sheet import Sheet
 from gapjax.errors import UsageError
 from gapjax.tasks import consistency
-from gapjax.tasks.images import normalise, random_flips
+from gapjax.tasks.images import (
+  ResidentImages,
+  check_images,
+  check_shift,
+  normalise,
+  random_flips,
+  shown,
+)
 from gapjax.tasks.metrics import PairMetrics, TrainMetrics
 
 
 @jax.jit
-def augshift_loss(logits: jax.Array, features: jax.Array, labels: jax.Array, *,
-                  weight: float | jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+def augshift_loss(logits: Float[ArrayLike, '*pairs k'], features: Float[ArrayLike, '*pairs c'],
+                  labels: Int[ArrayLike, ' b'], *, weight: Shaped[ArrayLike, ''],
+                  ) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
   """Cross entropy of both crops plus weight * MSE of their pooled features.
 
   Args:
-    logits: (2, b, k), of the two crops of each image by the same classifier.
-    features: (2, b, c), their features after global average pooling by the same encoder.
+    logits: (2b, k), all first crops before all second ones, or (2, b, k): of the two crops of each
+      image by the same classifier.
+    features: (2b, c) or (2, b, c), their features after global average pooling by the same encoder.
     labels: (b,) integers in [0, k).
     weight: of the pairwise term, at least 0; 0 is the fair baseline that sees two crops too.
 
@@ -44,22 +56,45 @@ def augshift_loss(logits: jax.Array, features: jax.Array, labels: jax.Array, *,
     makes the distance small too.
 
   Raises:
-    ValueError: the shapes are not those of two crops of b images.
+    UsageError: the shapes are not those of two crops of b images; under jit, while tracing.
   """
-  b = labels.shape[0]
-  if logits.shape[:2] != (2, b) or features.shape[:2] != (2, b) or features.ndim != 3:
-    raise ValueError(f'augshift_loss takes logits (2, b, k), features (2, b, c) and labels (b,), '
-                     f'not {logits.shape}, {features.shape} and {labels.shape}')
+  if jnp.ndim(labels) != 1 or not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+    raise UsageError(f'labels must be (b,) integers, one an image, not {jnp.shape(labels)} '
+                     f'{jnp.result_type(labels)}')
+  b = len(labels)
+  logits, features = _pairs('logits', logits, b), _pairs('features', features, b)
   entropy = cross_entropy(logits, jnp.broadcast_to(labels, logits.shape[:2])).mean(1).sum()
-  distance = jnp.square(features[0] - features[1]).mean()
+  distance = pair_distance(features)
   spread = features.var((0, 1)).mean()  # over crops and images, then channels
   return entropy + weight * distance, {
     'cross_entropy': entropy, 'distance': distance,
     'relative_distance': distance / jnp.maximum(spread, jnp.finfo(features.dtype).tiny)}
 
 
-def random_shifts(key: jax.Array, images: jax.Array, *, max_shift: int,
-                  count: int = 2) -> jax.Array:
+def pair_distance(features: Float[ArrayLike, '*pairs c']) -> Float[Array, '']:
+  """The pairwise term alone, for a loss of one's own: the mean of (z1 - z2)^2 over b and c.
+
+  features: (2b, c), all first crops before all second ones, or (2, b, c).
+
+  Raises UsageError on other shapes.
+  """
+  z1, z2 = _pairs('features', features)
+  return jnp.square(z1 - z2).mean()
+
+
+def _pairs(name, x, b=None):
+  """x as (2, b, n), from that or (2b, n); where b is given it must be so many."""
+  x = jnp.asarray(x)
+  pairs = x.reshape(2, -1, x.shape[-1]) if x.ndim == 2 and len(x) % 2 == 0 else x
+  if pairs.ndim != 3 or len(pairs) != 2 or b not in (None, pairs.shape[1]):
+    of_b = '' if b is None else f' with b = {b}, as labels has'
+    raise UsageError(f'{name} must be (2b, n), all first crops before all second ones, or '
+                     f'(2, b, n){of_b}, not {x.shape}')
+  return pairs
+
+
+def random_shifts(key: Shaped[Array, '*keys'], images: Num[ArrayLike, 'b h w c'], *,
+                  max_shift: int, count: int = 2) -> Num[Array, 'count b h w c']:
   """`count` shifts of each image, independent and uniform in [-max_shift, max_shift]^2.
 
   Args:
@@ -69,11 +104,13 @@ def random_shifts(key: jax.Array, images: jax.Array, *, max_shift: int,
     count: shifts of each image; a pair by default.
 
   Returns:
-    (count, b, h, w, c).
+    (count, b, h, w, c); `.reshape(-1, h, w, c)` is one batch of all first shifts before all second
+    ones.
 
   Raises:
-    UsageError: max_shift is negative, or not smaller than the image.
+    UsageError: images have other axes; max_shift is negative, or not smaller than the image.
   """
+  check_images(images)
   b, h, w, _ = images.shape
   check_shift('a shift', max_shift, h, w)
   if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -88,20 +125,13 @@ def random_shifts(key: jax.Array, images: jax.Array, *, max_shift: int,
   return jax.vmap(jax.vmap(crop), (None, 1))(padded, offsets)  # the shifts are mapped outside
 
 
-def check_shift(what: str, max_shift: int, height: int, width: int) -> None:
-  """Raises UsageError unless 0 <= max_shift < both sizes of the image, in pixels."""
-  if not 0 <= max_shift < min(height, width):
-    raise UsageError(f'{what} of {max_shift} pixels does not fit images of {height}x{width}; '
-                     f'choose one from 0 to {min(height, width) - 1}')
-
-
 def warm_up(step: jax.Array | int, weight: float, *, steps: int) -> jax.Array:
   """The weight of the pairwise term, linear from 0 to `weight` in `steps` steps (0: at once)."""
   return weight * jnp.clip(step / steps, 0, 1) if steps else jnp.asarray(weight)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class AugShiftTask:
+class AugShiftTask(ResidentImages):
   """Classification of randomly shifted images; with two shifts of each, AugShift.
 
   Attributes:
@@ -128,7 +158,30 @@ class AugShiftTask:
   flip: bool = True
   map_offsets: tuple[int, ...] = (0,)
   dtype: jnp.dtype = jnp.float32
-  grid = 1  # the image is the whole input
+
+  @classmethod
+  def of(cls, config, train_set, *, dtype, axis_name=None) -> 'AugShiftTask':
+    """The task of a config. Raises UsageError where a shift is as large as the images."""
+    del axis_name  # the loss is a mean over images
+    height, width = train_set.images.shape[1:3]
+    for name, shift in (('augshift.max_shift', config.augshift.max_shift),
+                        ('eval.shift', config.eval.shift),
+                        ('eval.max_shift', config.eval.max_shift)):
+      check_shift(f'{name}={shift}: a shift', shift, height, width)
+    mean, std = datasets.normalisation(train_set.name, train_set.images)
+    c, reach = config.augshift, config.eval.max_shift // config.eval.map_step
+    return cls(
+      mean=mean, std=std, flip=config.data.flip, dtype=dtype,
+      num_classes=len(train_set.class_names), crops=c.crops, max_shift=c.max_shift,
+      weight=c.weight, stacked=c.stacked,
+      warm_up_steps=round(c.warm_up * config.num_epochs * len(train_set) / config.batch_size),
+      map_offsets=tuple(config.eval.map_step * i for i in range(-reach, reach + 1)))
+
+  @staticmethod
+  def describe(config) -> str:
+    c = config.augshift
+    return f'head {config.model.head}, ' + (
+      f'two crops, pairwise weight {c.weight} on' if c.crops == 2 else 'one crop of')
 
   def normalised(self, images: jax.Array) -> jax.Array:
     return normalise(images, mean=self.mean, std=self.std, dtype=self.dtype)
@@ -148,7 +201,7 @@ class AugShiftTask:
 
   def loss(self, network, batch: Mapping[str, jax.Array],
            step: jax.Array) -> tuple[jax.Array, TrainMetrics | PairMetrics]:
-    """The training loss of a batch, a scalar, and its metrics; network: see steps.Network."""
+    """The training loss of a batch, a scalar, and its metrics; network: a TrainingNetwork."""
     images, labels = batch['images'], batch['labels']
     if self.stacked:
       logits, features = network(images.reshape(-1, *images.shape[2:]))  # (crops * b, ...)
@@ -167,12 +220,14 @@ class AugShiftTask:
       loss=jnp.broadcast_to(loss, labels.shape), correct=correct,
       relative_distance=jnp.broadcast_to(parts['relative_distance'], labels.shape))
 
-  def samples(self, keys, data, indices):
-    """Images as the network sees them, (n, h, w, 3) normalised, all first crops before all second
-    ones; which examples they are, (n,); and None, for where (an image is no canvas)."""
-    n = max(len(indices) // self.crops, 1)
-    images = self.train_batch(keys[:n], data, indices[:n])['images']
-    return images.reshape(-1, *images.shape[2:]), jnp.tile(jnp.arange(n), self.crops), None
+  def samples(self, train_set, *, seed: int, count: int = 12) -> Sheet:
+    """Training images as the network sees them, all first crops before all second ones."""
+    few = train_set.part(0, count // self.crops)
+    batch = jax.jit(self.train_batch)(jax.random.split(jax.random.key(seed), len(few)),
+                                      self.resident(few), np.arange(len(few)))
+    labels = [few.class_names[label] for label in few.labels] * self.crops
+    return Sheet([*zip(labels, np.concatenate(shown(batch['images'], self)), strict=True)],
+                 columns=6)
 
   def eval_inputs(self, data, common, batch) -> jax.Array:
     """Test examples batch['index'] (b,), each moved by batch['offset'] (b, v, 2): (v * b, ...)."""
@@ -184,3 +239,6 @@ class AugShiftTask:
     """Sums over a batch of views, padding left out; see consistency.counts."""
     return consistency.counts(logits, features['pooled'], data['labels'][batch['index']], batch,
                               centre=common['centre'], num_cells=len(self.map_offsets) ** 2)
+
+  def evaluation(self, config, test_set, counter) -> consistency.ShiftEvaluation:
+    return consistency.ShiftEvaluation(config, self, test_set, counter)

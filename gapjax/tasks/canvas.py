@@ -10,12 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
+from tqdm import tqdm
 
-from gapjax.tasks.images import normalise, random_flips
+from gapjax import data as datasets
+from gapjax.data.sheet import Sheet
+from gapjax.errors import UsageError
+from gapjax.tasks.images import ResidentImages, index_batches, normalise, random_flips, shown
 from gapjax.tasks.metrics import EvalMetrics, TrainMetrics
 
 
-def place(patches: jax.Array, locations: jax.Array, *, grid: int, fill: jax.Array) -> jax.Array:
+def paste(patches: jax.Array, locations: jax.Array, *, grid: int, fill: jax.Array) -> jax.Array:
   """Pastes each patch into its own canvas.
 
   Args:
@@ -35,7 +39,7 @@ def place(patches: jax.Array, locations: jax.Array, *, grid: int, fill: jax.Arra
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class CanvasTask:
+class CanvasTask(ResidentImages):
   """Inputs, targets, loss and metrics of location or image classification on a canvas.
 
   Attributes:
@@ -56,6 +60,27 @@ class CanvasTask:
   num_image_classes: int
   flip: bool = True
   dtype: jnp.dtype = jnp.float32
+  crops = 1
+
+  @classmethod
+  def of(cls, config, train_set, *, dtype, axis_name=None) -> 'CanvasTask':
+    """The task of a config. Raises UsageError unless the images are square."""
+    del axis_name  # the loss is a mean over images
+    (height, width), c = train_set.images.shape[1:3], config.canvas
+    if height != width:
+      raise UsageError(f'the images of {train_set.name} are {height}x{width}, and a canvas is made '
+                       'of squares; set data.image_size')
+    mean, std = datasets.normalisation(train_set.name, train_set.images)
+    return cls(grid=c.grid, target=c.target, fill=c.fill, mean=mean, std=std, dtype=dtype,
+               num_image_classes=len(train_set.class_names), flip=config.data.flip)
+
+  @staticmethod
+  def describe(config) -> str:
+    c = config.canvas
+    return f'head {config.model.head}, {c.target} on a {c.grid}x{c.grid} canvas of'
+
+  def input_shape(self, train_set) -> tuple[int, int]:
+    return tuple(side * self.grid for side in train_set.images.shape[1:3])
 
   @property
   def num_locations(self) -> int:
@@ -71,7 +96,7 @@ class CanvasTask:
     patches = normalise(images, mean=self.mean, std=self.std, dtype=self.dtype)
     black = normalise(jnp.zeros(3), mean=self.mean, std=self.std, dtype=self.dtype)
     fill = jnp.zeros_like(black) if self.fill == 'zero' else black
-    return place(patches, locations, grid=self.grid, fill=fill)
+    return paste(patches, locations, grid=self.grid, fill=fill)
 
   def train_batch(self, keys: jax.Array, data: Mapping[str, jax.Array],
                   indices: jax.Array) -> dict[str, jax.Array]:
@@ -93,18 +118,22 @@ class CanvasTask:
 
   def loss(self, network, batch: Mapping[str, jax.Array],
            step: jax.Array) -> tuple[jax.Array, TrainMetrics]:
-    """Mean cross entropy of a batch, a scalar, and its metrics; network: see steps.Network."""
+    """Mean cross entropy of a batch, a scalar, and its metrics; network: a TrainingNetwork."""
     del step  # the loss is the same throughout training
     logits, _ = network(batch['canvases'])
     losses = cross_entropy(logits, batch['targets'])  # (b, k), (b,) -> (b,)
     correct = (logits.argmax(-1) == batch['targets']).astype(losses.dtype)
     return losses.mean(), TrainMetrics.single_from_model_output(loss=losses, correct=correct)
 
-  def samples(self, keys, data, indices):
-    """Training canvases as the network sees them, (n, k * s, k * s, 3) normalised; which examples
-    they are and at which location, (n,) each."""
-    batch = self.train_batch(keys, data, indices)
-    return batch['canvases'], jnp.arange(len(indices)), batch['locations']
+  def samples(self, train_set, *, seed: int, count: int = 12) -> Sheet:
+    """Training canvases as the network sees them, each with its class and location."""
+    few = train_set.part(0, count)
+    batch = jax.jit(self.train_batch)(jax.random.split(jax.random.key(seed), len(few)),
+                                      self.resident(few), np.arange(len(few)))
+    labels = [f'{few.class_names[label]} at {location}' for label, location
+              in zip(few.labels, batch['locations'], strict=True)]
+    return Sheet([*zip(labels, shown(batch['canvases'], self), strict=True)], columns=6,
+                 grid=self.grid)
 
   def eval_inputs(self, data: Mapping[str, jax.Array], common,
                   batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -120,3 +149,76 @@ class CanvasTask:
     at = jax.nn.one_hot(batch['location'], self.num_locations, dtype=jnp.int32)  # (b, k * k)
     return EvalMetrics(correct=correct.astype(jnp.int32) @ at,
                        count=batch['mask'].astype(jnp.int32) @ at, loss=losses.sum())
+
+  def evaluation(self, config, test_set, counter) -> 'CanvasEvaluation':
+    return CanvasEvaluation(config, self, test_set, counter)
+
+
+class CanvasEvaluation:
+  """The exact accuracy, and the authors' protocol; see protocol.Evaluation.
+
+  PermuteNet draws one permutation a batch, as the authors' test loop does: its accuracy depends,
+  within that noise, on eval.batch_size (rounded up to a multiple of the devices).
+  """
+
+  def __init__(self, config, task, test_set, counter):
+    self.seed, self.task, self.counter = config.seed, task, counter
+    self.num_images, self.metric = len(test_set), f'{task.target}_accuracy'
+
+  def during(self, state, *, stop=None) -> dict | None:
+    """The authors' protocol, once: every test image at a random location."""
+    return self.random(state, passes=1, stop=stop)
+
+  def final(self, state, *, stop=None, progress=False, brief=False) -> dict | None:
+    return self.exact(state, stop=stop, progress=progress)
+
+  def exact(self, state, *, stop=None, progress=False) -> dict | None:
+    """Every test image at every location: {'accuracy', 'loss', 'per_location'}.
+
+    None when `stop` was requested on the way.
+    """
+    return self._count(state, *every_location(self.num_images, self.task.num_locations),
+                       stop=stop, progress=progress)
+
+  def random(self, state, *, passes: int, stop=None, progress=False) -> dict | None:
+    """The authors' protocol: every test image once a pass, each time at a random location."""
+    return self._count(state, *random_locations(
+      self.num_images, self.task.num_locations, passes=passes, seed=(self.seed, int(state.step))),
+      stop=stop, progress=progress)
+
+  def _count(self, state, index, location, *, stop, progress):
+    batches = index_batches({'index': index, 'location': location}, self.counter.batch_size)
+    zeros = EvalMetrics.zeros(self.task.num_locations, self.task.dtype)
+    with tqdm(total=len(index), unit='img', desc='evaluate', leave=False,
+              disable=not progress) as bar:
+      totals = self.counter.count(state, zeros, batches, stop=stop, bar=bar)
+    return totals and totals.compute()
+
+  def summary(self, final: dict, evaluations: list[dict]) -> dict:
+    best = max(evaluations, key=lambda line: line['accuracy'])
+    return {'final': {self.metric: final['accuracy'], 'loss': final['loss']},
+            'best': {f'{self.metric}_best_random': best['accuracy'], 'step': best['step']},
+            'per_location': final['per_location']}
+
+  def report(self, state) -> dict:
+    """All metrics of a checkpoint: the exact ones, and the authors' test script (k * k passes with
+    random placement)."""
+    exact = self.exact(state, progress=True)
+    random = self.random(state, passes=self.task.num_locations, progress=True)
+    return {self.metric: exact['accuracy'], f'{self.metric}_random': random['accuracy'],
+            'loss': exact['loss'], 'per_location': exact['per_location']}
+
+  def pictures(self, state) -> dict[str, Sheet]:
+    return {}
+
+
+def every_location(num_images: int, num_locations: int) -> tuple[np.ndarray, np.ndarray]:
+  """Every (image, location) once: two arrays (num_images * num_locations,)."""
+  return np.divmod(np.arange(num_images * num_locations), num_locations)
+
+
+def random_locations(num_images: int, num_locations: int, *, passes: int,
+                     seed) -> tuple[np.ndarray, np.ndarray]:
+  """Every image `passes` times, each at a uniform location: two arrays (passes * num_images,)."""
+  index = np.tile(np.arange(num_images), passes)
+  return index, np.random.default_rng(seed).integers(num_locations, size=len(index))

@@ -9,15 +9,84 @@ image is the image moved by an offset (dy, dx), content down and right by so man
 - `circular`: rolled; nothing leaves the image.
 
 Consistency at s is the share of images whose two views, with independent uniform offsets in
-[-s, s]^2, get the same top-1 class. The headline is `pad` with s = 4, on CIFAR.
+[-s, s]^2, get the same top-1 class. The headline is `pad` with s = 4, on CIFAR. `consistency`
+measures it of any network.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Shaped
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
+from tqdm import tqdm
+
+from gapjax.data.sheet import Sheet
+from gapjax.errors import UsageError, check_choice
+from gapjax.tasks.images import check_images, check_shift, index_batches
 
 PROTOCOLS = ('pad', 'crop', 'circular')
+# s of protocol `circular`, as Chaman & Dokmanic 2021 measure APS: rolls of up to 3 pixels.
+CIRCULAR_SHIFT = 3
+
+
+class Consistency(NamedTuple):
+  """How many of `count` images got one class twice: `agree`. Batches add up: sum(batches).value."""
+  agree: ArrayLike
+  count: ArrayLike
+
+  @property
+  def value(self) -> float:
+    """The share, in [0, 1]."""
+    return float(self.agree / self.count)
+
+  def __add__(self, other):
+    return Consistency(self.agree + other.agree, self.count + other.count)
+
+  def __radd__(self, zero):
+    return self  # sum() begins with 0
+
+
+def consistency(predict: Callable, images: Float[ArrayLike, 'b h w c'],
+                key: Shaped[Array, '*key'], max_shift: int = 4,
+                protocol: str = 'pad') -> Consistency:
+  """Shift consistency of a network: is the top-1 class the same for two random shifts of an image?
+
+      found = sum(consistency(predict, images, jax.random.fold_in(key, i))
+                  for i, images in enumerate(batches))
+      print(found.value)
+
+  Args:
+    predict: images (b, h, w, c) -> logits (b, k), called twice; jit it. Any framework's.
+    images: (b, h, w, c), normalised, so that the zeros that fill the border are the mean colour.
+    key: one key; another for every batch.
+    max_shift: s, pixels; both shifts of an image are uniform in [-s, s]^2.
+    protocol: 'pad', 'crop' or 'circular', as above.
+
+  Returns:
+    Consistency(agree, count): integers. Logits that are NaN agree with nothing.
+
+  Raises:
+    UsageError: `images` or what `predict` returns has another shape, the shift does not fit the
+      images, or there is no such protocol.
+  """
+  check_choice(protocol, PROTOCOLS, what='protocol')
+  check_images(images)
+  b, h, w, _ = jnp.shape(images)
+  check_shift('max_shift', max_shift, h, w)
+  offsets = jax.random.randint(key, (b, 2, 2), -max_shift, max_shift + 1)
+  views = _views(images, offsets, protocol=PROTOCOLS.index(protocol), max_shift=max_shift)
+  logits = [jnp.asarray(predict(view)) for view in (views[:b], views[b:])]
+  if any(x.ndim != 2 or len(x) != b for x in logits):
+    raise UsageError(f'`predict` maps images {views[:b].shape} to {logits[0].shape}; it should '
+                     'return logits (b, k)')
+  first, second = (jnp.where(jnp.isnan(x).any(1), -1 - i, x.argmax(1))
+                   for i, x in enumerate(logits))
+  return Consistency((first == second).sum(dtype=jnp.int32), jnp.int32(b))
 
 
 def shifted_views(images: jax.Array, offsets: jax.Array, *, protocol: jax.Array,
@@ -36,6 +105,9 @@ def shifted_views(images: jax.Array, offsets: jax.Array, *, protocol: jax.Array,
   views = jax.vmap(lambda offset: lax.switch(
     protocol, (_pad, _crop, _roll), images, offset, max_shift), 1)(offsets)  # (v, b, h, w, c)
   return views.reshape(-1, *images.shape[1:])
+
+
+_views = jax.jit(shifted_views)
 
 
 def _pad(images, offsets, _):
@@ -98,3 +170,122 @@ def counts(logits: jax.Array, features: jax.Array, labels: jax.Array, batch, *, 
           'loss': jnp.where(mask, loss, 0).sum(),
           'distance': jnp.square(z[first] - z[last]).sum(),
           'deviation': z.sum((0, 1)), 'square': jnp.square(z).sum((0, 1))}
+
+
+class ShiftEvaluation:
+  """Top-1 accuracy and shift consistency; see protocol.Evaluation."""
+
+  def __init__(self, config, task, test_set, counter):
+    self.config, self.task, self.counter = config, task, counter
+    self.num_images = len(test_set)
+    self.protocol = f'pad, s = {config.eval.shift}'  # of the headline, for tables
+
+  def during(self, state, *, stop=None):
+    """Top-1 of the images as they are, and the headline consistency."""
+    return self._headline(state, stop=stop)
+
+  def final(self, state, *, stop=None, progress=False, brief=False) -> dict | None:
+    """The same and, unless `brief`, consistency by the other protocols and the curves and the map
+    of _shifts."""
+    if brief:
+      result = self._headline(state, stop=stop)
+      return result and {**result, 'shifts': {}}
+    n = self.num_images
+    few = min(self.config.eval.shift_images or n, n)
+    cells = len(self.task.map_offsets) ** 2
+    curves = len(PROTOCOLS) * self.config.eval.max_shift
+    others = {'crop': self.config.eval.shift, 'circular': CIRCULAR_SHIFT}
+    with tqdm(total=(2 + len(others)) * n + few * (curves + cells), unit='img', desc='evaluate',
+              leave=False, disable=not progress) as bar:
+      result = self._headline(state, stop=stop, bar=bar)
+      for protocol, s in others.items():
+        pairs = result and self._pairs(state, np.arange(n), protocol, s, stop=stop, bar=bar)
+        result = pairs and {**result, f'consistency_{protocol}': _agreement(pairs)}
+      shifts = result and self._shifts(state, few, stop=stop, bar=bar)
+    return shifts and {**result, 'shifts': shifts}
+
+  def _headline(self, state, **rest):
+    everything, s = np.arange(self.num_images), self.config.eval.shift
+    still = self._moved(state, everything, np.zeros((self.num_images, 1, 2)), 'pad', 0, **rest)
+    if still is None:
+      return None
+    centre = still['deviation'] / self.num_images
+    pairs = self._pairs(state, everything, 'pad', s, centre=centre, **rest)
+    if pairs is None:
+      return None
+    # Variance of the moved images' features over images and views: their mean is near `centre`.
+    views = 2 * self.num_images
+    variance = pairs['square'] / views - np.square(pairs['deviation'] / views)  # (c,)
+    distance = pairs['distance'] / (self.num_images * len(centre))
+    return {'accuracy': float(still['correct'].sum() / still['count'].sum()),
+            'loss': float(still['loss'] / still['count'].sum()),
+            'consistency': _agreement(pairs),
+            'feature_distance': float(distance / max(variance.mean(), np.finfo(np.float32).tiny))}
+
+  def _shifts(self, state, few: int, **rest) -> dict | None:
+    """On the first `few` test images: consistency by protocol for s = 1 .. eval.max_shift, and
+    accuracy as a function of (dy, dx)."""
+    images, protocols = np.arange(few), {}
+    for protocol in PROTOCOLS:
+      protocols[protocol] = []
+      for s in range(1, self.config.eval.max_shift + 1):
+        pairs = self._pairs(state, images, protocol, s, **rest)
+        if pairs is None:
+          return None
+        protocols[protocol].append(_agreement(pairs))
+    offsets = np.array(self.task.map_offsets)
+    side = len(offsets)
+    cell, index = np.divmod(np.arange(side * side * few), few)
+    moves = offsets[np.stack(np.divmod(cell, side), -1)]  # (side * side * few, 2): dy, dx
+    totals = self._moved(state, index, moves[:, None], 'pad', 0, cell=cell, **rest)
+    if totals is None:
+      return None
+    return {'protocols': protocols, 'images': few, 'offsets': offsets.tolist(),
+            'accuracy_map': (totals['correct'] / totals['count']).reshape(side, side).tolist()}
+
+  def _pairs(self, state, index, protocol, s, **rest):
+    """Two views of each image, with offsets that depend on (seed, protocol, s, image) alone."""
+    draw = np.random.default_rng((self.config.seed, PROTOCOLS.index(protocol), s))
+    offsets = draw.integers(-s, s, endpoint=True, size=(self.num_images, 2, 2))
+    return self._moved(state, index, offsets[index], protocol, s, **rest)
+
+  def _moved(self, state, index, offset, protocol, s, *, centre=None, cell=None, **rest):
+    """Counts of the images index (n,), each moved by offset (n, v, 2)."""
+    dtype, width = self.task.dtype, self.counter.num_channels
+    cells = np.zeros(len(self.task.map_offsets) ** 2, np.int32)
+    zero, channels = np.zeros((), dtype), np.zeros(width, dtype)
+    zeros = {'count': cells, 'correct': cells.copy(), 'agree': np.zeros((), np.int32),
+             'loss': zero, 'distance': zero.copy(), 'deviation': channels,
+             'square': channels.copy()}
+    common = {'protocol': np.int32(PROTOCOLS.index(protocol)), 'max_shift': np.int32(s),
+              'centre': np.zeros(width, dtype) if centre is None else centre.astype(dtype)}
+    examples = {'index': index, 'offset': offset,
+                'cell': np.zeros(len(index), int) if cell is None else cell}
+    return self.counter.count(state, zeros, index_batches(examples, self.counter.batch_size),
+                              common=common, **rest)
+
+  def summary(self, final: dict, evaluations: list[dict]) -> dict:
+    best = max(evaluations, key=lambda line: line['accuracy'])
+    return {'final': _named(final),
+            'best': {'image_accuracy_best': best['accuracy'], 'step': best['step']},
+            'shifts': {**final['shifts'], 'protocol': self.protocol}}
+
+  def report(self, state) -> dict:
+    """All metrics of a checkpoint."""
+    final = self.final(state, progress=True)
+    return {**_named(final), 'protocol': self.protocol, 'shifts': final['shifts']}
+
+  def pictures(self, state) -> dict[str, Sheet]:
+    return {}
+
+
+def _named(line):
+  """The numbers of an evaluation by the names that summaries and tables give them."""
+  names = {'accuracy': 'image_accuracy', **{name: name for name in (
+    'consistency', 'consistency_crop', 'consistency_circular', 'feature_distance', 'loss')}}
+  return {new: line[old] for old, new in names.items() if old in line}
+
+
+def _agreement(pairs) -> float:
+  """The share of images whose two views get the same class."""
+  return float(pairs['agree'] / pairs['count'].sum())

@@ -3,6 +3,7 @@
 Labels are (b, h, w); what lies outside [0, num_classes), such as 255, is void and counts nowhere.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -12,17 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
+from tqdm import tqdm
 
+from gapjax import data as datasets
+from gapjax.data import sheet
+from gapjax.data.catalogue import VOID
 from gapjax.errors import UsageError, check_choice
-from gapjax.tasks.images import normalise
+from gapjax.tasks.images import IMAGENET, normalise
 from gapjax.tasks.metrics import TrainMetrics
 
-VOID = 255
 # name -> (top, left, bottom, right), fractions of the image's size, rounded down to pixels: left
 # and right are the columns [0, w // 2) and [w // 2, w).
 REGIONS = {'all': (0.0, 0.0, 1.0, 1.0), 'left': (0.0, 0.0, 1.0, 0.5), 'right': (0.0, 0.5, 1.0, 1.0),
            'top': (0.0, 0.0, 0.5, 1.0), 'bottom': (0.5, 0.0, 1.0, 1.0),
-           'center': (0.25, 0.25, 0.75, 0.75)}
+           'center': (0.0, 0.25, 1.0, 0.75)}  # the authors': at full height
+MEAN_COLOUR = np.rint(255 * np.array(IMAGENET[0])).astype(np.uint8)  # around a scene
 
 
 def region(where: str | Sequence[float]) -> tuple[float, float, float, float]:
@@ -97,6 +102,20 @@ def by_region(labels: jax.Array, sizes: jax.Array, rectangles: Sequence) -> jax.
                     for rectangle in rectangles])
 
 
+def inside(rectangle, sizes: jax.Array, shape: tuple[int, int]) -> jax.Array:
+  """Which pixels of a batch lie in a rectangle: (b, h, w) bool.
+
+  sizes: (b, 2) integers, each image's height and width; the image stands in the top left corner of
+  an array of `shape`.
+  """
+  masks = []
+  for n, low, high, axis in zip(shape, rectangle[:2], rectangle[2:], (1, 2), strict=True):
+    size = sizes[:, axis - 1, None]
+    pixels = jnp.arange(n)
+    masks.append((pixels >= jnp.floor(low * size)) & (pixels < jnp.floor(high * size)))
+  return masks[0][:, :, None] & masks[1][:, None, :]
+
+
 def _counts(predicted, labels, *, num_classes):
   predicted, labels = (x.astype(jnp.int32) for x in (predicted, labels))
   valid, void = (labels >= 0) & (labels < num_classes), num_classes ** 2
@@ -116,12 +135,14 @@ def _products(predicted, labels, *, num_classes):
 def iou(matrix) -> tuple[np.ndarray, float]:
   """Intersection over union of each class, (num_classes,), and their mean, from a confusion matrix.
 
-  A class that occurs in no label has NaN and is left out of the mean, as in the authors' code.
+  A class that occurs in no label and is never predicted has NaN and is left out of the mean; one
+  that is only predicted counts as 0, as in the authors' code.
   """
   matrix = np.asarray(matrix, np.int64)
   hit, true, taken = np.diag(matrix), matrix.sum(1), matrix.sum(0)
-  per_class = np.where(true > 0, hit / np.maximum(true + taken - hit, 1), np.nan)
-  return per_class, float(np.nanmean(per_class)) if (true > 0).any() else float('nan')
+  union = true + taken - hit
+  per_class = np.where(union > 0, hit / np.maximum(union, 1), np.nan)
+  return per_class, float(np.nanmean(per_class)) if union.any() else float('nan')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,6 +156,7 @@ class SegmentationTask:
       the true class' probability.
     gamma: the focal loss' exponent.
     axis_name: the pmap axis; the loss is the mean over all its pixels that are not void.
+    crop, scale, flip: of the training images; see data.training_batches.
     dtype: of the images.
   """
   mean: np.ndarray
@@ -143,8 +165,49 @@ class SegmentationTask:
   loss_name: str = 'cross_entropy'
   gamma: float = 2.0
   axis_name: str | None = None
+  crop: tuple[int, int] = (513, 513)
+  scale: tuple[float, float] = (0.5, 2.0)
+  flip: bool = True
   dtype: jnp.dtype = jnp.float32
-  grid = 1  # the image is the whole input
+  dense, crops = True, 1
+  load_split = staticmethod(datasets.load_scenes)
+
+  @classmethod
+  def of(cls, config, train_set, *, dtype, axis_name) -> 'SegmentationTask':
+    c, (mean, std) = config.segmentation, np.array(IMAGENET)
+    return cls(mean=mean, std=std, num_classes=len(train_set.class_names), loss_name=c.loss,
+               gamma=c.gamma, axis_name=axis_name, crop=tuple(c.crop), scale=tuple(c.scale),
+               flip=c.flip, dtype=dtype)
+
+  @staticmethod
+  def check_data(config, *, data_dir) -> None:
+    for split in (config.data.train_split, config.data.eval_split, config.neurons.split):
+      scenes = datasets.load_scenes(config.data.name, split=split, data_dir=data_dir)
+      object_classes(config.neurons.classes, scenes.class_names, dataset=config.data.name)
+
+  @staticmethod
+  def describe(config) -> str:
+    return f'{config.model.backbone}, output stride {config.model.output_stride}, scenes of'
+
+  def input_shape(self, train_set) -> tuple[int, int]:
+    return self.crop
+
+  def resident(self, dataset) -> dict[str, np.ndarray]:
+    """Nothing: scenes stay on disk."""
+    return {}
+
+  def host_batches(self, train_set, *, batch_size, seed, num_hosts=1, host=0):
+    """Random crops of scaled scenes, by Grain."""
+    return datasets.training_batches(
+      train_set, batch_size=batch_size, seed=seed, crop_size=self.crop, scale=self.scale,
+      flip=self.flip, fill=MEAN_COLOUR, num_hosts=num_hosts, host=host)
+
+  def samples(self, train_set, *, seed: int, count: int = 6) -> sheet.Sheet:
+    """The first training crops and their labels."""
+    batch = self.host_batches(train_set, batch_size=count, seed=seed).at(0)
+    return sheet.scenes([{'image': image, 'truth': labels} for image, labels
+                         in zip(batch['images'], batch['labels'], strict=True)],
+                        class_names=train_set.class_names, palette=train_set.palette)
 
   def normalised(self, images: jax.Array) -> jax.Array:
     return normalise(images, mean=self.mean, std=self.std, dtype=self.dtype)
@@ -160,11 +223,13 @@ class SegmentationTask:
     valid = (labels >= 0) & (labels < self.num_classes)
     losses = cross_entropy(logits, jnp.where(valid, labels, 0))
     if self.loss_name == 'focal':
-      losses = (1 - jnp.exp(-losses)) ** self.gamma * losses
+      wrong = -jnp.expm1(-losses)  # 1 - p; its power has no derivative at 0
+      factor = jnp.where(wrong > 0, jnp.where(wrong > 0, wrong, 1) ** self.gamma, 0 ** self.gamma)
+      losses = factor * losses
     return jnp.where(valid, losses, 0), valid
 
   def loss(self, network, batch, step) -> tuple[jax.Array, TrainMetrics]:
-    """The mean loss of the batch's pixels, and its metrics; network: see steps.Network."""
+    """The mean loss of the batch's pixels, and its metrics; network: see steps.TrainingNetwork."""
     del step
     logits, _ = network(batch['images'])
     losses, valid = self.losses(logits, batch['labels'])
@@ -193,16 +258,116 @@ class SegmentationTask:
     return {'matrix': confusions(logits.argmax(-1), regional, self.num_classes),
             'loss': losses.sum(), 'count': valid.sum()}
 
+  def evaluation(self, config, test_set, counter) -> 'SceneEvaluation':
+    return SceneEvaluation(config, self, test_set, counter)
 
-def inside(rectangle, sizes: jax.Array, shape: tuple[int, int]) -> jax.Array:
-  """Which pixels of a batch lie in a rectangle: (b, h, w) bool.
 
-  sizes: (b, 2) integers, each image's height and width; the image stands in the top left corner of
-  an array of `shape`.
+class SceneEvaluation:
+  """mIoU of the evaluated split at its images' size, of exact counts; see protocol.Evaluation.
+
+  Images of one size share batches and a compiled step: exact whatever the sizes. With eval.padded
+  all are filled up to one shape (one program, as a TPU wants it), with the mean colour; then
+  padding enters the image-pooling branch and the borders' receptive fields, and mIoU differs a
+  little.
+
+  Raises UsageError where neurons.classes names no class: before an epoch of training, not after.
   """
-  masks = []
-  for n, low, high, axis in zip(shape, rectangle[:2], rectangle[2:], (1, 2), strict=True):
-    size = sizes[:, axis - 1, None]
-    place = jnp.arange(n)
-    masks.append((place >= jnp.floor(low * size)) & (place < jnp.floor(high * size)))
-  return masks[0][:, :, None] & masks[1][:, None, :]
+
+  def __init__(self, config, task, test_set, counter):
+    object_classes(config.neurons.classes, test_set.class_names, dataset=config.data.name)
+    self.padded, self.task, self.scenes, self.counter = config.eval.padded, task, test_set, counter
+
+  def during(self, state, *, stop=None) -> dict | None:
+    return self.final(state, stop=stop)
+
+  def final(self, state, *, stop=None, progress=False, brief=False) -> dict | None:
+    """{'accuracy' (of pixels), 'loss', 'miou', 'miou_left' and so on, 'per_class'}.
+
+    A class that does not occur is None in 'per_class', (K,). None when `stop` was requested.
+    """
+    k, totals = self.task.num_classes, []
+    zeros = {'matrix': np.zeros((len(REGIONS), k, k), np.int32),
+             'loss': np.zeros((), self.task.dtype), 'count': np.zeros((), np.int32)}
+    with tqdm(total=len(self.scenes), unit='img', desc='evaluate', leave=False,
+              disable=not progress) as bar:
+      for batch in scene_batches(self.scenes, self.counter.batch_size, padded=self.padded):
+        # A batch fits int32; the sum over a set (6e9 pixels in Cityscapes) does not.
+        counts = self.counter.count(state, zeros, [batch], stop=stop, bar=bar)
+        if counts is None:
+          return None
+        totals.append({name: np.float64(value) if name == 'loss' else np.int64(value)
+                       for name, value in counts.items()})
+    return _measures(jax.tree.map(lambda *parts: sum(parts), *totals))
+
+  def pictures(self, state) -> dict[str, sheet.Sheet]:
+    """Scenes from the whole split, their labels and the network's classes."""
+    rows = [{'image': scene['image'], 'truth': scene['label'],
+             'prediction': self.counter.predict(state, scene['image'])}
+            for scene in spread_out(self.scenes)]
+    return {'predictions.png': sheet.scenes(rows, class_names=self.scenes.class_names,
+                                            palette=self.scenes.palette)}
+
+  def summary(self, final: dict, evaluations: list[dict]) -> dict:
+    best = max(evaluations, key=lambda line: line['miou'])
+    return {'final': _named(final), 'best': {'miou_best': best['miou'], 'step': best['step']},
+            'per_class': dict(zip(self.scenes.class_names, final['per_class'], strict=True))}
+
+  def report(self, state) -> dict:
+    """All metrics of a checkpoint."""
+    final = self.final(state, progress=True)
+    return {**_named(final), 'loss': final['loss'], 'per_class': final['per_class']}
+
+
+def _measures(totals):
+  matrices = dict(zip(REGIONS, totals['matrix'], strict=True))
+  per_class, miou = iou(matrices['all'])
+  regions = {f'miou_{name}': iou(matrix)[1] for name, matrix in matrices.items() if name != 'all'}
+  numbers = {'accuracy': float(np.trace(matrices['all']) / matrices['all'].sum()),
+           'loss': float(totals['loss'] / totals['count']), 'miou': miou, **regions}
+  return {**{name: value if np.isfinite(value) else None for name, value in numbers.items()},
+          'per_class': [None if np.isnan(value) else float(value) for value in per_class]}
+
+
+def _named(line):
+  """The numbers of an evaluation by the names that summaries and tables give them."""
+  return {'pixel_accuracy': line['accuracy'], **{name: value for name, value in line.items()
+                                                 if name.startswith('miou')}}
+
+
+def scene_batches(scenes, batch_size: int, *, padded: bool = False):
+  """Yields (batch, how many scenes it holds), every scene once.
+
+  batch: 'images' (batch_size, h, w, 3) uint8, 'labels' (batch_size, h, w) uint8, 'size'
+  (batch_size, 2) int32, each image's own. Scenes of one size share batches; if `padded`, all have
+  the shape of the largest ones. What is filled up is mean colour and void.
+  """
+  shape, waiting = None, collections.defaultdict(list)
+  if padded:
+    shape = tuple(np.max([scenes[i]['label'].shape for i in range(len(scenes))], 0).tolist())
+  for i in range(len(scenes)):
+    scene = scenes[i]
+    bucket = waiting[shape or scene['label'].shape]
+    bucket.append(scene)
+    if len(bucket) == batch_size:
+      yield _stack(bucket, batch_size, shape), batch_size
+      bucket.clear()
+  for bucket in waiting.values():
+    if bucket:
+      yield _stack(bucket, batch_size, shape), len(bucket)
+
+
+def _stack(bucket, batch_size, shape):
+  h, w = shape or bucket[0]['label'].shape
+  images = np.empty((batch_size, h, w, 3), np.uint8)
+  images[:] = MEAN_COLOUR
+  labels = np.full((batch_size, h, w), VOID, np.uint8)
+  sizes = np.full((batch_size, 2), (h, w), np.int32)
+  for i, scene in enumerate(bucket):
+    sizes[i] = n, m = scene['label'].shape
+    images[i, :n, :m], labels[i, :n, :m] = scene['image'], scene['label']
+  return {'images': images, 'labels': labels, 'size': sizes}
+
+
+def spread_out(scenes, count: int = 4) -> list[dict]:
+  """A few scenes in equal distances."""
+  return [scenes[int(i)] for i in np.linspace(0, len(scenes) - 1, min(count, len(scenes)))]

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import shutil
 import sys
 
@@ -14,13 +15,15 @@ import orbax.checkpoint as ocp
 
 from gapjax import paths
 from gapjax.errors import TrainingFailed, UsageError
-from gapjax.training.devices import is_first, wait_for_all
+from gapjax.training.devices import broadcast, decided, is_first
+from gapjax.training.system import versions
 
 log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-  """The checkpoints of a run: `workdir/checkpoints/STEP`.
+  """The checkpoints of a run: `workdir/checkpoints/STEP`. The first process alone reads and writes
+  there, and tells the others what it read.
 
   Each holds the state and a `meta` dict with the state's digest: a file that was truncated or
   altered without the format noticing is found all the same.
@@ -31,9 +34,18 @@ class Checkpoints:
     if not paths.is_remote(workdir):  # orbax takes no relative path
       workdir = workdir.absolute()
     self.directory, self._read_only = workdir / 'checkpoints', read_only
-    options = (ocp.CheckpointManagerOptions(read_only=True) if read_only else
-               ocp.CheckpointManagerOptions(max_to_keep=keep, create=True))
-    self.manager = ocp.CheckpointManager(self.directory, options=options)
+    if not is_first():
+      return
+    if not read_only:
+      self.directory.mkdir(parents=True, exist_ok=True)
+    alone = ocp.options.MultiprocessingOptions(active_processes={0})
+    self.manager = ocp.CheckpointManager(
+      self.directory,
+      item_handlers={'state': ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+                     'meta': ocp.JsonCheckpointHandler(multiprocessing_options=alone)},
+      options=ocp.CheckpointManagerOptions(
+        read_only=read_only, max_to_keep=None if read_only else keep, create=False,
+        multiprocessing_options=alone))
 
   def __enter__(self):
     self._hook = sys.unraisablehook
@@ -41,8 +53,9 @@ class Checkpoints:
     return self
 
   def __exit__(self, kind, *_):
-    with self._disk():
-      self.manager.close()
+    if is_first():
+      with self._disk():
+        self.manager.close()
     if kind is None or not issubclass(kind, OSError | ValueError):
       sys.unraisablehook = self._hook  # else threads of a write that failed may still speak up
 
@@ -58,22 +71,23 @@ class Checkpoints:
     Raises TrainingFailed, and saves nothing, when a value is not finite: the newest checkpoint is
     always a good one. Raises OSError when the disk is full.
     """
-    if step in self.manager.all_steps():
-      return
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
       raise TrainingFailed(
         f'a parameter is not finite after step {step}; the last good checkpoint is kept: try a '
         'lower optimizer.lr, schedule.warmup_epochs or optimizer.clip_norm in a new workdir')
+    if not is_first() or step in self.manager.all_steps():
+      return
     self._check_space(state)
     with self._disk():
       self.manager.save(step, args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
-        meta=ocp.args.JsonSave({**meta, 'digest': digest(state)})))
+        meta=ocp.args.JsonSave({**meta, 'digest': digest(state), 'optax': versions()['optax']})))
 
   def wait(self) -> None:
     """Returns when the last save is on disk; raises what went wrong with it."""
-    with self._disk():
-      self.manager.wait_until_finished()
+    if is_first():
+      with self._disk():
+        self.manager.wait_until_finished()
 
   def _check_space(self, state):
     """Raises OSError on a disk too full for the state, before anything is half written."""
@@ -101,16 +115,31 @@ class Checkpoints:
     (unless read_only).
 
     Raises UsageError when there are checkpoints but none can be read: starting again from nothing
-    would lose them. Raises OSError when it is the disk or the permissions that fail, and what
-    gcsfs and tensorstore raise when it is the way to the bucket.
+    would lose them; and when the newest is of another optimiser's state. Raises OSError when it is
+    the disk or the permissions that fail, and what gcsfs and tensorstore raise when it is the way
+    to the bucket.
     """
+    states = [like]
+
+    def read():
+      if found := self._read(like):
+        step, states[0], meta = found
+        return step, meta
+
+    told = decided(read)
+    return told and (told[0], broadcast(states[0]), told[1])
+
+  def _read(self, like):
     broken = {}
     for step in sorted(self.manager.all_steps(), reverse=True):
       try:
+        self._check_structure(step, like)
         found = self.manager.restore(step, args=ocp.args.Composite(
           state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()))
         if digest(found.state) != found.meta['digest']:
           raise ValueError('its contents do not match its digest')
+      except UsageError:
+        raise
       except Exception as error:  # a broken file shows as almost any exception
         missing = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
         if isinstance(error, MemoryError) or getattr(error, 'errno', None) not in missing:
@@ -120,8 +149,10 @@ class Checkpoints:
         broken[step] = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         log.warning('checkpoint %d is broken (%s); trying the one before', step, broken[step])
         continue
-      if not self._read_only and broken:
-        self._set_aside(broken)
+      aside = self.directory.parent / 'checkpoints_broken'
+      for bad in () if self._read_only else broken:  # out of the way of new ones, but not lost
+        paths.move(self.directory / str(bad), aside / str(bad))
+        self.manager.reload()
       return step, jax.tree.map(np.asarray, found.state), found.meta
     if broken:
       raise UsageError(f'no checkpoint in {self.directory} can be read (the newest: '
@@ -129,14 +160,24 @@ class Checkpoints:
                        'train from the start')
     return None
 
-  def _set_aside(self, steps):
-    """Out of the way of new checkpoints of the same steps, but not lost."""
-    wait_for_all('broken checkpoints were read')
-    for step in steps if is_first() else ():
-      target = self.directory.parent / 'checkpoints_broken' / str(step)
-      paths.move(self.directory / str(step), target)
-    wait_for_all('broken checkpoints are set aside')
-    self.manager.reload()
+  def _check_structure(self, step, like):
+    """Raises UsageError where a checkpoint holds other arrays than `like`, whatever their shapes.
+    """
+    there, ours = map(_names, (self.manager.item_metadata(step).state.tree, like))
+    if there != ours:
+      meta = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+      raise UsageError(
+        f'checkpoint {step} in {self.directory} is of another optax or gapjax: it was written with '
+        f'optax {meta.get("optax", "(unknown)")}, here is {versions()["optax"]}, and only one of '
+        f'them has `{min(there ^ ours)}`; install what it was trained with, or use another '
+        '--workdir')
+
+
+def _names(tree):
+  """The names of a tree's arrays, the same for a tuple, its named form and what orbax makes of it.
+  """
+  return {'.'.join(re.sub(r"[^\w]", '', str(key)) for key in path)
+          for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def newest(workdir, like):

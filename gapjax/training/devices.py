@@ -7,6 +7,7 @@ program on the same global batch, and places the parts of its own devices; the f
 """
 
 import contextlib
+import json
 import logging
 import os
 import sys
@@ -42,6 +43,7 @@ def initialize(how: str) -> None:
     if arguments['process_id'] >= arguments['num_processes']:
       raise UsageError(f'--distributed={how}: processes are counted from 0 to '
                        f'{arguments["num_processes"] - 1}')
+  print('gapjax: waiting for the other processes of the run', file=sys.stderr, flush=True)
   try:
     jax.distributed.initialize(**arguments)
   except (ValueError, RuntimeError) as error:
@@ -56,7 +58,8 @@ def initialize(how: str) -> None:
 
 def told_by_environment() -> str | None:
   """'auto' in a process that SLURM or GKE started as one of several, else None."""
-  several = (int(os.environ.get('SLURM_STEP_NUM_TASKS', '1')) > 1
+  tasks = os.environ.get('SLURM_STEP_NUM_TASKS', '')
+  several = ((tasks.isdigit() and int(tasks) > 1)
              or ',' in os.environ.get('TPU_WORKER_HOSTNAMES', ''))
   return 'auto' if several else None
 
@@ -77,6 +80,45 @@ def agree(flag: bool, *, ask: bool) -> bool:
   if is_alone():
     return flag
   return ask and bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def decided(decide):
+  """What decide() returns in the first process, to all: anything that JSON holds. What is on disk
+  is looked at by one process, since each might see something else.
+
+  Raises in every process the UsageError that it raises in the first.
+  """
+  if is_alone():
+    return decide()
+  answer = {}
+  if is_first():
+    try:
+      answer = {'value': decide()}
+    except UsageError as error:
+      answer = {'error': str(error)}
+  text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
+  size = broadcast(np.int32(text.size))
+  answer = json.loads(bytes(broadcast(np.resize(text, int(size)))))
+  if 'error' in answer:
+    raise UsageError(answer['error'])
+  return answer['value']
+
+
+def broadcast(tree):
+  """A tree of numpy arrays of the first process, to all; the others give arrays of the same shapes.
+  """
+  return tree if is_alone() else multihost_utils.broadcast_one_to_all(tree)
+
+
+def check_alike(digest: str) -> None:
+  """Raises UsageError in every process unless all give the same digest, in hexadecimal."""
+  if is_alone():
+    return
+  found = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(digest), np.uint8))
+  if others := np.flatnonzero((found != found[0]).any(1)).tolist():
+    raise UsageError(
+      f'process {others[0]} would not begin where the first does: it has another config, other '
+      'versions or another file of weights; start all processes with the same command')
 
 
 def wait_for_all(name: str) -> None:
@@ -102,10 +144,11 @@ def together():
 def leave(code: int) -> None:
   """Ends a process that has failed, without waiting for the others as jax would: they wait for it.
   """
-  if code and not is_alone():
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+  with contextlib.suppress(RuntimeError, AssertionError):  # jax', without a device to ask
+    if code and not is_alone():
+      sys.stdout.flush()
+      sys.stderr.flush()
+      os._exit(code)
 
 
 class Devices:

@@ -5,6 +5,9 @@ import time
 import warnings
 
 from gapjax import paths
+from gapjax.training.devices import decided, is_first
+
+METRICS = 'metrics.jsonl'
 
 
 class Writer:
@@ -12,20 +15,20 @@ class Writer:
 
   Lines of steps beyond `step` are those of a run that was killed after its last checkpoint, and
   final ones those of a run that was killed before its summary: they are dropped, since the run
-  repeats them. Read only, it keeps `lines` and writes nothing.
+  repeats them. In all processes `lines` are what the first has read and written since; the others
+  write nothing.
 
   A remote workdir gets both as `paths.Staged` says: now and then, at `upload` and at the end.
   """
 
-  def __init__(self, workdir, *, step: int, read_only: bool = False):
-    name = 'metrics.jsonl'
-    self.lines = [line for line in paths.read_lines(paths.of(workdir) / name)
-                  if line['step'] <= step and line['split'] != 'final']
-    self._read_only = read_only
-    if read_only:
+  def __init__(self, workdir, *, step: int):
+    self.lines = decided(lambda: [
+      line for line in paths.read_lines(paths.of(workdir) / METRICS)
+      if line['step'] <= step and line['split'] != 'final'])
+    if not is_first():
       return
     self._staged = paths.Staged(workdir)
-    path = self._staged.folder / name
+    path = self._staged.folder / METRICS
     paths.write_bytes(path, ''.join(map(self._text, self.lines)).encode())
     self._file = path.open('a')
     self._events = EventFile(self._staged.folder, step=step)
@@ -34,7 +37,7 @@ class Writer:
     return self
 
   def __exit__(self, *_):
-    if self._read_only:
+    if not is_first():
       return
     try:
       self._file.close()
@@ -46,7 +49,7 @@ class Writer:
     """One line; numbers go to the event files too, as `split/name`."""
     line = {'step': step, 'split': split, **values}
     self.lines.append(line)
-    if self._read_only:
+    if not is_first():
       return
     self._file.write(self._text(line))
     self._file.flush()
@@ -56,7 +59,7 @@ class Writer:
 
   def upload(self) -> None:
     """Brings all lines to a remote workdir now; a local one has them already."""
-    if not self._read_only:
+    if is_first():
       self._staged.upload()
 
   @staticmethod

@@ -12,10 +12,11 @@ from gapjax.training import steps
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """A run's timetable, in steps. Everything falls on whole calls of `steps_per_call` steps.
+  """A run's timetable, in steps: the same whatever `steps_per_call` is, but for lines of metrics.
 
   The training images form one endless sequence of shuffled passes, cut into batches across the
-  borders of passes: no image is dropped, and every batch has the same size.
+  borders of passes: no image is dropped, and every batch has the same size. A call takes as many
+  steps as there are to the next evaluation or checkpoint, at most `steps_per_call`.
   """
   seed: int
   num_images: int
@@ -29,11 +30,9 @@ class Plan:
   @classmethod
   def of(cls, config, *, num_images: int) -> 'Plan':
     """The plan of a settled config (workdirs.settle) on a training set of num_images."""
-    per_call = config.steps_per_call
 
-    def step_of(epoch):  # the first whole call at or after the end of an epoch
-      calls = math.ceil(epoch * num_images / config.batch_size / per_call - 1e-9)
-      return max(calls, 1) * per_call
+    def step_of(epoch):  # the first at or after the end of an epoch
+      return max(math.ceil(epoch * num_images / config.batch_size - 1e-9), 1)
 
     def every(epochs):
       marks = np.arange(1, math.floor(config.num_epochs / epochs + 1e-9) + 1) * epochs
@@ -41,17 +40,30 @@ class Plan:
 
     return cls(
       seed=config.seed, num_images=num_images, batch_size=config.batch_size,
-      steps_per_call=per_call, total_steps=step_of(config.num_epochs),
-      log_every=math.ceil(config.log_every / per_call) * per_call,
-      eval_steps=every(config.eval.every_epochs), save_steps=every(config.checkpoint.every_epochs))
+      steps_per_call=config.steps_per_call, total_steps=step_of(config.num_epochs),
+      log_every=config.log_every, eval_steps=every(config.eval.every_epochs),
+      save_steps=every(config.checkpoint.every_epochs))
 
   @property
   def steps_per_epoch(self) -> float:
     return self.num_images / self.batch_size
 
-  def logs(self, step: int) -> bool:
+  def call(self, step: int) -> range:
+    """The steps, counted from 0, that the call after `step` steps takes."""
+    end = step + 1
+    while end < step + self.steps_per_call and not (self.evaluates(end) or self.saves(end)):
+      end += 1
+    return range(step, end)
+
+  def calls(self, step: int):
+    """Yields the calls after `step` steps, without an end."""
+    while True:
+      yield (call := self.call(step))
+      step = call.stop
+
+  def logs(self, call: range) -> bool:
     """After the first call too: its line shows early that the loss is finite."""
-    return step == self.steps_per_call or step % self.log_every == 0
+    return call.start == 0 or call.stop // self.log_every > call.start // self.log_every
 
   def evaluates(self, step: int) -> bool:
     return step in self.eval_steps
@@ -59,15 +71,15 @@ class Plan:
   def saves(self, step: int) -> bool:
     return step in self.save_steps
 
-  def batch_indices(self, step: int) -> np.ndarray:
-    """Training images of the call that starts at `step`: (steps_per_call, batch_size) int32."""
-    positions = step * self.batch_size + np.arange(self.steps_per_call * self.batch_size)
+  def batch_indices(self, step: int, count: int = 1) -> np.ndarray:
+    """Training images of the `count` steps that follow `step` steps: (count, batch_size) int32."""
+    positions = step * self.batch_size + np.arange(count * self.batch_size)
     epochs, offsets = np.divmod(positions, self.num_images)
     indices = np.empty(len(positions), np.int32)
     for epoch in np.unique(epochs):
       order = shuffled(self.seed, int(epoch), self.num_images)
       indices[epochs == epoch] = order[offsets[epochs == epoch]]
-    return indices.reshape(self.steps_per_call, self.batch_size)
+    return indices.reshape(count, self.batch_size)
 
 
 def shuffled(seed: int, epoch: int, num_images: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from flax import struct
 from jax import lax
 
 # Streams folded into the run's key.
-INIT, ORDER, TRAIN, EVAL, SAMPLES = range(5)
+INIT, ORDER, TRAIN, EVAL = range(4)
 
 
 @struct.dataclass
@@ -27,7 +27,7 @@ class TrainState:
 
 
 def stream(seed: int, name: int) -> jax.Array:
-  """The key of one stream (INIT, ORDER, TRAIN, EVAL, SAMPLES) of a run."""
+  """The key of one stream (INIT, ORDER, TRAIN, EVAL) of a run."""
   return jax.random.fold_in(jax.random.key(seed), name)
 
 
@@ -47,7 +47,7 @@ def create_state(model: nn.Module, optimizer: optax.GradientTransformation, *, s
   return jax.jit(init, compiler_options=options)(stream(seed, INIT))
 
 
-class Network:
+class TrainingNetwork:
   """A model as a task's loss calls it: network(images) -> (logits, features), in training mode.
 
   Each call moves BatchNorm's running averages, `batch_stats`, on from where the last one left them.
@@ -84,7 +84,7 @@ def make_train_step(model, task, optimizer, *, axis_name: str):
     batch = task.train_batch(keys, data, examples)
 
     def loss_of(params):
-      network = Network(model, params, state.batch_stats,
+      network = TrainingNetwork(model, params, state.batch_stats,
                         {'permutation': draws, 'dropout': draws})
       loss, metrics = task.loss(network, batch, state.step)
       return loss, (metrics, network.batch_stats)
@@ -101,16 +101,33 @@ def make_train_step(model, task, optimizer, *, axis_name: str):
 
 
 def many(train_step):
-  """Takes K steps in one dispatch: examples (K, b, ...), metrics with a leading axis K.
+  """Takes `count` of K steps in one dispatch: examples (K, b, ...), metrics with a leading axis K,
+  whose rows from `count` on are zeros.
 
-  K = 1 is not scanned: on CPU the gradients of convolutions are many times slower inside a loop.
+  `count`, int32 (), is an argument of one program: a call that ends early, at an evaluation, needs
+  no other one and computes nothing in vain, and a step is the same instructions in whichever call
+  it falls, so that where a run stops and goes on changes no bit. K = 1 is no loop: on CPU the
+  gradients of convolutions are many times slower inside one.
   """
 
-  def train_steps(state, key, data, examples):
-    if jax.tree.leaves(examples)[0].shape[0] > 1:
-      return lax.scan(lambda s, e: train_step(s, key, data, e), state, examples)
-    state, metrics = train_step(state, key, data, jax.tree.map(lambda x: x[0], examples))
-    return state, jax.tree.map(lambda x: x[None], metrics)
+  def train_steps(state, key, data, examples, count):
+    k = jax.tree.leaves(examples)[0].shape[0]
+
+    def step(state, i):
+      return train_step(state, key, data, jax.tree.map(lambda x: x[i], examples))
+
+    if k == 1:
+      state, metrics = step(state, 0)
+      return state, jax.tree.map(lambda x: x[None], metrics)
+
+    def body(i, carry):
+      state, rows = carry
+      state, metrics = step(state, i)
+      return state, jax.tree.map(lambda row, x: row.at[i].set(x), rows, metrics)
+
+    rows = jax.tree.map(lambda x: jnp.zeros((k, *x.shape), x.dtype),
+                        jax.eval_shape(step, state, 0)[1])
+    return lax.fori_loop(0, count, body, (state, rows))
 
   return train_steps
 

@@ -14,10 +14,17 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from gapjax import config as configs
 from gapjax import paths
 from gapjax.errors import Interrupted, TrainingFailed
-from gapjax.tasks.segmentation import object_classes
 from gapjax.training import build, steps, workdirs
-from gapjax.training.checkpoint import Checkpoints
-from gapjax.training.devices import Devices, agree, is_alone, is_first, wait_for_all
+from gapjax.training.checkpoint import Checkpoints, digest
+from gapjax.training.devices import (
+  Devices,
+  agree,
+  check_alike,
+  decided,
+  is_alone,
+  is_first,
+  wait_for_all,
+)
 from gapjax.training.log import Writer
 from gapjax.training.plan import Plan
 from gapjax.training.system import Clock, StopSignals, commit, describe_devices, versions
@@ -46,47 +53,47 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
   configs.validate(config)
   devices = Devices(devices)
   devices.check_batch(config.batch_size)
-  workdir = paths.of(workdir)
+  workdir, config = paths.of(workdir), workdirs.settled(config, platform=devices.platform)
 
   with contextlib.ExitStack() as stack:
     stop = stack.enter_context(StopSignals())
 
-    # ---- Data ---------------------------------------------------------------------------------
-    train_set, test_set, task = build.load(config, data_dir=data_dir)
-    if config.task == 'segmentation':  # what the attack will ask for
-      object_classes(config.neurons.classes, train_set.class_names, dataset=config.data.name)
-
-    # ---- Workdir: new, or of the same config; nobody else's meanwhile --------------------------
-    if is_first():  # the process that writes
-      stack.enter_context(workdirs.lock(workdir))
-    config = workdirs.settle(workdir, config, platform=devices.platform)
-    finished = workdirs.read_summary(workdir)
-    if finished:
+    # ---- A finished run needs nothing more, not even its data -----------------------------------
+    if finished := decided(lambda: workdirs.finished(workdir, config)):
       log.info('%s is finished; nothing to do', workdir)
       return finished
 
+    # ---- Data ---------------------------------------------------------------------------------
+    train_set, test_set, task = build.load_data(config, data_dir=data_dir)
+
+    # ---- Workdir: new, or of the same config; nobody else's meanwhile --------------------------
+    if is_first():  # the process that reads and writes there
+      stack.enter_context(workdirs.lock(workdir))
+    decided(lambda: workdirs.check(workdir, config))
+
     # ---- Network, optimiser, compiled steps ----------------------------------------------------
     plan = Plan.of(config, num_images=len(train_set))
-    model, state, rule, schedule = build.create(config, task, train_set, plan,
+    model, state, rule, schedule = build.create_learner(config, task, train_set, plan,
                                                  platform=devices.platform)
-    log.info('%s\n%s', describe(config, plan, devices),
+    log.info('%s\n%s', describe(config, task, plan, devices),
              parameter_overview.get_parameter_overview(state.params, include_stats=False))
     train_steps = build.create_train_steps(model, task, rule, devices)
-    evaluator = build.create_evaluator(config, model, task, test_set, devices)
+    evaluation = build.create_evaluation(config, model, task, test_set, devices)
 
     # ---- Resume, or begin: the workdir is this config's ----------------------------------------
     checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
     found = checkpoints.restore(devices.to_host(state))
     step, state, meta = found or (0, build.pretrained(config, state), {'wall_seconds': 0.0})
+    check_alike(digest({'config': configs.as_json(config), 'state': state}))
     if is_first():
       workdirs.claim(workdir, config)
     if found:
       log.info('resumed from step %d of %d', step, plan.total_steps)
     clock = Clock(meta['wall_seconds'])
-    writer = stack.enter_context(Writer(workdir, step=step, read_only=not is_first()))
+    writer = stack.enter_context(Writer(workdir, step=step))
     feed = build.create_feed(config, task, train_set, plan)
     if is_first():
-      feed.save_samples(workdir / 'canvas.png')
+      task.samples(train_set, seed=config.seed).save(workdir / 'samples.png')
 
     # ---- On the device: the training set if it fits, the state, the key ------------------------
     data = devices.replicate(feed.data)
@@ -97,18 +104,18 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     bar = stack.enter_context(tqdm(
       total=plan.total_steps * config.batch_size, initial=step * config.batch_size, unit='img',
       unit_scale=True, disable=not (progress and is_first()), file=sys.stderr, dynamic_ncols=True))
-    pending = []  # (step, metrics still on the device)
-    batches = feed.batches(step)
+    pending = []  # (call, metrics still on the device)
+    batches, call = feed.batches(step), range(step, step)
 
     def log_line(pending):
       """Stops at a loss that is not finite."""
       line = summarise(pending, schedule, clock, config.batch_size)
-      writer.write(pending[-1][0], 'train', **line)
+      writer.write(pending[-1][0].stop, 'train', **line)
       bar.set_postfix(loss=f'{line["loss"]:.3f}', accuracy=f'{line["accuracy"]:.3f}')
       return []
 
     while True:
-      marked = plan.logs(step) or plan.evaluates(step) or plan.saves(step)
+      marked = plan.logs(call) or plan.evaluates(step) or plan.saves(step)
       stopping = agree(stop.requested, ask=marked)
 
       # What follows waits for the device anyway, and must not come before the log.
@@ -118,7 +125,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
       # ---- Evaluate, as the authors do each epoch ----------------------------------------------
       if plan.evaluates(step) and not writer.evaluated(step) and not stopping:
         with clock.paused():
-          result = evaluator.during(state, stop=stop if is_alone() else None)
+          result = evaluation.during(state, stop=stop if is_alone() else None)
         if result is None:
           stopping = True  # saved at this step, so that going on begins with the evaluation
         else:
@@ -137,37 +144,40 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
       if step >= plan.total_steps:
         break
 
-      # ---- Train: `steps_per_call` steps in one dispatch ---------------------------------------
+      # ---- Train: up to `steps_per_call` steps in one dispatch ---------------------------------
+      last, call = call, plan.call(step)
       batch = next(batches)  # (steps, batch, ...)
-      state, metrics = train_steps(state, key, data, devices.split(batch, axis=1, local=feed.local))
+      state, metrics = train_steps(state, key, data, devices.split(batch, axis=1, local=feed.local),
+                                   np.int32(len(call)))
 
       # ---- Log: brings the last call's metrics home while the device is at work on this one ------
-      if pending and plan.logs(step):
+      if pending and plan.logs(last):
         pending = log_line(pending)
-      step += plan.steps_per_call
-      pending.append((step, metrics))
-      bar.update(plan.steps_per_call * config.batch_size)
+      step = call.stop
+      pending.append((call, metrics))
+      bar.update(len(call) * config.batch_size)
 
     # ---- Final: every test image at every location; consistency; mIoU --------------------------
     checkpoints.wait()
-    final = evaluator.final(state, stop=stop if is_alone() else None,
+    final = evaluation.final(state, stop=stop if is_alone() else None,
                             progress=progress and is_first())
     if final is None:
       raise Interrupted(f'stopped in the final evaluation; training is complete in {workdir}; '
                         'the same command evaluates', code=stop.code)
     check_finite(final['loss'], step)
     if is_first():
-      evaluator.save_pictures(state, workdir)
+      for name, picture in evaluation.pictures(state).items():
+        picture.save(workdir / name)
     writer.write(step, 'final', **final)
     evaluations = [line for line in writer.lines if line['split'] == 'eval']
     summary = {
-      'config': configs.as_json(config), 'step': step, **evaluator.summary(final, evaluations),
+      'config': configs.as_json(config), 'step': step, **evaluation.summary(final, evaluations),
       'wall_seconds': clock.wall_seconds(), 'images_per_second': clock.images_per_second(),
       'device': describe_devices(devices.devices), 'versions': versions(),
       'commit': commit()}
     summary['sizes'] = {
       'train_images': len(train_set), 'test_images': len(test_set),
-      'canvas_size': build.input_shape(config, task, train_set)[1],
+      'input_size': task.input_shape(train_set)[1],
       'chance': 1 / task.num_classes,
       'parameters': sum(x.size for x in jax.tree.leaves(state.params))}
     if is_first():
@@ -176,15 +186,11 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     return summary
 
 
-def describe(config, plan, devices) -> str:
+def describe(config, task, plan, devices) -> str:
   """One line on what is about to run."""
-  m, k, pair = config.model, config.canvas.grid, config.augshift
-  what = {'canvas': f'head {m.head}, {config.canvas.target} on a {k}x{k} canvas of',
-          'classification': f'head {m.head}, ' + (
-            f'two crops, pairwise weight {pair.weight} on' if pair.crops == 2 else 'one crop of'),
-          'segmentation': f'{m.backbone}, output stride {m.output_stride}, scenes of'}
+  m = config.model
   return (f'{m.name} width {m.width}, padding {m.padding}, {m.dtype}; '
-          f'{what[config.task]} {config.data.name}; {plan.total_steps} steps of batch '
+          f'{task.describe(config)} {config.data.name}; {plan.total_steps} steps of batch '
           f'{config.batch_size} on {describe_devices(devices.devices)}')
 
 
@@ -197,24 +203,24 @@ def check_finite(loss: float, step: int) -> None:
 
 
 def summarise(pending, schedule, clock, batch_size) -> dict:
-  """Fetches the metrics of [(step after the call, metrics)] and averages them over all examples,
-  or pixels that are not void: a mean over none is 0.
+  """Fetches the metrics of [(the steps of a call, its metrics)] and averages them over all
+  examples, or pixels that are not void: a mean over none is 0.
 
   Raises TrainingFailed, naming the step, at the first loss or gradient that is not finite.
   """
-  pending = [(step, Devices.to_host(metrics)) for step, metrics in pending]
   totals = {}
-  for step, metrics in pending:
-    batch, norms = metrics['batch'], metrics['grad_norm']
-    losses = batch.loss.total / np.maximum(batch.loss.count, 1)  # (steps in the call,)
+  for call, metrics in pending:
+    metrics, n = Devices.to_host(metrics), len(call)  # of the rows, those of the call's steps
+    batch, norms = metrics['batch'], metrics['grad_norm'][:n]
+    losses = (batch.loss.total / np.maximum(batch.loss.count, 1))[:n]
     bad = ~(np.isfinite(losses) & np.isfinite(norms))
     if bad.any():
-      first = step - len(losses) + int(bad.argmax()) + 1
+      first = int(bad.argmax())
       raise TrainingFailed(
-        f'the loss or its gradient is not finite at step {first} (loss {losses[bad.argmax()]}, '
-        f'gradient norm {norms[bad.argmax()]}); the last good checkpoint is kept: try a lower '
+        f'the loss or its gradient is not finite at step {call[first] + 1} (loss {losses[first]}, '
+        f'gradient norm {norms[first]}); the last good checkpoint is kept: try a lower '
         'optimizer.lr, schedule.warmup_epochs or optimizer.clip_norm in a new workdir')
-    means = {name: (mean.total, mean.count) for name, mean in vars(batch).items()
+    means = {name: (mean.total[:n], mean.count[:n]) for name, mean in vars(batch).items()
              if isinstance(mean, clu_metrics.Average)}
     for name, sums in {**means, 'grad_norm': (norms, np.ones_like(norms))}.items():
       totals.setdefault(name, []).append(np.array(sums, np.float64))  # (2, steps in the call)
@@ -222,4 +228,4 @@ def summarise(pending, schedule, clock, batch_size) -> dict:
           for name, (total, count) in ((name, np.concatenate(sums, 1).sum(1).tolist())
                                        for name, sums in totals.items())}
   rate = clock.lap(batch_size * sum(sums.shape[1] for sums in totals['loss']))
-  return {**line, 'learning_rate': float(schedule(pending[-1][0] - 1)), 'images_per_second': rate}
+  return {**line, 'learning_rate': float(schedule(pending[-1][0][-1])), 'images_per_second': rate}

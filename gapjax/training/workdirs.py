@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from gapjax import config as configs
 from gapjax import paths
 from gapjax.errors import UsageError
+from gapjax.training.log import METRICS
 
 
 @contextlib.contextmanager
@@ -37,30 +38,31 @@ def lock(workdir):
     yield
 
 
-def settle(workdir, config: ConfigDict, *, platform: str) -> ConfigDict:
-  """The config as workdir's run has it, with `steps_per_call` 0 (automatic) settled.
-
-  Automatic is what the run began with, wherever it goes on; a new one takes 1 on CPU (the gradients
-  of convolutions are many times slower inside a loop there) and 32 elsewhere.
-
-  Raises UsageError naming the fields in which the config there differs.
-  """
+def settled(config: ConfigDict, *, platform: str) -> ConfigDict:
+  """The config as it runs here: `steps_per_call` 0 (automatic) is 1 on CPU, where the gradients of
+  convolutions are many times slower inside a loop, and 32 elsewhere."""
   config = ConfigDict(config.to_dict())
-  path = paths.of(workdir) / 'config.json'
-  there = paths.read_json(path) if path.exists() else None
-  if not config.steps_per_call:
-    config.steps_per_call = (there or {}).get('steps_per_call') or (1 if platform == 'cpu' else 32)
-  if there is not None and (different := configs.difference(config, there)):
+  config.steps_per_call = config.steps_per_call or (1 if platform == 'cpu' else 32)
+  return config
+
+
+def check(workdir, config: ConfigDict) -> None:
+  """Raises UsageError, naming the fields, where workdir's run is trained with another config, or
+  was evaluated with one: a run may go on to be evaluated otherwise only if it never was."""
+  workdir = paths.of(workdir)
+  there = paths.read_json(path) if (path := workdir / 'config.json').exists() else None
+  if there is None:
+    return
+  evaluated = any(line['split'] != 'train' for line in paths.read_lines(workdir / METRICS))
+  if different := configs.difference(
+      config, there, deciding=configs.EVALUATION if evaluated else configs.RUN):
     raise UsageError(f'{workdir} is the workdir of another config: {"; ".join(different)}; '
                      'use another --workdir')
-  return config
 
 
 def claim(workdir, config: ConfigDict) -> None:
   """Writes down that workdir is this config's, once the config is known to build."""
-  path = paths.of(workdir) / 'config.json'
-  if not path.exists():
-    paths.write_json(path, configs.as_json(config))
+  paths.write_json(paths.of(workdir) / 'config.json', configs.as_json(config))
 
 
 def read_config(workdir) -> ConfigDict:
@@ -69,13 +71,22 @@ def read_config(workdir) -> ConfigDict:
   if not path.exists():
     raise UsageError(f'{workdir} holds no run; train one: gapjax train --config=FILE '
                      f'--workdir={workdir}')
-  config = configs.default()
   try:
-    config.update(paths.read_json(path))
-  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    return configs.from_json(paths.read_json(path))
+  except (TypeError, UsageError) as error:
     raise UsageError(f'{path} is not a config of gapjax ({error}); use another --workdir') from None
-  configs.validate(config)
-  return config
+
+
+def finished(workdir, config: ConfigDict) -> dict | None:
+  """The summary of a config's finished run, or None; from now on it is ranked as the config says.
+
+  Raises UsageError as `check` does.
+  """
+  check(workdir, config)
+  summary = read_summary(workdir)
+  if summary:
+    claim(workdir, config)
+  return summary
 
 
 def read_summary(workdir) -> dict | None:

@@ -15,6 +15,7 @@ from collections.abc import Collection
 
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gapjax import paths
 from gapjax.errors import UsageError, check_choice
@@ -67,14 +68,13 @@ def _read_npz(path):
 
 
 def _read_safetensors(path):
-  from safetensors import SafetensorError, safe_open
+  from safetensors import SafetensorError
+  from safetensors.numpy import load_file
   try:
-    with safe_open(path, framework='numpy') as file:
-      arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    return {name: x.astype(np.float32) if x.dtype == jnp.bfloat16 else x
+            for name, x in load_file(path).items()}
   except SafetensorError as error:
     raise _unreadable(path, error) from None
-  return {name: x.astype(np.float32) if x.dtype == jnp.bfloat16 else x
-          for name, x in arrays.items()}
 
 
 def _read_torch(path):
@@ -82,16 +82,16 @@ def _read_torch(path):
                    'installed')
   try:
     with torch.serialization.safe_globals(_numpy_scalars()):
-      found = torch.load(path, weights_only=True, map_location='cpu')
+      state = torch.load(path, weights_only=True, map_location='cpu')
   except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
     raise _unreadable(path, error) from None
-  if isinstance(found, dict):
-    found = next((found[key] for key in WRAPPERS if isinstance(found.get(key), dict)), found)
-  if not isinstance(found, dict) or not all(isinstance(x, torch.Tensor) for x in found.values()):
+  if isinstance(state, dict):
+    state = next((state[key] for key in WRAPPERS if isinstance(state.get(key), dict)), state)
+  if not isinstance(state, dict) or not all(isinstance(x, torch.Tensor) for x in state.values()):
     raise UsageError(f'{path} holds something else than tensors by their names; save it with '
                      'torch.save(network.state_dict(), PATH)')
   return {name: (x.float() if x.dtype == torch.bfloat16 else x).numpy()
-          for name, x in found.items()}
+          for name, x in state.items()}
 
 
 def require_torch(what: str, otherwise: str):
@@ -202,26 +202,20 @@ def convert(variables, weights: dict[str, np.ndarray], names: dict[str, str], *,
   weights = {name: x for name, x in weights.items()
              if name not in unread and not name.endswith('num_batches_tracked')}
   leaves = _leaves(variables, names)
-  known = [name for name in names if name in weights]
-  shapes = {name: torch_shape(leaves[names[name]].shape) for name in known}
+  shapes = {name: torch_shape(leaves[path].shape) for name, path in names.items()
+            if name in weights}
   problems = {
     'missing': [name for name in names if name not in weights],
     'left over': [name for name in weights if name not in names],
-    'of another shape': [f'{name} {weights[name].shape} (here: {shapes[name]})' for name in known
-                         if weights[name].shape != shapes[name]],
-    'not of finite numbers': [name for name in known if not _finite(weights[name])]}
+    'of another shape': [f'{name} {weights[name].shape} (here: {shape})'
+                         for name, shape in shapes.items() if weights[name].shape != shape],
+    'not of finite numbers': [name for name in shapes if not _finite(weights[name])]}
   if any(problems.values()):
     raise UsageError(f'{what} do not fit: ' + '; '.join(
       f'{len(names)} {kind}: {", ".join(names)}' for kind, names in problems.items() if names)
       + '; take the file of that network, or set the model to the file\'s')
-  new = {}
-  for name, path in names.items():
-    *parents, last = path.split('/')
-    node = new
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[last] = np.array(to_jax(weights[name]), leaves[path].dtype, order='C')
-  return new
+  return unflatten_dict({path: np.array(to_jax(weights[name]), leaves[path].dtype, order='C')
+                         for name, path in names.items()}, sep='/')
 
 
 def export(variables, names: dict[str, str], *, unread: dict[str, tuple[str, int]]) -> dict:
@@ -244,7 +238,7 @@ def export(variables, names: dict[str, str], *, unread: dict[str, tuple[str, int
 
 def _leaves(variables, names):
   """The arrays by their paths, which must be those that `names` has."""
-  leaves = dict(flatten(variables))
+  leaves = flatten_dict(variables, sep='/')
   if unmapped := set(leaves) ^ set(names.values()):
     raise ValueError(f'the name map does not fit the network: {sorted(unmapped)}')
   return leaves
@@ -252,15 +246,6 @@ def _leaves(variables, names):
 
 def _finite(x):
   return np.issubdtype(x.dtype, np.number) and bool(np.isfinite(x.astype(np.float64)).all())
-
-
-def flatten(tree, prefix=''):
-  """{'params': {'conv1': {'kernel': x}}} -> ('params/conv1/kernel', x), ..."""
-  for name, value in tree.items():
-    if hasattr(value, 'items'):
-      yield from flatten(value, f'{prefix}{name}/')
-    else:
-      yield f'{prefix}{name}', value
 
 
 def load_backbone(variables, path, *, variant: str) -> dict:
@@ -282,7 +267,6 @@ def load_backbone(variables, path, *, variant: str) -> dict:
   weights = {re.sub(r'^(backbone\.)?((low|high)_level_(?=features))?', '', name): x
              for name, x in weights.items()
              if not name.startswith(SEGMENTATION_HEADS if inside else HEADS)}
-  found = convert(variables, weights, backbone_names(variant),
-                  what=f'the weights in {path} and the backbone {variant} of this model')
   log.info('the backbone %s starts from %s', variant, path)
-  return found
+  return convert(variables, weights, backbone_names(variant),
+                 what=f'the weights in {path} and the backbone {variant} of this model')

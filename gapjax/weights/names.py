@@ -123,14 +123,11 @@ def _head_names(c):
 def _inside_deeplab(names):
   """The map of a backbone, as a DeepLab has it. DeepLabV3Plus-Pytorch parts MobileNetV2's features
   in two, whose items keep their numbers."""
-  found = {}
-  for name, path in names.items():
-    if name.startswith('features.'):
-      level = 'low' if int(name.split('.')[1]) < 4 else 'high'
-      name = f'{level}_level_{name}'
-    collection, _, rest = path.partition('/')
-    found[f'backbone.{name}'] = f'{collection}/backbone/{rest}'
-  return found
+  def theirs(name):
+    level = 'low' if name.startswith(tuple(f'features.{i}.' for i in range(4))) else 'high'
+    return f'backbone.{level}_level_{name}' if name.startswith('features.') else f'backbone.{name}'
+
+  return {theirs(name): path.replace('/', '/backbone/', 1) for name, path in names.items()}
 
 
 def _deeplab_head_names(c):
@@ -160,10 +157,9 @@ def unread(model_config: ConfigDict) -> dict[str, tuple[str, int]]:
   BatchNorms count batches, num_batches_tracked (), and the authors' GAPNet of a ResNet has a
   linear_location (K, c) that is not used.
   """
-  c, known = model_config, names(model_config)
-  found = {name.replace('running_mean', 'num_batches_tracked'): (name, 0)
-           for name in known if name.endswith('.running_mean')}
-  if c.name in RESNETS and c.head == 'gap':
-    found |= {'linear_location.weight': ('pre_classifier.weight', 2),
-              'linear_location.bias': ('pre_classifier.weight', 1)}
-  return found
+  counts = {name.replace('running_mean', 'num_batches_tracked'): (name, 0)
+            for name in names(model_config) if name.endswith('.running_mean')}
+  if model_config.name not in RESNETS or model_config.head != 'gap':
+    return counts
+  return {**counts, 'linear_location.weight': ('pre_classifier.weight', 2),
+          'linear_location.bias': ('pre_classifier.weight', 1)}

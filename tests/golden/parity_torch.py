@@ -18,7 +18,7 @@ from gapjax.pytorch import parity, reference
 
 
 def quantities(case):
-  run = parity.Run(case, 'float64')
+  run = parity.Candidate(case, 'float64')
   torch = reference.Reference(case, 'float64', run.permutations)
   found = torch.one_step() | {rule: torch.train(rule) for rule in parity.OPTIMIZERS}
   yield from ((quantity, rows(arrays)) for quantity, arrays in found.items())

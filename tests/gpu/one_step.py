@@ -15,6 +15,6 @@ if __name__ == '__main__':
   with jax.default_matmul_precision('highest'):  # no TensorFloat-32
     found = {f'{case.name}|{quantity}|{name}': array for case in parity.cases()
              if case.name in wanted
-             for quantity, arrays in parity.Run(case, 'float32').one_step().items()
+             for quantity, arrays in parity.Candidate(case, 'float32').one_step().items()
              for name, array in arrays.items()}
   np.savez(out, platform=jax.default_backend(), **found)

@@ -30,7 +30,7 @@ NETWORKS = {'gapnet': 'GAPNet', 'permutenet': 'PermuteNet',
             'augshift': 'AugShift', 'augshift_blurpool': 'AugShift + BlurPool',
             'augshift_aps': 'AugShift + APS',
             'deeplabv3': 'DeepLabv3', 'deeplabv3plus': 'DeepLabv3+'}
-# What the settings of a sweep are called.
+# The settings of a sweep, in words.
 SETTINGS = {'weight': 'weight', 'max_shift': 'shift', 'warm_up': 'warm-up'}
 TARGETS = {'location': 'Location', 'image': 'Image class'}
 # Lightness falls monotonically, so that the map survives colour blindness and a grey printer.
@@ -76,7 +76,7 @@ class Panel:
 
   `per_location` is a k x k nested list of accuracies in [0, 1], rows from the top of the canvas,
   None where nothing was counted; `train_loss`, `eval_accuracy` and `eval_consistency` are lists of
-  (step, value); `chance` is the accuracy of guessing; `settings` are those of a sweep,
+  (step, value); `chance` is the accuracy of guessing; `settings` are those of a network of a sweep:
   {'weight': 0.3, 'max_shift': 4}.
   """
   network: str
@@ -92,16 +92,16 @@ class Panel:
   @property
   def network_name(self):
     """'AugShift, weight 0.3, shift 4': the network in words."""
-    return ', '.join([NETWORKS.get(self.network, self.network), *self._settings])
+    return ', '.join([network_name(self.network), *self._words])
 
   @property
   def short_name(self):
     """'weight 0.3, shift 4' of a sweep's network, for pictures; of any other its name."""
-    return ', '.join(self._settings) or self.network_name
+    return ', '.join(self._words) or self.network_name
 
   @property
-  def _settings(self):
-    return [f'{SETTINGS.get(key, key)} {value:g}' for key, value in self.settings.items()]
+  def _words(self):
+    return [f'{SETTINGS[key]} {value:g}' for key, value in self.settings.items()]
 
   @property
   def task_name(self):
@@ -110,12 +110,17 @@ class Panel:
     return f'{name}, {square(self.grid)}' if self.grid else name
 
 
+def network_name(network):
+  """'AugShift': the network in words."""
+  return NETWORKS.get(network, network)
+
+
 def order(cell):
   """Sort key of the project's tables and pictures: target, grid, network, then its settings."""
   def place(value, known):
     return (list(known).index(value), '') if value in known else (len(known), str(value))
-  return (place(cell.target, TARGETS), cell.grid or 0,
-          place(cell.network, NETWORKS), sorted(cell.settings.items()))
+  return (place(cell.target, TARGETS), cell.grid or 0, place(cell.network, NETWORKS),
+          sorted(cell.settings.items()))
 
 
 def looks(cells):
@@ -123,20 +128,17 @@ def looks(cells):
 
   In a sweep the colour is the weight, from light to strong, and the dashes are the shift.
   """
-  unknown = list(dict.fromkeys(cell.network for cell in cells if cell.network not in LOOKS))
+  unknown = [cell.network for cell in cells if cell.network not in NETWORKS]
   weights, shifts = (sorted({cell.settings[key] for cell in cells if key in cell.settings})
                      for key in ('weight', 'max_shift'))
-  def look(cell):
-    if 'weight' in cell.settings:
-      dashes = DASHES[1 + shifts.index(cell.settings['max_shift']) % 5] \
-        if 'max_shift' in cell.settings else '-'
-      return weight_color(weights.index(cell.settings['weight']), len(weights)), dashes
-    if cell.network in LOOKS:
-      return LOOKS[cell.network]
-    place = (3 + unknown.index(cell.network)) % 6
-    return LINES[place], DASHES[place]
-  return {cell.short_name: dict(zip(('color', 'linestyle'), look(cell), strict=True))
-          for cell in cells}
+  def look(name, found):
+    if 'weight' in found:
+      dashes = DASHES[1:][shifts.index(found['max_shift']) % 5] if 'max_shift' in found else '-'
+      return weight_color(weights.index(found['weight']), len(weights)), dashes
+    place = 3 + unknown.index(name) if name in unknown else 0
+    return (LINES[place % 6], DASHES[place % 6]) if place else LOOKS[name]
+  return {cell.short_name: dict(zip(('color', 'linestyle'), look(cell.network, cell.settings),
+                                    strict=True)) for cell in cells}
 
 
 def weight_color(rank, count):
@@ -192,38 +194,3 @@ def legend_height(handles):
   """Inches that `legend` takes."""
   return .15 + .2 * -(-len(handles) // _legend_columns(handles))
 
-
-def canvas_samples(canvases, *, labels, path, grid, columns=6):
-  """Draws canvases in a table, each under its label, with thin lines between the grid's cells.
-
-  Args:
-    canvases: float (n, H, W, 3) in [0, 1], RGB, already de-normalised.
-    labels: n short strings, such as 'location 4' or 'a 7'.
-    path: where the PNG goes.
-    grid: k; lines are drawn at multiples of H / k and W / k.
-    columns: canvases in a row.
-
-  Raises:
-    ValueError: the shapes do not fit, or there is no canvas.
-  """
-  canvases = np.asarray(canvases, np.float32)
-  if canvases.ndim != 4 or canvases.shape[-1] != 3 or not len(canvases):
-    raise ValueError(f'canvases must be (n, H, W, 3) with n > 0, got {canvases.shape}')
-  if len(labels) != len(canvases):
-    raise ValueError(f'{len(canvases)} canvases need as many labels, got {len(labels)}')
-  columns = min(columns, len(canvases))
-  rows = -(-len(canvases) // columns)
-  _, height, width, _ = canvases.shape
-  side = 7.8 / max(columns, 3)
-  size = (side * columns, rows * (side * height / width + .22))
-  with drawing(path, size=size) as figure:
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-      axis.set_axis_off()
-    for axis, canvas, label in zip(axes, canvases, labels, strict=False):
-      axis.imshow(np.clip(canvas, 0, 1), interpolation='nearest', extent=(0, width, height, 0))
-      line = 'black' if np.median(canvas) > .6 else 'white'
-      for i in range(1, grid):
-        axis.axhline(i * height / grid, color=line, linewidth=.6, alpha=.45)
-        axis.axvline(i * width / grid, color=line, linewidth=.6, alpha=.45)
-      axis.set_title(label, loc='center', fontsize=8, color=SOFT, pad=4)

@@ -3,13 +3,10 @@
 Every function writes one PNG, and the same arguments give the same bytes.
 """
 
-import colorsys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from gapjax.errors import UsageError
@@ -146,53 +143,12 @@ def activations(groups: Mapping[str, np.ndarray], path, *, channels: Mapping[str
     plots.legend(figure, handles)
 
 
-def palette(num_classes: int) -> np.ndarray:
-  """(num_classes, 3) colours in [0, 1]; neighbours in number are far apart in hue and lightness."""
-  golden = (5 ** .5 - 1) / 2
-  return np.array([colorsys.hls_to_rgb(.58 + golden * i % 1, (.38, .55, .7)[i % 3], .62)
-                   for i in range(num_classes)])
-
-
-def side_by_side(rows: Sequence[Mapping], path, *, num_classes: int,
-                 names: Sequence[str] | None = None, colors=None):
-  """Draws image, truth and predictions before and after removing channels, a row an image.
-
-  Args:
-    rows: dicts of 'image' (h, w, 3) uint8 or in [0, 1], 'truth' (h, w) labels, void outside
-      [0, num_classes), and under any further names predictions (h, w), such as 'before',
-      'without left channels', 'without right channels'; the same names in every row.
-    path: where the PNG goes.
-    num_classes: K.
-    names: K class names for a legend of those that occur; None draws none.
-    colors: (K, 3) in [0, 1], such as the dataset's own; None takes `palette`.
-
-  Raises:
-    UsageError: there is no row, or rows differ in what they have.
-  """
-  if not rows or {'image', 'truth'} - set(rows[0]) or any(list(r) != list(rows[0]) for r in rows):
-    raise UsageError('every row needs an image, a truth and the same predictions in the same order')
-  colors = palette(num_classes) if colors is None else np.asarray(colors, float)
-  table = np.vstack([colors, to_rgb(plots.RULE)])  # the last is void
-  titles, columns = list(rows[0]), len(rows[0])
-  shape = np.shape(rows[0]['truth'])
-  side = 9.6 / columns
-  present = sorted({int(c) for row in rows for title in titles if title != 'image'
-                    for c in np.unique(row[title]) if 0 <= c < num_classes})
-  handles = [] if names is None else [Patch(color=colors[c], label=names[c]) for c in present]
-  height = len(rows) * (side * shape[0] / shape[1] + .1) + .3
-  height += plots.legend_height(handles) if handles else 0
-  with plots.drawing(path, size=(9.6, height)) as figure:
-    figure.get_layout_engine().set(w_pad=.02, h_pad=.02, wspace=.01, hspace=.01)
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for number, (axes_, row) in enumerate(zip(axes, rows, strict=True)):
-      for axis, title in zip(axes_, titles, strict=True):
-        axis.set_axis_off()
-        picture = np.asarray(row[title])
-        if title != 'image':
-          void = (picture < 0) | (picture >= num_classes)
-          picture = table[np.where(void, num_classes, picture)]
-        axis.imshow(picture, interpolation='nearest')
-        if not number:
-          axis.set_title(title, loc='center', fontsize=8.5, pad=4)
-    if handles:
-      plots.legend(figure, handles)
+def save(workdir, ranking, sweep: Sweep | None = None, chance=None) -> None:
+  """What `gapjax rank` and `gapjax attack` leave to look at: `activations.png`, unless the ranking
+  was given, and `attack.png`. The arguments are what rank_run and attack_run return."""
+  if ranking.activations:
+    names = [name for name in ranking.orders if name.partition('_')[0] in ranking.activations]
+    activations(ranking.activations, workdir / 'activations.png', channels={
+      name: ranking.orders[name] for name in sorted(names, key=lambda name: '_' in name)})
+  if sweep:
+    curves(sweep, workdir / 'attack.png', chance=chance)

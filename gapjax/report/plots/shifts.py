@@ -136,10 +136,9 @@ def sweep(cells, path):
     path: where the PNG goes.
   """
   groups = plots.rows_of(cells)
-  found = [cell.settings for cell in cells]
-  shifts = sorted({setting.get('max_shift', 0) for setting in found if setting})
+  shifts = sorted({cell.settings.get('max_shift', 0) for cell in cells if cell.settings})
   markers = dict(zip(shifts, MARKERS, strict=False))
-  look = plots.looks(cells)
+  look = plots.looks([cell for group in groups for cell in group])
   handles = [Line2D([], [], color=plots.SOFT, marker=marker, markersize=6.5, linewidth=1.2,
                     label=f'shifts up to {shift:g} pixels') for shift, marker in markers.items()]
   with plots.drawing(path, size=(7.8 if len(groups) > 1 else 6.2, 4.3)) as figure:

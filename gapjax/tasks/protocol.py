@@ -1,0 +1,134 @@
+"""What a task must offer, and what it is given in return; TASKS in tasks/__init__.py has them all.
+
+A task says which examples are trained on and evaluated, and what is made of them. It works on
+arrays: training/ places them on devices, compiles the steps and counts.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Protocol
+
+import jax
+import numpy as np
+
+from gapjax.data.sheet import Sheet
+
+
+class Counter(Protocol):
+  """Counts over evaluated examples: training/evaluator.py's on jax devices, or the PyTorch twin's.
+
+  Attributes:
+    batch_size: of the batches that it takes, shared by all devices.
+    num_channels: c of the network's features['pooled'], (b, c).
+  """
+  batch_size: int
+  num_channels: int
+
+  def count(self, state, zeros, batches: Iterable[tuple[Mapping[str, np.ndarray], int]], *,
+            common=(), stop=None, bar=None) -> Any:
+    """`zeros` plus the task's eval_counts of all batches, on the host.
+
+    Args:
+      state: the training state; its network is evaluated.
+      zeros: a tree of arrays, as eval_counts gives it.
+      batches: (what the task's eval_inputs and eval_counts read, arrays (batch_size, ...); how many
+        of its examples count) each.
+      common: a dict of arrays that all batches share.
+      stop: its attribute `requested` says that the answer is no longer wanted: then it is None.
+      bar: a progress bar over examples.
+    """
+
+  def predict(self, state, image: np.ndarray) -> np.ndarray:
+    """The class of every pixel of an image (h, w, 3) uint8: (h, w)."""
+
+
+class Evaluation(Protocol):
+  """How a run is evaluated. All numbers come through a Counter.
+
+  `during` and `final` return a line of metrics.jsonl with 'accuracy' and 'loss' in it, or None
+  where `stop` was requested on the way.
+  """
+
+  def during(self, state, *, stop=None) -> dict | None:
+    """Every few epochs of training."""
+
+  def final(self, state, *, stop=None, progress=False, brief=False) -> dict | None:
+    """Once, of the final weights; `brief`: what tables show, without curves and maps by shift."""
+
+  def summary(self, final: dict, evaluations: list[dict]) -> dict:
+    """The task's part of summary.json, from the final line and those during training."""
+
+  def report(self, state) -> dict:
+    """All metrics of a checkpoint, for the verb `evaluate`."""
+
+  def pictures(self, state) -> dict[str, Sheet]:
+    """What a finished run leaves to look at besides, by file name."""
+
+
+class Task(Protocol):
+  """A job of the paper, on one dataset.
+
+  Attributes:
+    dense: whether every pixel has a class, or an image has one.
+    mean, std: (3,), normalisation on the [0, 1] scale.
+    num_classes: K, the logits that the network needs.
+    crops: how often a training step sees each of its images.
+    dtype: of the network's inputs.
+  """
+  dense: ClassVar[bool]
+  mean: np.ndarray
+  std: np.ndarray
+  num_classes: int
+  crops: int
+  dtype: Any
+
+  # ---- Data ------------------------------------------------------------------------------------
+
+  @classmethod
+  def of(cls, config, train_set, *, dtype, axis_name: str | None) -> 'Task':
+    """The task that a config describes. Raises UsageError where the dataset does not fit it."""
+
+  @staticmethod
+  def load_split(name: str, *, split: str, data_dir=None, image_size: int | None = None,
+                 limit: int | None = None):
+    """One split of a dataset, data.ImageDataset or data.Scenes."""
+
+  @staticmethod
+  def check_data(config, *, data_dir) -> None:
+    """Raises UsageError unless the datasets that a config names are there."""
+
+  @staticmethod
+  def describe(config) -> str:
+    """What a config trains, in a few words that end before the dataset's name."""
+
+  def input_shape(self, train_set) -> tuple[int, int]:
+    """Height and width of what the network is trained on."""
+
+  def resident(self, dataset) -> dict[str, np.ndarray]:
+    """What of a dataset lies on every device, `data` below."""
+
+  def host_batches(self, train_set, *, batch_size: int, seed: int, num_hosts: int = 1,
+                   host: int = 0):
+    """data.Batches that the host augments; None where a batch is indices of `resident` images."""
+
+  def samples(self, train_set, *, seed: int) -> Sheet:
+    """The first training examples as the network sees them."""
+
+  # ---- On the device, while tracing --------------------------------------------------------------
+
+  def train_batch(self, keys: jax.Array, data, examples) -> dict[str, jax.Array]:
+    """A batch for `loss`: examples (b,) are indices, or a tree of host_batches' arrays; each is
+    augmented by its own key (b,)."""
+
+  def loss(self, network, batch, step: jax.Array):
+    """The loss, a scalar, and its metrics; network: images -> (logits, features), in training."""
+
+  def eval_inputs(self, data, common, batch) -> jax.Array:
+    """The network's inputs for a batch of `evaluation`."""
+
+  def eval_counts(self, logits, features, data, common, batch):
+    """Sums over that batch, which add up over batches and devices; padding counts for nothing."""
+
+  # ---- Evaluation --------------------------------------------------------------------------------
+
+  def evaluation(self, config, test_set, counter: Counter) -> Evaluation:
+    """Which examples of test_set are evaluated, and what is made of the counts."""

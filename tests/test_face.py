@@ -1,0 +1,445 @@
+"""The public names: by their definitions, with any framework, and as the pages print them."""
+
+import ast
+import functools
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import gapjax
+from gapjax import (
+  AdaptivePolyphase,
+  BlurPool,
+  GAPHead,
+  PermuteHead,
+  UsageError,
+  attack,
+  augshift_loss,
+  config,
+  consistency,
+  pair_distance,
+  random_shifts,
+  rank,
+)
+from gapjax.models.heads import Permute
+from gapjax.models.resnet import ResNet
+from gapjax.models.vgg import VGG
+from gapjax.neurons.attack import random_orders
+
+draw = np.random.default_rng(0)
+IMAGES = draw.normal(size=(6, 8, 10, 3)).astype(np.float32)
+
+# --- importing -----------------------------------------------------------------------------------
+
+COSTLY = {'orbax', 'matplotlib', 'tensorflow', 'tensorflow_datasets', 'grain', 'ml_collections',
+          'sklearn', 'torch', 'beartype'}
+
+
+def loaded(code):
+  """The top-level modules that a process has after the code."""
+  code += '; import sys; print(*{name.partition(".")[0] for name in sys.modules})'
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
+                        cwd=ROOT, timeout=60)
+  return set(done.stdout.split())
+
+
+def test_importing_gapjax_loads_nothing_and_a_name_nothing_costly():
+  assert not loaded('import gapjax; dir(gapjax)') & {'jax', 'flax', 'numpy', 'optax', *COSTLY}
+  names = ', '.join(gapjax.__all__)
+  assert not loaded(f'from gapjax import {names}') & COSTLY
+
+
+def test_names_are_found_and_the_functions_do_not_hide_the_modules():
+  assert {*gapjax.__all__} <= {*dir(gapjax)} and callable(gapjax.rank) and callable(gapjax.attack)
+  modules = [importlib.import_module(f'gapjax.neurons.{name}') for name in ('rank', 'attack')]
+  assert modules == [gapjax.neurons.rank, gapjax.neurons.attack]
+  assert (modules[0].rank, modules[1].attack) == (gapjax.rank, gapjax.attack)
+  with pytest.raises(AttributeError, match='has no attribute `ranks`'):
+    _ = gapjax.ranks
+
+
+# --- AugShift ------------------------------------------------------------------------------------
+
+
+def test_both_crops_in_one_batch_are_the_same_as_in_pairs():
+  pairs = draw.normal(size=(2, 6, 5)), draw.normal(size=(2, 6, 7))
+  labels = draw.integers(0, 5, 6)
+  flat = [x.reshape(12, -1) for x in pairs]
+  for a, b in zip(*(jax.tree.leaves(augshift_loss(*x, labels, weight=2.0)) for x in (pairs, flat)),
+                  strict=True):
+    np.testing.assert_array_equal(a, b)
+  np.testing.assert_allclose(pair_distance(flat[1]), ((pairs[1][0] - pairs[1][1]) ** 2).mean(),
+                             rtol=1e-6)
+
+
+def test_shifts_are_in_the_order_that_the_loss_takes():
+  """Features that say which image it is: the distance is 0 for true pairs alone."""
+  images = np.arange(6, dtype=np.float32)[:, None, None, None] * np.ones((1, 4, 4, 1), np.float32)
+  batch = random_shifts(jax.random.key(0), images, max_shift=1).reshape(-1, 4, 4, 1)
+  assert float(pair_distance(batch.max((1, 2)))) == 0 < float(batch.max((1, 2)).var())
+
+
+@pytest.mark.parametrize('call', [
+  lambda: pair_distance(np.zeros((3, 4))), lambda: pair_distance(np.zeros((3, 2, 4))),
+  lambda: random_shifts(jax.random.key(0), np.zeros((4, 4, 3)), max_shift=1),
+  lambda: consistency(len, np.zeros((4, 4, 3)), jax.random.key(0)),
+  lambda: consistency(lambda x: x, np.zeros((2, 9, 9, 3)), jax.random.key(0)),
+  lambda: consistency(len, np.zeros((2, 4, 9, 3)), jax.random.key(0), max_shift=4),
+  lambda: consistency(len, np.zeros((2, 9, 9, 3)), jax.random.key(0), protocol='rol'),
+  lambda: BlurPool().apply({}, np.zeros((4, 4, 3))), lambda: BlurPool(0).apply({}, IMAGES),
+  lambda: BlurPool(stride=0).apply({}, IMAGES), lambda: BlurPool(padding='zero').apply({}, IMAGES),
+  lambda: AdaptivePolyphase(padding='zero').apply({}, IMAGES),
+  lambda: AdaptivePolyphase().apply({}, IMAGES[:, 1:])])
+def test_mistakes_are_told_in_one_line(call, unchecked):
+  with pytest.raises(UsageError) as error:
+    call()
+  assert '\n' not in str(error.value) and len(str(error.value)) > 30
+
+
+# --- consistency ---------------------------------------------------------------------------------
+
+
+def corner(images):
+  """Two classes: is the brightness in the top left quarter above 0?"""
+  value = images[:, :4, :5].sum((1, 2, 3))
+  return jnp.stack([value, -value], 1)
+
+
+@pytest.mark.parametrize('protocol', ['pad', 'circular'])
+def test_consistency_by_its_definition(protocol):
+  """With every offset that the key can draw: the share is that of pairs with equal classes."""
+  size, s = (8, 10), 2
+  classes = {}
+  for dy in range(-s, s + 1):
+    for dx in range(-s, s + 1):
+      if protocol == 'circular':
+        moved = np.roll(IMAGES, (dy, dx), (1, 2))
+      else:
+        padded = np.pad(IMAGES, ((0, 0), (s, s), (s, s), (0, 0)))
+        moved = padded[:, s - dy:s - dy + size[0], s - dx:s - dx + size[1]]
+      classes[dy, dx] = np.asarray(corner(moved)).argmax(1)
+  first = np.stack([*classes.values()])  # (25, 6)
+  expected = (first[:, None] == first[None]).mean((0, 1))  # of each image
+  found = sum(consistency(jax.jit(corner), IMAGES.repeat(400, 0), jax.random.key(i), s, protocol)
+              for i in range(2))
+  assert found.count == 4800 and 0.55 < expected.mean() < 0.95
+  assert found.value == pytest.approx(expected.mean(), abs=4 * np.sqrt(.25 / 4800))
+  np.testing.assert_array_equal(found.agree / found.count, found.value)
+
+
+def test_consistency_is_of_two_views_of_the_same_image_and_adds_up():
+  found = [consistency(lambda x: x.mean((1, 2)), IMAGES[:n], jax.random.key(0), max_shift=0)
+           for n in (2, 4)]
+  assert [tuple(map(int, x)) for x in (*found, sum(found))] == [(2, 2), (4, 4), (6, 6)]
+  calls = []
+
+  def alternate(images):  # the second call's answer is another
+    calls.append(images.shape)
+    return np.eye(2)[np.full(len(images), len(calls) % 2)]
+
+  assert tuple(consistency(alternate, IMAGES, jax.random.key(0))) == (0, 6)
+  assert calls == [IMAGES.shape] * 2
+  broken = consistency(lambda x: np.full((len(x), 3), np.nan), IMAGES, jax.random.key(0))
+  assert broken.value == 0  # a network that computes NaN is not consistent
+
+
+# --- downsampling and heads ----------------------------------------------------------------------
+
+
+def test_blur_pool_halves_and_leaves_a_constant_map():
+  y = BlurPool().apply({}, np.ones((2, 7, 8, 3), np.float32))
+  np.testing.assert_allclose(y, np.ones((2, 4, 4, 3)), rtol=1e-6)
+  x = np.zeros((1, 4, 4, 1), np.float32)
+  x[0, 2, 2] = 16  # [1, 2, 1] / 4 along both axes, every second pixel
+  np.testing.assert_array_equal(BlurPool().apply({}, x)[0, :, :, 0], [[0, 0], [0, 4]])
+  np.testing.assert_array_equal(BlurPool(2, padding='circular').apply({}, x)[0, :, :, 0],
+                                [[0, 0], [0, 4]])
+  assert BlurPool(stride=3).apply({}, x).shape == (1, 2, 2, 1)
+
+
+def test_adaptive_polyphase_takes_the_same_pixels_of_both_branches():
+  y, x = IMAGES.copy(), draw.normal(size=(6, 8, 10, 5)).astype(np.float32)
+  rows, columns = draw.integers(0, 2, (2, 6))
+  for i, (row, column) in enumerate(zip(rows, columns, strict=True)):
+    y[i, row::2, column::2] *= 9
+  halved = AdaptivePolyphase().apply({}, y, x)
+  for i, (row, column) in enumerate(zip(rows, columns, strict=True)):
+    np.testing.assert_array_equal(halved[0][i], y[i, row::2, column::2])
+    np.testing.assert_array_equal(halved[1][i], x[i, row::2, column::2])
+  np.testing.assert_array_equal(AdaptivePolyphase().apply({}, y), halved[0])
+  rolled = AdaptivePolyphase(3, 'circular').apply({}, np.roll(y, (1, 3), (1, 2)))
+  np.testing.assert_allclose(rolled.mean((1, 2)), AdaptivePolyphase(3, 'circular').apply(
+    {}, y).mean((1, 2)), rtol=1e-4, atol=1e-6)
+
+
+def test_gap_head_averages_a_3x3_convolution():
+  head = GAPHead(4)
+  variables = head.init(jax.random.key(0), IMAGES)
+  logits, pooled = head.apply(variables, IMAGES)
+  [layer] = variables['params'].values()
+  kernel = np.asarray(layer['kernel'], np.float64)
+  padded = np.pad(IMAGES, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))  # (b, h, w, c, 3, 3)
+  expected = np.einsum('bhwcij,ijck->bk', windows, kernel) / 80 + layer['bias']
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(pooled, IMAGES.mean((1, 2)), rtol=1e-4, atol=1e-6)
+
+
+def test_permute_head_permutes_anew_for_every_key():
+  head = PermuteHead(3)
+  variables = head.init(jax.random.key(0), IMAGES)
+  assert set(variables['params']['classifier']) == {'kernel', 'bias'}
+  variables['params']['classifier'] = {'kernel': np.eye(3), 'bias': np.zeros(3)}
+  seen = set()
+  for seed in range(20):
+    logits, z = head.apply(variables, IMAGES, rngs={'permutation': jax.random.key(seed)})
+    np.testing.assert_allclose(z, IMAGES.mean((1, 2)), rtol=1e-4, atol=1e-6)
+    order = tuple(int(np.argmax(np.abs(z[:, None] - logits[:, :, None]).max(0)[k] < 1e-7))
+                  for k in range(3))
+    np.testing.assert_array_equal(logits, z[:, list(order)])
+    seen.add(order)
+  assert len(seen) == 6  # every order of three channels
+  with pytest.raises(Exception, match='permutation'):
+    head.apply(variables, IMAGES)
+  fixed = PermuteHead(3, permute=Permute('fixed', seed=1))
+  np.testing.assert_array_equal(*(fixed.apply(variables, IMAGES)[0] for _ in range(2)))
+
+
+@pytest.mark.parametrize('network', [functools.partial(ResNet, 'resnet10', 4),
+                                     functools.partial(VGG, 'vgg11', 4)])
+def test_a_network_that_cannot_permute_is_refused(network):
+  """It would be silently no PermuteNet."""
+  with pytest.raises(UsageError, match=r"head='permuted' .* give permute=Permute\(\)"):
+    network(head='permuted')
+  with pytest.raises(UsageError, match="head='gap' has no pooled features to permute"):
+    network(permute=Permute())
+
+
+# --- position channels ---------------------------------------------------------------------------
+
+
+def test_rank_is_the_order_of_the_scores():
+  weights = np.linspace(0, 1, 10)[None, :, None] * [0, 3, 1, 2]  # columns weigh by channel
+  features = lambda images: images.mean(-1, keepdims=True) * weights  # noqa: E731
+  z = np.einsum('bhwc,xwk->bk', IMAGES, weights)
+  mirrored = np.einsum('bhwc,xwk->bk', IMAGES[:, :, ::-1], weights)
+  assert rank(features, IMAGES).tolist() == [1, 3, 2, 0]
+  expected = np.argsort(-(z - mirrored).mean(0), kind='stable').tolist()
+  assert rank(features, IMAGES, region='left').tolist() == expected
+
+
+@pytest.mark.parametrize('jitted', [False, True])
+def test_functions_compute_in_float32_on_every_device(jitted):
+  """What a caller multiplies is multiplied at HIGHEST precision, which a CPU does not show."""
+  seen = []
+
+  def watch(function):
+    def watched(x):
+      seen.extend(equation.params['precision']
+                  for equation in jax.make_jaxpr(function)(x).eqns)
+      return function(x)
+    return jax.jit(watched) if jitted else watched
+
+  features, head = watch(lambda x: jnp.dot(x, np.eye(3))), watch(lambda x: jnp.dot(x, np.eye(3)))
+  order = rank(features, IMAGES)
+  batches = [{'images': IMAGES, 'labels': np.zeros((6, 8, 10), int)}]
+  attack(features, head, batches, orders={'overall': order}, counts=[1])
+  highest = (jax.lax.Precision.HIGHEST,) * 2
+  assert len(seen) > 2 and {*seen} == {highest}
+
+
+def test_attack_by_its_definition_and_in_one_pass():
+  """A classifier's accuracy and a segmentation network's counts, of functions in plain NumPy."""
+  mix, kernel = draw.normal(size=(3, 8)), draw.normal(size=(8, 4))
+  bias = np.array([.1, 0, -.1, .2])
+  features = lambda images: np.asarray(images) @ mix  # noqa: E731
+  head = lambda maps: np.maximum(np.asarray(maps) @ kernel, 0) + bias  # noqa: E731
+  pixels = [{'images': IMAGES, 'labels': draw.integers(0, 4, (6, 8, 10))}]
+  images = [{'images': part, 'labels': draw.integers(0, 4, 3)} for part in (IMAGES[:3], IMAGES[3:])]
+  orders = {'overall': rank(features, IMAGES), 'random': random_orders(8, 2, seed=0)}
+  how = dict(orders=orders, counts=[2, 5, 8])
+  found = attack(features, head, pixels, **how)
+  once = attack(features, lambda y: np.maximum(y, 0) + bias, iter(pixels), **how,
+                layer=lambda maps, channels: np.asarray(maps) @ kernel[channels])
+  for name in orders:
+    np.testing.assert_array_equal(found.matrices[name], once.matrices[name])
+  classes = attack(features, lambda maps: head(maps).mean((1, 2)), images, **how)
+  maps = IMAGES @ mix
+  for i, count in enumerate((0, 2, 5, 8)):
+    keep = np.ones(8)
+    keep[orders['overall'][:count]] = 0
+    logits = head(maps * keep)
+    hits = logits.mean((1, 2)).argmax(1) == np.concatenate([b['labels'] for b in images])
+    assert classes.metrics['accuracy']['overall'][0, i] == pytest.approx(hits.mean())
+    whole = found.matrices['overall'][0, i, 0]
+    assert np.trace(whole) == (logits.argmax(-1) == pixels[0]['labels']).sum()
+
+
+@pytest.mark.parametrize(('features', 'message'), [
+  (lambda x: x.sum((1, 2, 3)), '`features` maps images'), (lambda x: x[:1], '`features` maps')])
+def test_what_cannot_be_attacked(features, message):
+  batches = [{'images': IMAGES, 'labels': np.zeros(6, int)}]
+  with pytest.raises(UsageError, match=message):
+    attack(features, lambda x: x, batches, orders={'a': [0, 1, 2]}, counts=[1])
+  with pytest.raises(UsageError, match='no batch'):
+    attack(features, lambda x: x, [], orders={'a': [0, 1, 2]}, counts=[1])
+
+
+# --- the pages -----------------------------------------------------------------------------------
+
+
+def examples(page):
+  """{name: code} of a page's examples."""
+  return dict(re.findall(r'<!-- example: (.+?) -->\n```python\n(.*?)```',
+                         (ROOT / page).read_text(), re.S))
+
+
+OWN = examples('docs/your_own_network.md')
+LABELS = draw.integers(0, 10, 16)
+BRIGHT = np.float32(draw.normal(size=(16, 12, 12, 3)) + LABELS[:, None, None, None])
+DATA = {'images': BRIGHT, 'labels': LABELS, 'batches': [{'images': BRIGHT, 'labels': LABELS}]}
+
+
+def test_every_example_is_run():
+  assert set(OWN) == {'AugShift', 'NNX', 'consistency', 'linen', 'ranking and attack', 'one pass',
+                      'PyTorch'}
+  assert set(examples('README.md')) == {'your own network', 'consistency'}
+
+
+def test_the_readmes_network_trains_and_is_measured(capsys):
+  """60 steps, as it stands there: the loss falls."""
+  names = {}
+  exec(examples('README.md')['your own network'], names)
+  params, losses = names['network'].init(jax.random.key(0), BRIGHT), []
+  opt_state = names['optimizer'].init(params)
+  for step in range(60):
+    params, opt_state, loss, parts = names['train_step'](params, opt_state, jax.random.key(step),
+                                                         BRIGHT, LABELS)
+    losses.append(float(loss))
+    assert 0 < float(parts['relative_distance']) < 2
+  assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+  exec(examples('README.md')['consistency'], {**names, 'params': params, 'images': BRIGHT})
+  assert 0 <= float(capsys.readouterr().out) <= 1
+
+
+def test_examples_of_augshift_and_consistency(capsys):
+  z = BRIGHT.mean((1, 2))
+  names = {'random_shifts': random_shifts, 'augshift_loss': augshift_loss, **DATA,
+           'key': jax.random.key(0), 'network': lambda x: (x.mean((1, 2)).repeat(4, 1), x[:, 0, 0])}
+  exec(OWN['AugShift'], names)
+  assert np.isfinite(names['loss']) and names['logits'].shape == (32, 12)
+  predict = lambda images: images.mean((1, 2))  # noqa: E731
+  exec(OWN['consistency'], {'consistency': consistency, 'jax': jax, 'key': jax.random.key(0),
+                            'predict': predict, 'batches': [BRIGHT, BRIGHT[:4]]})
+  assert capsys.readouterr().out.endswith('% of 20 images\n') and z.shape == (16, 3)
+
+
+def test_the_example_of_nnx():
+  names = dict(DATA)
+  exec(OWN['NNX'], names)
+  assert float(names['loss']) < 3.7  # chance: 2 log 10 = 4.6
+  assert names['found'].count == 16 and sorted(names['overall']) == list(range(32))
+
+
+def test_the_examples_of_linen(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  names = dict(DATA)
+  exec(OWN['linen'], names)
+  assert names['logits'].shape == (16, 10) and names['z'].shape == (16, 64)
+  exec(OWN['ranking and attack'], names)
+  assert sorted(names['orders']['overall']) == list(range(64))
+  assert names['result'].metrics['accuracy']['overall'].shape == (1, 9)
+  assert len((tmp_path / 'attack.csv').read_text().splitlines()) == 1 + 1 + 8 * 6
+  names.update(kernel=draw.normal(size=(64, 16)), bias=draw.normal(size=16),
+               classifier=draw.normal(size=(16, 4)),
+               batches=[{'images': BRIGHT, 'labels': draw.integers(0, 4, (16, 6, 6))}])
+  exec(OWN['one pass'], names)
+  assert capsys.readouterr().out == '(1, 9)\n'
+
+
+def test_the_example_of_pytorch():
+  torch = pytest.importorskip('torch')
+  body = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU())
+  head = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+                             torch.nn.Linear(8, 10))
+  names = {**DATA, 'body': body, 'head': head}
+  exec(OWN['PyTorch'], names)
+  x = torch.tensor(BRIGHT).permute(0, 3, 1, 2)
+  with torch.no_grad():
+    z, mirrored = (body(y).mean((2, 3)).numpy() for y in (x, x.flip(3)))
+    predicted = head(body(x)).argmax(1).numpy()
+  scores = np.abs(z - mirrored).mean(0)[names['orders']['overall']]
+  assert (np.diff(scores) <= 1e-7).all()
+  accuracy = names['result'].metrics['accuracy']['overall']
+  assert accuracy[0, 0] == (predicted == LABELS).mean() and accuracy.shape == (1, 3)
+  assert names['found'].count == 16
+
+
+# --- the twin ------------------------------------------------------------------------------------
+
+
+def test_the_twin_takes_nothing_from_what_it_checks():
+  tree = ast.parse((ROOT / 'gapjax/pytorch/twin.py').read_text())
+  found = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+  names = [alias.name if isinstance(node, ast.Import) else node.module
+           for node in found for alias in node.names]
+  assert 'torch' in names and not [name for name in names if name.startswith('gapjax')]
+
+
+# --- configs without a clone, and what is installed ----------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['gapnet_cifar10', 'gapnet_cifar10.py',
+                                  'configs/gapnet_cifar10.py'])
+def test_configs_are_found_by_name_from_anywhere(name, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert config.from_flags([f'--config={name}:grid=7']).canvas.grid == 7
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / name).write_text('from gapjax import config\n\n\ndef get_config(arg=None):\n'
+                               '  c = config.default()\n  c.num_epochs = 77\n  return c\n')
+  assert config.from_flags([f'--config={name}']).num_epochs == 77  # one's own file comes first
+
+
+@pytest.mark.parametrize('name', ['gapnet_cifar', 'mine/gapnet_cifar10.py'])
+def test_a_config_that_is_not_there(name):
+  with pytest.raises(UsageError, match=f'no config file `{name}` .did you mean `gapnet_cifar10`'):
+    config.from_flags([f'--config={name}'])
+
+
+@pytest.mark.slow
+def test_a_wheel_has_configs_templates_and_a_description_without_dead_links(tmp_path):
+  names = subprocess.run(['git', 'ls-files', '--cached', '--others', '--exclude-standard',
+                          'gapjax', 'configs', 'setup.py', 'pyproject.toml', 'README.md',
+                          'LICENSE'], cwd=ROOT, capture_output=True, text=True, check=True)
+  names = [name for name in names.stdout.split() if (ROOT / name).exists()]
+  for name in names:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / name, tmp_path / name)
+  subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation',
+                  '-w', tmp_path / 'dist', tmp_path], check=True, timeout=300)
+  [path] = (tmp_path / 'dist').glob('*.whl')
+  with zipfile.ZipFile(path) as wheel:
+    inside = {name for name in wheel.namelist() if '.dist-info/' not in name}
+    [about] = [wheel.read(name).decode() for name in wheel.namelist() if name.endswith('/METADATA')]
+    wheel.extractall(tmp_path / 'installed')
+  assert inside == {name.replace('configs/', 'gapjax/configs/', 1) if name.startswith('configs/')
+                    else name for name in names if '/' in name}
+  assert '![' not in about and not re.findall(r'\]\((?!https?:)', about)
+  assert 'https://arxiv.org/abs/2108.07884' in about
+  code = ('from gapjax import config; c = config.from_flags(["--config=gapnet_cifar10:grid=7"]); '
+          'print(config.__file__, c.canvas.grid)')
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
+                        cwd=tmp_path / 'dist', timeout=120,
+                        env={**os.environ, 'PYTHONPATH': os.pathsep.join(
+                          [str(tmp_path / 'installed'), os.environ.get('PYTHONPATH', '')])})
+  assert done.stdout.split() == [str(tmp_path / 'installed/gapjax/config.py'), '7']
