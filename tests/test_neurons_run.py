@@ -36,7 +36,7 @@ def test_channels_are_ranked_by_the_mirror(scene_run, attacked, data_dir):
   """Overall over all training scenes; left over those with their digits on the left."""
   config, _, _ = scene_run
   state = newest(attacked)[1]
-  model = networks.create(config.model, num_classes=11)
+  model = networks.create_network(config.model, num_classes=11)
   variables = {'params': state['params'], 'batch_stats': state['batch_stats']}
 
   @jax.jit
@@ -192,7 +192,7 @@ def test_what_would_fail_later_is_found_before_training(data_dir, tmp_path, chan
 
 def test_every_size_is_checked_or_the_shape_that_all_are_filled_up_to():
   c = tiny_config(**SCENES, **{'model.downsample': 'polyphase', 'model.stem': 'canvas'})
-  model = networks.create(c.model, num_classes=11)
+  model = networks.create_network(c.model, num_classes=11)
   even, odd = ({'label': np.zeros(size, np.uint8)} for size in ((32, 48), (32, 44)))
   check_sizes(model, [even, even], padded=False)
   check_sizes(model, [even, odd], padded=True)

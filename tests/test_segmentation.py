@@ -373,7 +373,7 @@ def test_a_mobilenet_with_a_separable_head_trains(data_dir, tmp_path, monkeypatc
   ({'model.padding': 'none'}, 'ASPP'),
   ({'model.name': 'resnet18'}, 'segmentation needs deeplabv3'),
   ({'task': 'canvas'}, 'do not fit'),
-  ({'model.output_stride': 32}, '8 or 16'),
+  ({'model.output_stride': 32}, 'known: 8, 16'),
   ({'segmentation.crop': (0, 32)}, r'segmentation\.crop must be a number at least 1'),
   ({'segmentation.crop': (32,)}, '2 numbers'),
   ({'segmentation.crop': (32.5, 32)}, 'whole pixels'),
