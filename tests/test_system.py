@@ -10,7 +10,7 @@ from conftest import ROOT
 ALLOCATE = """
 import resource, sys, threading
 import numpy as np
-from gapjax.system import keep_freed_memory
+from gapjax.training.system import keep_freed_memory
 
 if sys.argv[1] == 'keep':
   assert keep_freed_memory()
