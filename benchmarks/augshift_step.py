@@ -34,7 +34,7 @@ def prepare(network, *, width, batch):
   task = build.create_task(config, images)
   plan = Plan.of(workdirs.settled(config, platform=devices.platform),
                  num_images=len(images.images))
-  model, state, rule, _ = build.create(config, task, images, plan,
+  model, state, rule, _ = build.create_learner(config, task, images, plan,
                                        platform=devices.platform)
   step = build.create_train_steps(model, task, rule, devices)
   data = devices.replicate({'images': images.images, 'labels': images.labels})

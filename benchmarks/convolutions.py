@@ -15,8 +15,8 @@ from unittest import mock
 import jax
 
 from gapjax import config as configs
+from gapjax import recipes
 from gapjax.models import convolution, on_cpu
-from gapjax.reproduce import cells
 from gapjax.speed import inputs
 from gapjax.speed.bench import range_of, spread
 from gapjax.training.devices import Devices
@@ -27,7 +27,7 @@ WAYS = {'on_cpu': on_cpu.convolve, 'XLA': convolution.convolve}
 
 def narrow(width):
   """Table 2's ResNet-18 with its 3x3 stem, 500 images of 32x32."""
-  config = cells.shift_cell('resnet18', cells.cifar('cifar10')).config
+  config = recipes.shifted('resnet18', recipes.cifar('cifar10'))
   config.model.width, config.batch_size = width, 500
   return config
 
@@ -40,7 +40,7 @@ def canvas():
 
 
 CASES = {'stem16': lambda: narrow(16), 'stem24': lambda: narrow(24), 'canvas24': canvas,
-         'camvid': lambda: cells.camvid('small')}
+         'camvid': lambda: recipes.camvid('small')}
 
 
 def step_of(config, convolve):
@@ -57,7 +57,8 @@ def step_of(config, convolve):
   def step():
     nonlocal state
     start = time.perf_counter()
-    state, _ = jax.block_until_ready(program.train_steps(state, key, data, batch))
+    state, _ = jax.block_until_ready(program.train_steps(
+      state, key, data, batch, program.count))
     return time.perf_counter() - start
 
   return step

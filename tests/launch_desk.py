@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conftest import ROOT
 
-RECORDED = ROOT / 'tests' / 'launch'
+STUBS = ROOT / 'tests' / 'launch' / 'bin'
 TPU = ('--name=my-tpu', '--zone=us-central1-a')
 V5E = (*TPU, '--accelerator-type=v5litepod-8')
 TRAIN = ('train', '--config=configs/digits.py', '--workdir=gs://bucket/a run')
@@ -32,7 +32,7 @@ class Desk:
 
   def __init__(self, checkout, folder):
     self.checkout, self.folder, self.bin = checkout, folder, folder / 'bin'
-    shutil.copytree(RECORDED / 'bin', self.bin)
+    shutil.copytree(STUBS, self.bin)
     for file in self.bin.iterdir():
       file.chmod(0o755)
     # What the TPU VM has once it was installed; uv is the only thing that it would download.

@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 
 from gapjax.errors import UsageError
 from gapjax.models.deeplab import DeepLab
-from gapjax.neurons import attack, network, rank
+from gapjax.neurons import attack, network
 from gapjax.neurons.network import Network
 from gapjax.report.plots import neurons as pictures
 from gapjax.tasks import segmentation
@@ -51,8 +51,7 @@ def trained(model, images):
 
 SIZE = 48
 IMAGES = draw.normal(size=(2, SIZE, SIZE, 3)).astype(np.float32)
-KINDS = [('deeplabv3', 16, 'zero'), ('deeplabv3plus', 16, 'partial'),
-         ('deeplabv3', 8, 'replicate'), ('deeplabv3plus', 8, 'zero'),
+KINDS = [('deeplabv3', 8, 'replicate'), ('deeplabv3plus', 16, 'zero'),
          ('deeplabv3plus', 8, 'partial', 'mobilenetv2', 'separable')]
 
 
@@ -355,21 +354,6 @@ def test_records_of_half_a_sweep_are_refused(swept, change):
   with pytest.raises(UsageError, match='run gapjax attack') as error:
     attack.from_records(change(swept.records()))
   assert one_line(error)
-
-
-def test_the_library_in_five_lines(tmp_path):
-  """As the docstrings have it: rank, save, load, attack, draw, on a network of a stranger's own."""
-  cut = toy(**HEAD_ONLY)
-  images = [batch['images'] for batch in BATCHES]
-  rank.save(tmp_path / 'o.json', overall=rank.order(rank.overall(
-    lambda x: cut.features(x)['cut'], images)))
-  orders = rank.load(tmp_path / 'o.json', num_channels=C)
-  result = attack.sweep(cut, BATCHES, orders=orders, counts=range(1, C + 1))
-  pictures.curves(result, tmp_path / 'o.png')
-  assert sorted(orders['overall']) == list(range(C))
-  # With every channel gone the bias alone decides.
-  matrix = result.matrices['overall'][0, -1, 0]
-  assert matrix[:, np.argmax(BIAS)].sum() == matrix.sum() > 0
 
 
 def test_counting_and_products_agree_with_scikit_learn():

@@ -145,12 +145,6 @@ def test_refusal(changes, expected):
   assert expected in compile_tpu.refusal(result(**changes))
 
 
-def test_slices_have_up_to_256_chips():
-  for slices in (compile_tpu.FLAT, compile_tpu.SOLID):
-    chips = [math.prod(map(int, shape.split('x'))) for shape in slices]
-    assert chips == sorted(chips) and chips[0] == 1 and chips[-1] == 256
-
-
 # ---- The verb ------------------------------------------------------------------------------------
 
 
@@ -200,7 +194,7 @@ def tiny(data_dir):
   config = tiny_config(**{'data.name': 'digits', 'data.train_images': 160})
   train_set, task, _ = inputs.training_set(config, data_dir)
   config.steps_per_call = 1
-  model, state, _, _ = build.create(config, task, train_set,
+  model, state, _, _ = build.create_learner(config, task, train_set,
                                     Plan.of(config, num_images=len(train_set)))
   return model, state
 

@@ -47,7 +47,7 @@ def test_config_takes_a_step(path):
   devices = Devices(jax.local_devices()[:1])
   plan = Plan.of(workdirs.settled(c, platform='cpu'), num_images=64)
   task = build.create_task(c, train_set)
-  model, state, rule, _ = build.create(c, task, train_set, plan)
+  model, state, rule, _ = build.create_learner(c, task, train_set, plan)
   before = Devices.to_host(state.params)
   step = build.create_train_steps(model, task, rule, devices)
   feed = build.create_feed(c, task, train_set, plan)

@@ -64,9 +64,9 @@ def random_network(data_dir, **changes):
   """A network with random weights, in float64, so that no near tie depends on the batch."""
   with jax.enable_x64(True):
     config = moving_config(**{'model.dtype': 'float64', **changes})
-    train_set, test_set, task = build.load(config, data_dir=data_dir)
+    train_set, test_set, task = build.load_data(config, data_dir=data_dir)
     plan = Plan.of(workdirs.settled(config, platform='cpu'), num_images=160)
-    model, state, *_ = build.create(config, task, train_set, plan)
+    model, state, *_ = build.create_learner(config, task, train_set, plan)
     state = Devices.to_host(state)
     variables = {'params': state.params, 'batch_stats': state.batch_stats}
 
@@ -215,4 +215,4 @@ def test_a_run_and_its_evaluation(data_dir, tmp_path):
 def test_a_shift_larger_than_the_image(data_dir, field, value):
   config = moving_config(**{field: value})
   with pytest.raises(UsageError, match=rf'{field}={value}.*8x8; choose one from 0 to 7'):
-    build.load(config, data_dir=data_dir)
+    build.load_data(config, data_dir=data_dir)

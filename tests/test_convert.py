@@ -25,7 +25,7 @@ DIGITS = f'--config={ROOT}/configs/digits.py'
 DEEPLAB = {**SCENES, 'model.stem': 'imagenet'}
 MOBILENET = {**DEEPLAB, 'model.backbone': 'mobilenetv2'}
 PLUS = {'model.name': 'deeplabv3plus'}
-# Every network of models.create, and every name that its layers can have.
+# Every network of models.create_network, and every name that its layers can have.
 NETWORKS = {
   **{f'{head}, {stem}': {'model.head': head, 'model.stem': stem}
      for head in ('gap', 'permuted', 'linear') for stem in ('canvas', 'cifar', 'imagenet')},
@@ -61,88 +61,14 @@ def their_arrays(config, num_classes, **more):
           else np.full_like(x, 7) for name, x in zeros.items()} | more
 
 
-# ---- Names ---------------------------------------------------------------------------------------
-
-
-def layers(*, convs=(), norms=(), biased=()):
-  """The names in a state dict of these layers."""
-  found = [f'{conv}.weight' for conv in convs]
-  found += [f'{layer}.{part}' for layer in biased for part in ('weight', 'bias')]
-  return found + [f'{norm}.{part}' for norm in norms for part in (
-    'weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')]
-
-
-def resnet10(shortcut, prefix=''):
-  convs = ['conv1', *(f'layer{s}.0.conv{k}' for s in range(1, 5) for k in (1, 2))]
-  norms = [conv.replace('conv', 'bn') for conv in convs]
-  return {'convs': [prefix + x for x in [*convs, *(f'layer{s}.0.{shortcut}.0' for s in (2, 3, 4))]],
-          'norms': [prefix + x for x in [*norms, *(f'layer{s}.0.{shortcut}.1' for s in (2, 3, 4))]]}
-
-
-ASPP = {'convs': [*(f'convs.{i}.0' for i in range(4)), 'convs.4.1', 'project.0'],
-        'norms': [*(f'convs.{i}.1' for i in range(4)), 'convs.4.2', 'project.1']}
-
-
-def v3_head(*, separable=False):
-  aspp = 'classifier.classifier.0.'
-  wide = [f'{aspp}convs.{i}.0' for i in (1, 2, 3)] + ['classifier.classifier.1']
-  convs = [f'{aspp}{conv}' for conv in ASPP['convs']] + wide[3:]
-  if separable:
-    convs = [x for x in convs if x not in wide] + [f'{x}.body.{i}' for x in wide for i in (0, 1)]
-  return {'convs': convs, 'norms': [*(f'{aspp}{norm}' for norm in ASPP['norms']),
-                                    'classifier.classifier.2'],
-          'biased': ['classifier.classifier.4']}
-
-
-def plus_head():
-  return {'convs': ['classifier.project.0', *(f'classifier.aspp.{x}' for x in ASPP['convs']),
-                    'classifier.classifier.0'],
-          'norms': ['classifier.project.1', *(f'classifier.aspp.{x}' for x in ASPP['norms']),
-                    'classifier.classifier.1'], 'biased': ['classifier.classifier.3']}
-
-
-def mobilenet():
-  """Blocks of (expansion 6) 1x1, depthwise and 1x1; the first has no expansion."""
-  convs, norms = ['low_level_features.0.0'], ['low_level_features.0.1']
-  for block in range(1, 18):
-    theirs = f'{"low" if block < 4 else "high"}_level_features.{block}.conv'
-    inner = 1 if block == 1 else 2
-    convs += [*(f'{theirs}.{i}.0' for i in range(inner)), f'{theirs}.{inner}']
-    norms += [*(f'{theirs}.{i}.1' for i in range(inner)), f'{theirs}.{inner + 1}']
-  return {'convs': [f'backbone.{x}' for x in convs], 'norms': [f'backbone.{x}' for x in norms]}
-
-
-EXPECTED = {
-  'gap, canvas': [*layers(**resnet10('shortcut')),
-                  *layers(biased=['pre_classifier', 'linear_location'])],
-  'permuted, canvas': [*layers(**resnet10('shortcut')), *layers(biased=['linear_location'])],
-  'linear, cifar': [*layers(**resnet10('shortcut')), *layers(biased=['linear'])],
-  'linear, imagenet': [*layers(**resnet10('downsample')), *layers(biased=['fc'])],
-  **{f'vgg11, {head}': layers(
-    norms=[f'features.{i}' for i in (1, 5, 9, 12, 16, 19, 23, 26)],
-    biased=[*(f'features.{i}' for i in (0, 4, 8, 11, 15, 18, 22, 25)), last])
-     for head, last in (('gap', 'pre_classifier'), ('permuted', 'classifier'),
-                        ('linear', 'classifier'))},
-  'v3': [*layers(**resnet10('downsample', 'backbone.')), *layers(**v3_head())],
-  'v3, separable': [*layers(**resnet10('downsample', 'backbone.')),
-                    *layers(**v3_head(separable=True))],
-  'v3+': [*layers(**resnet10('downsample', 'backbone.')), *layers(**plus_head())],
-  'v3, mobilenetv2': [*layers(**mobilenet()), *layers(**v3_head())]}
-
-
-@pytest.mark.parametrize('name', EXPECTED)
-def test_a_state_dict_has_these_names(name):
-  c = network_config(name).model
-  assert sorted([*names.names(c), *names.unread(c)]) == sorted(EXPECTED[name])
-
-
 # ---- Round trips ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize('name', ['gap, canvas', 'permuted, cifar', 'linear, imagenet', 'resnet50',
+                                  'vgg11, gap', 'v3, separable', 'v3+, mobilenetv2, separable'])
 def test_there_and_back(name, tmp_path):
   """PyTorch -> gapjax -> PyTorch -> gapjax. What nothing reads comes back as zeros."""
-  suffix = ('.npz', '.safetensors')[list(NETWORKS).index(name) % 2]
+  suffix = '.safetensors' if 'v3' in name else '.npz'
   config = network_config(name)
   theirs = their_arrays(config, convert.expected_classes(config))
   first = weights.write(tmp_path / f'first{suffix}', theirs)
@@ -159,17 +85,17 @@ def test_there_and_back(name, tmp_path):
   assert one['params'].keys() == convert.initial_state(config, 1).params.keys()
 
 
-@pytest.mark.parametrize('changes', [{}, {'optimizer.name': 'sgd', 'schedule.name': 'poly',
-                                          'schedule.warmup_epochs': 0.5,
-                                          'optimizer.clip_norm': 1.0}, DEEPLAB])
+@pytest.mark.parametrize('changes', [
+  {'optimizer.name': 'sgd', 'schedule.name': 'poly', 'schedule.warmup_epochs': 0.5,
+   'optimizer.clip_norm': 1.0}, DEEPLAB])
 def test_the_state_of_the_optimiser_is_fresh(changes, data_dir, tmp_path):
   """As a run begins with it: structure, types and values."""
   config = tiny_config(**changes, **{
     'optimizer.backbone_factor': 0.1 if changes is DEEPLAB else 1.0})
   config.steps_per_call = 1
-  train_set, _, task = build.load(config, data_dir=data_dir)
+  train_set, _, task = build.load_data(config, data_dir=data_dir)
   plan = Plan.of(config, num_images=len(train_set))
-  expected = build.create(config, task, train_set, plan)[1]
+  expected = build.create_learner(config, task, train_set, plan)[1]
   found = convert.initial_state(config, task.num_classes)
   assert jax.tree.structure(found) == jax.tree.structure(expected)
   assert same(found.opt_state, expected.opt_state) and same(found.step, expected.step)
@@ -251,7 +177,7 @@ def test_classes_of_a_config(data_dir, tmp_path):
   assert convert.expected_classes(tiny_config(**{'canvas.grid': 3})) == 9
   image = tiny_config(**{'canvas.target': 'image'})
   assert convert.expected_classes(image) == 10
-  build.load(image, data_dir=data_dir)  # prepares the digits
+  build.load_data(image, data_dir=data_dir)  # prepares the digits
   image.data.name = str(data_dir / 'digits')
   assert convert.expected_classes(image) == 10
   image.data.name = str(tmp_path / 'elsewhere')
@@ -278,6 +204,7 @@ def test_all_that_does_not_fit_is_listed_and_nothing_is_written(tmp_path, capsys
   theirs = their_arrays(config, 9, stray=np.ones(2))
   for name in ('conv1.weight', 'bn1.bias'):
     del theirs[name]
+  theirs['bn1.weight'][1] = np.nan
   path = weights.write(tmp_path / 'w.npz', theirs)
   line = complaint(capsys, path, tmp_path / 'run', DIGITS, '--config.canvas.grid=5',
                    '--config.model.name=resnet10', '--config.model.width=4',
@@ -285,7 +212,7 @@ def test_all_that_does_not_fit_is_listed_and_nothing_is_written(tmp_path, capsys
   for part in ('(resnet10, head gap, width 4, 25 classes)', '2 missing: conv1.weight, bn1.bias;',
                '1 left over: stray;', '2 of another shape: '
                'pre_classifier.weight (9, 32, 3, 3) (here: (25, 32, 3, 3)), '
-               'pre_classifier.bias (9,) (here: (25,));'):
+               'pre_classifier.bias (9,) (here: (25,));', '1 not of finite numbers: bn1.weight;'):
     assert part in line
   assert [x.name for x in tmp_path.iterdir()] == ['w.npz']
 

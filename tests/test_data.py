@@ -62,23 +62,25 @@ def test_default_data_dir(monkeypatch, tmp_path):
 
 
 def test_not_prepared_names_the_command(data_dir):
-  fails(lambda: data.load('cifar10', split='train', data_dir=data_dir),
+  fails(lambda: data.load_images('cifar10', split='train', data_dir=data_dir),
         f'`gapjax prepare cifar10 --source=PATH --data_dir={data_dir}`')
   spaced = data_dir / 'my data'
-  fails(lambda: data.load('cifar100', split='train', data_dir=spaced), f"--data_dir='{spaced}'`")
+  fails(lambda: data.load_images('cifar100', split='train', data_dir=spaced),
+        f"--data_dir='{spaced}'`")
 
 
 def test_not_prepared_in_the_default_folder(monkeypatch, tmp_path):
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
-  fails(lambda: data.load('cifar10', split='train'), '`gapjax prepare cifar10 --source=PATH`')
+  fails(lambda: data.load_images('cifar10', split='train'),
+        '`gapjax prepare cifar10 --source=PATH`')
 
 
 def test_unknown_names(tmp_path, data_dir):
-  fails(lambda: data.load('cifar1000', split='train'), 'did you mean `cifar100`?', 'digits')
+  fails(lambda: data.load_images('cifar1000', split='train'), 'did you mean `cifar100`?', 'digits')
   fails(lambda: data.prepare('cifra10'), 'did you mean `cifar10`?')
-  fails(lambda: data.load(str(tmp_path / 'none'), split='train'), 'there is no folder')
-  fails(lambda: data.load(str(tmp_path), split='train'), 'not a folder prepared by TFDS')
-  fails(lambda: data.load('digits', split='tset', data_dir=data_dir), 'did you mean `test`?')
+  fails(lambda: data.load_images(str(tmp_path / 'none'), split='train'), 'there is no folder')
+  fails(lambda: data.load_images(str(tmp_path), split='train'), 'not a folder prepared by TFDS')
+  fails(lambda: data.load_images('digits', split='tset', data_dir=data_dir), 'did you mean `test`?')
   fails(lambda: data.prepare('digits', source=tmp_path, data_dir=tmp_path), 'without --source')
 
 
@@ -86,15 +88,15 @@ def test_tfrecord_says_what_to_run(data_dir):
   path = tiny_cifar10(data_dir)
   info = path / 'dataset_info.json'
   info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
-  for call in (lambda: data.load('cifar10', split='train', data_dir=data_dir),
+  for call in (lambda: data.load_images('cifar10', split='train', data_dir=data_dir),
                lambda: data.prepare('cifar10', data_dir=data_dir)):
     fails(call, 'stored as tfrecord', 'gapjax prepare cifar10 --source=PATH --data_dir=OTHER',
           f'tfds convert_format --dataset_version_dir={path} --out_file_format=array_record')
-  fails(lambda: data.load(path, split='train'), 'stored as tfrecord', 'tfds convert_format')
+  fails(lambda: data.load_images(path, split='train'), 'stored as tfrecord', 'tfds convert_format')
   # What convert_format leaves: both formats in one folder.
   content = json.loads(info.read_text())
   info.write_text(json.dumps(content | {'alternativeFileFormats': ['array_record']}))
-  assert len(data.load('cifar10', split='test', data_dir=data_dir).labels) == 10
+  assert len(data.load_images('cifar10', split='test', data_dir=data_dir).labels) == 10
 
 
 @pytest.mark.parametrize('damage', ['no info', 'half info', 'no features', 'no shard'])
@@ -106,7 +108,7 @@ def test_partial_folder_is_not_a_data_set(data_dir, damage):
   else:
     shard = 'cifar10-train.array_record-00000-of-00001'
     (path / {'no info': info.name, 'no features': 'features.json'}.get(damage, shard)).unlink()
-  for call in (lambda: data.load('cifar10', split='train', data_dir=data_dir),
+  for call in (lambda: data.load_images('cifar10', split='train', data_dir=data_dir),
                lambda: data.prepare('cifar10', data_dir=data_dir)):
     fails(call, f'{path} is incomplete', 'remove it, then run `gapjax prepare cifar10')
 
@@ -118,7 +120,8 @@ def test_damaged_shard(data_dir):
   middle = len(whole) // 3
   for bad in (whole[:len(whole) // 2], whole[:middle] + bytes(50) + whole[middle + 50:]):
     shard.write_bytes(bad)
-    fails(lambda: data.load('digits', split='train', data_dir=data_dir), str(path), 'is damaged')
+    fails(lambda: data.load_images('digits', split='train', data_dir=data_dir), str(path),
+          'is damaged')
 
 
 def test_newest_readable_version(data_dir):
@@ -130,7 +133,7 @@ def test_newest_readable_version(data_dir):
   (path.parent / '3.1.0' / 'features.json').unlink()
   assert pathlib.Path(prepared.open_named('cifar10', data_dir).data_dir).name == '3.0.10'
   assert data.prepare('cifar10', data_dir=data_dir).name == '3.0.10'
-  assert data.load(data_dir / 'cifar10', split='test').name == 'cifar10'
+  assert data.load_images(data_dir / 'cifar10', split='test').name == 'cifar10'
 
 
 class AnyData(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -176,25 +179,25 @@ def test_any_prepared_folder(tmp_path):
   images = [rng.integers(0, 256, (6, 4, 1), np.uint8) for _ in range(3)]
   folder = any_data(tmp_path, images, [1, 0, 1])
   for path in (folder, pathlib.Path(folder).parent):
-    loaded = data.load(path, split='validation')
+    loaded = data.load_images(path, split='validation')
     np.testing.assert_array_equal(loaded.images, np.repeat(np.stack(images), 3, axis=-1))
     np.testing.assert_array_equal(loaded.labels, [1, 0, 1])
     assert (loaded.name, loaded.class_names) == ('any_data', ('a', 'b'))
-  fails(lambda: data.load(folder, split='train'), 'unknown split', 'validation')
+  fails(lambda: data.load_images(folder, split='train'), 'unknown split', 'validation')
 
 
 def test_folders_that_do_not_fit(tmp_path):
   small, large = np.zeros((4, 4, 3), np.uint8), np.ones((6, 4, 3), np.uint8)
   mixed = any_data(tmp_path / 'mixed', [small, large], [0, 1])
-  fails(lambda: data.load(mixed, split='validation'), 'differ in size')
-  assert data.load(mixed, split='validation', image_size=5).images.shape == (2, 5, 5, 3)
-  assert data.load(mixed, split='validation', limit=1).images.shape == (1, 4, 4, 3)
+  fails(lambda: data.load_images(mixed, split='validation'), 'differ in size')
+  assert data.load_images(mixed, split='validation', image_size=5).images.shape == (2, 5, 5, 3)
+  assert data.load_images(mixed, split='validation', limit=1).images.shape == (1, 4, 4, 3)
   unlabelled = any_data(tmp_path / 'unlabelled', [small], [-1])
-  fails(lambda: data.load(unlabelled, split='validation'), 'without a label')
+  fails(lambda: data.load_images(unlabelled, split='validation'), 'without a label')
   text = any_data(tmp_path / 'text', [small], ['words'], tfds.features.Text())
-  fails(lambda: data.load(text, split='validation'), 'one label each', 'kind, picture')
+  fails(lambda: data.load_images(text, split='validation'), 'one label each', 'kind, picture')
   keyless = any_data(tmp_path / 'keyless', [small], [0], supervised=False)
-  fails(lambda: data.load(keyless, split='validation'), 'one label each')
+  fails(lambda: data.load_images(keyless, split='validation'), 'one label each')
 
 
 # ---- Digits, resizing, limits, normalisation. ----
@@ -207,7 +210,8 @@ def digits_dir(tmp_path_factory):
 
 def test_digits_are_scikit_learns(digits_dir, capfd):
   truth = sklearn_datasets.load_digits()
-  parts = [data.load('digits', split=split, data_dir=digits_dir) for split in ('train', 'test')]
+  parts = [data.load_images('digits', split=split, data_dir=digits_dir)
+           for split in ('train', 'test')]
   assert capfd.readouterr() == ('', '')  # prepared silently
   assert [len(part.labels) for part in parts] == [1397, 400]
   images = np.concatenate([part.images for part in parts])
@@ -219,17 +223,18 @@ def test_digits_are_scikit_learns(digits_dir, capfd):
 
 
 def test_limit(digits_dir):
-  whole = data.load('digits', split='test', data_dir=digits_dir)
-  some = data.load('digits', split='test', data_dir=digits_dir, limit=7)
+  whole = data.load_images('digits', split='test', data_dir=digits_dir)
+  some = data.load_images('digits', split='test', data_dir=digits_dir, limit=7)
   np.testing.assert_array_equal(some.images, whole.images[:7])
   np.testing.assert_array_equal(some.labels, whole.labels[:7])
   for limit in (None, 0, 9999):
-    assert len(data.load('digits', split='test', data_dir=digits_dir, limit=limit).labels) == 400
+    assert len(data.load_images('digits', split='test', data_dir=digits_dir, limit=limit)) == 400
 
 
 def test_resize(digits_dir):
   def load(size):
-    return data.load('digits', split='test', data_dir=digits_dir, limit=5, image_size=size).images
+    return data.load_images('digits', split='test', data_dir=digits_dir, limit=5,
+                            image_size=size).images
 
   whole = load(None)
   np.testing.assert_array_equal(load(8), whole)
@@ -276,7 +281,7 @@ def test_killed_prepare_is_not_taken_for_a_data_set(data_dir):
       builders.prepare('digits', data_dir={str(data_dir)!r})'''
   assert run(script, check=False).returncode == -9
   assert [child.name.partition('.')[0] for child in data_dir.iterdir()] == ['incomplete']
-  assert len(data.load('digits', split='test', data_dir=data_dir).labels) == 400
+  assert len(data.load_images('digits', split='test', data_dir=data_dir).labels) == 400
 
 
 def test_two_processes_prepare_the_digits_at_once(data_dir, tmp_path):
@@ -289,7 +294,7 @@ def test_two_processes_prepare_the_digits_at_once(data_dir, tmp_path):
       print('ready', flush=True)
       while not os.path.exists({str(start)!r}):
         time.sleep(.001)
-      digits = data.load('digits', split='train', data_dir={str(data_dir)!r})
+      digits = data.load_images('digits', split='train', data_dir={str(data_dir)!r})
       print(digits.images.sum(dtype=int), digits.labels.sum())''')
   workers = [subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE, text=True,
                               cwd=pathlib.Path(__file__).parents[1]) for _ in range(2)]
@@ -304,17 +309,21 @@ def test_two_processes_prepare_the_digits_at_once(data_dir, tmp_path):
 
 
 def test_without_tensorflow(tmp_path):
-  """Not even where it is installed; and importing gapjax.data loads no TFDS."""
+  """Not even where it is installed; and importing gapjax.data loads no TFDS and no Grain."""
   (tmp_path / 'tensorflow').mkdir()
   (tmp_path / 'tensorflow' / '__init__.py').write_text('raise AssertionError("imported")')
   run(f'''
       import sys
       sys.path.insert(0, {str(tmp_path)!r})
       from gapjax import data
-      lazy = {{'tensorflow_datasets', 'sklearn', 'PIL', 'jax'}} & set(sys.modules)
+      lazy = {{'tensorflow_datasets', 'grain', 'sklearn', 'PIL', 'jax'}} & set(sys.modules)
       assert not lazy, lazy
       data.prepare('digits', data_dir={str(tmp_path)!r})
-      assert data.load('digits', split='test', data_dir={str(tmp_path)!r}).images.any()
+      assert data.load_images('digits', split='test', data_dir={str(tmp_path)!r}).images.any()
+      scenes = data.load_scenes('digit_scenes', split='test', data_dir={str(tmp_path)!r})
+      batches = data.training_batches(scenes, batch_size=2, seed=0, crop_size=(9, 9),
+                                      scale=(1, 2), flip=True, fill=(0, 0, 0))
+      assert next(batches.iterate())['images'].any()
       assert 'tensorflow' not in sys.modules''')
 
 

@@ -85,7 +85,7 @@ def test_every_form_of_source_gives_the_written_arrays(tmp_path, data_dir, name,
   assert path == data_dir / name / '3.0.2'
   assert [child.name for child in data_dir.iterdir()] == [name]
   for split in ('train', 'test'):
-    loaded = data.load(name, split=split, data_dir=data_dir)
+    loaded = data.load_images(name, split=split, data_dir=data_dir)
     records = records_by_id(path, split)
     n = len(truth.images[split])
     assert sorted(records) == list(range(n))
@@ -208,7 +208,7 @@ def test_archive_that_points_outside_reaches_nothing(binary, data_dir, tmp_path,
       member.type, member.linkname = tarfile.SYMTYPE, link
     archive.addfile(member)
   data.prepare('cifar10', source=path, data_dir=data_dir)
-  assert len(data.load('cifar10', split='train', data_dir=data_dir)) == 30
+  assert len(data.load_images('cifar10', split='train', data_dir=data_dir)) == 30
   assert {child.name for child in tmp_path.iterdir()} == {'source', 'evil.tar.gz', 'data'}
 
 
@@ -286,7 +286,7 @@ def test_download_checks_and_keeps_the_archive(monkeypatch, server, binary, tmp_
   assert not (tmp_path / 'a' / 'cifar10').exists()
   expect_download(monkeypatch, url, archive.read_bytes())
   path = data.prepare('cifar10', data_dir=tmp_path / 'b')
-  assert len(data.load('cifar10', split='test', data_dir=tmp_path / 'b').labels) == 10
+  assert len(data.load_images('cifar10', split='test', data_dir=tmp_path / 'b').labels) == 10
   # A second time the archive comes from TFDS' folder of downloads, network or not.
   shutil.rmtree(path)
   archive.unlink()

@@ -15,11 +15,11 @@ from gapjax.training.plan import Plan
 
 def take_steps(config, data_dir, *, devices, count):
   """(state, metrics) after `count` calls, as they are on the devices."""
-  train_set, _, task = build.load(config, data_dir=data_dir)
+  train_set, _, task = build.load_data(config, data_dir=data_dir)
   here = Devices(jax.local_devices()[:devices])
   plan = Plan.of(workdirs.settled(config, platform=here.platform),
                  num_images=len(train_set))
-  model, state, rule, _ = build.create(config, task, train_set, plan)
+  model, state, rule, _ = build.create_learner(config, task, train_set, plan)
   step = build.create_train_steps(model, task, rule, here)
   feed = build.create_feed(config, task, train_set, plan)
   data = here.replicate(feed.data)

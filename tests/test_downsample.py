@@ -79,7 +79,7 @@ def network(**changes):
   c.model.update(**{'name': 'resnet10', 'width': 4, 'head': 'linear', 'padding': 'circular',
                     **changes})
   configs.validate(c)
-  model = models.create(c.model, num_classes=10)
+  model = models.create_network(c.model, num_classes=10)
   x = jnp.asarray(draw.normal(size=(4, 32, 32, 3)), jnp.float32)
   variables = jax.jit(functools.partial(model.init, train=True))(jax.random.key(0), x)
   # In training mode: BatchNorm keeps the features of an untrained network at a useful size.
@@ -120,7 +120,7 @@ def test_sizes_and_parameters_are_those_of_striding(name, stem, size, method):
   for how in ('stride', method):
     c = configs.default()
     c.model.update(name=name, width=4, stem=stem, downsample=how)
-    model = models.create(c.model, num_classes=10)
+    model = models.create_network(c.model, num_classes=10)
     x = jnp.zeros((1, size, size, 3))
     out, variables = jax.eval_shape(
       functools.partial(model.init_with_output, train=True), jax.random.key(0), x)

@@ -77,7 +77,7 @@ def test_only_networks_on_cpu_convolve_in_parts():
   images = jax.ShapeDtypeStruct((64, 96, 96, 3), jnp.float32)
 
   def count(platform):
-    model = models.create(c, num_classes=9, platform=platform)
+    model = models.create_network(c, num_classes=9, platform=platform)
     return str(jax.make_jaxpr(lambda x: model.init_with_output(
       jax.random.key(0), x, train=False)[0])(images)).count('conv_general_dilated[')
 

@@ -42,7 +42,7 @@ def test_rules_are_pytorchs(name, decay):
   with jax.enable_x64(True):
     config, schedule = make(**{'optimizer.name': name, 'optimizer.weight_decay': decay,
                                'optimizer.lr': 0.01, 'schedule.name': 'poly'})
-    rule = optimizer.create(config, schedule)
+    rule = optimizer.create_optimizer(config, schedule)
     gradients = np.random.default_rng(0).normal(size=20)
     params, path = jnp.float64(1.5), []
     state = rule.init(params)
@@ -60,7 +60,7 @@ def test_rules_are_pytorchs(name, decay):
 
 def test_clipping_is_of_the_global_norm():
   config, _ = make(**{'optimizer.name': 'sgd', 'optimizer.clip_norm': 1.0})
-  rule = optimizer.create(config, lambda step: 1.0)
+  rule = optimizer.create_optimizer(config, lambda step: 1.0)
   gradients = {'a': jnp.array([3.0]), 'b': jnp.array([4.0])}  # norm 5
   updates, _ = rule.update(gradients, rule.init(gradients), gradients)
   np.testing.assert_allclose([updates['a'][0], updates['b'][0]], [-0.6, -0.8], rtol=1e-6)

@@ -42,7 +42,8 @@ def _shift_records(networks=NETWORKS, datasets=('cifar10',), *, suite='table2', 
         values = rng.uniform(.6, .98, 2).round(4) / (10 if metric == 'feature_distance' else 1)
         record = {'schema': 2, 'suite': suite, 'scale': scale, 'cell': f'{network}/{dataset}',
                   'task': 'classification', 'network': network.split(',')[0], 'dataset': dataset,
-                  **plots.settings(network), 'metric': metric,
+                  **{key: float(value) for key, value in re.findall(r'(\w+)=([\d.]+)', network)},
+                  'metric': metric,
                   'paper': None, 'torch': None, 'values': values.tolist(), 'seeds': [0, 1],
                   'mean': float(values.mean()), 'std': float(values.std(ddof=1)), 'n': 2,
                   'config': {}}
@@ -317,8 +318,8 @@ def test_a_sweep_is_one_point_a_setting(tmp_path):
 
 
 def test_a_sweeps_better_setting_stands_up_and_right(tmp_path):
-  cells = [ShiftPanel(f'augshift,weight={w},max_shift=4', 'cifar10', accuracy=at, consistency=at)
-           for w, at in (('0', .7), ('1', .9))]
+  cells = [ShiftPanel('augshift', 'cifar10', accuracy=at, consistency=at,
+                      settings={'weight': w, 'max_shift': 4}) for w, at in ((0, .7), (1, .9))]
   plots_shifts.sweep(cells, tmp_path / 'x.png')
   pixels = _pixels(tmp_path / 'x.png')
   worse, better = (_line(pixels, plots.weight_color(rank, 2)).mean(0)
@@ -327,6 +328,9 @@ def test_a_sweeps_better_setting_stands_up_and_right(tmp_path):
 
 
 def test_one_look_a_network_and_all_different():
-  looks = plots.looks([*NETWORKS, 'mine', 'other'])
-  assert len({str(look) for look in looks.values()}) == len(looks)
-  assert looks['augshift'] == plots.looks(['augshift'])['augshift']
+  augshift, *others = (ShiftPanel(name, 'cifar10') for name in (
+    'augshift', 'resnet18', 'blurpool', 'aps', 'two_crops', 'augshift_blurpool', 'augshift_aps',
+    'mine', 'other'))
+  looks = plots.looks([*others, augshift])
+  assert len({str(look) for look in looks.values()}) == len(looks) == 9
+  assert looks['AugShift'] == plots.looks([augshift])['AugShift']

@@ -321,13 +321,13 @@ def test_the_backbone_has_its_own_rate_and_momentum(data_dir):
   batch moves the backbone's running averages by 0.01 of the way and the head's by 0.1."""
   config = tiny_config(**SCENES)
   config.optimizer.update(name='sgd', lr=1.0, backbone_factor=0.1)
-  rule = optimizer.create(config, lambda step: 1.0)
+  rule = optimizer.create_optimizer(config, lambda step: 1.0)
   params = {'backbone': {'a': jnp.ones(2)}, 'classifier': {'a': jnp.ones(2)}}
   updates, _ = rule.update(params, rule.init(params), params)
   np.testing.assert_allclose(updates['backbone']['a'], -0.1, rtol=1e-6)
   np.testing.assert_allclose(updates['classifier']['a'], -1, rtol=1e-6)
-  train_set, _, task = build.load(config, data_dir=data_dir)
-  model, state, *_ = build.create(config, task, train_set, Plan.of(
+  train_set, _, task = build.load_data(config, data_dir=data_dir)
+  model, state, *_ = build.create_learner(config, task, train_set, Plan.of(
     workdirs.settled(config, platform='cpu'), num_images=len(train_set)))
   images = jnp.asarray(draw.normal(size=(2, 24, 32, 3)), jnp.float32)
   _, updates = model.clone(axis_name=None, dropout=0.0).apply(
@@ -355,8 +355,8 @@ def test_a_mobilenet_with_a_separable_head_trains(data_dir, tmp_path, monkeypatc
   summary = train(config, workdir=tmp_path, data_dir=data_dir, devices=jax.local_devices()[:1],
                   progress=False)
   assert summary['step'] == 1 and 0 <= summary['final']['miou'] <= 1
-  train_set, _, task = build.load(config, data_dir=data_dir)
-  _, start, *_ = build.create(config, task, train_set, Plan.of(
+  train_set, _, task = build.load_data(config, data_dir=data_dir)
+  _, start, *_ = build.create_learner(config, task, train_set, Plan.of(
     workdirs.settled(config, platform='cpu'), num_images=len(train_set)))
   params = newest(tmp_path)[1]['params']
   assert params['branch_convs_2']['depthwise']['kernel'].shape == (3, 3, 1, 16)
@@ -389,7 +389,7 @@ def test_what_cannot_be_segmented(changes, words):
 def test_polyphase_wants_an_even_crop(data_dir):
   config = tiny_config(**SCENES, **{'model.downsample': 'polyphase', 'model.stem': 'canvas'})
   config.segmentation.crop = (26, 32)
-  train_set, _, task = build.load(config, data_dir=data_dir)
+  train_set, _, task = build.load_data(config, data_dir=data_dir)
   with pytest.raises(UsageError, match='even'):
-    build.create(config, task, train_set, type('Plan', (), {'steps_per_epoch': 1,
+    build.create_learner(config, task, train_set, type('Plan', (), {'steps_per_epoch': 1,
                                                             'total_steps': 1}))

@@ -37,7 +37,7 @@ class Uncounted:
 def test_a_task_offers_what_the_protocol_asks(name, data_dir):
   config = tiny_config(**(SCENES if name == 'segmentation' else {'task': name, 'eval.shift': 2,
                                                                  'eval.max_shift': 2}))
-  train_set, test_set, task = build.load(config, data_dir=data_dir)
+  train_set, test_set, task = build.load_data(config, data_dir=data_dir)
   assert misses(task, protocol.Task) == []
   assert misses(task.evaluation(config, test_set, Uncounted()), protocol.Evaluation) == []
   batches = task.host_batches(train_set, batch_size=4, seed=0)

@@ -82,9 +82,9 @@ def test_event_files_hold_the_same_numbers(run):
 def test_exact_evaluation_is_every_image_at_every_location(run, data_dir):
   """Counted here one canvas at a time, with batches that do not fit the number of images."""
   config, workdir, summary = run
-  train_set, test_set, task = build.load(config, data_dir=data_dir)
+  train_set, test_set, task = build.load_data(config, data_dir=data_dir)
   plan = Plan.of(workdirs.settled(config, platform='cpu'), num_images=160)
-  model, state, *_ = build.create(config, task, train_set, plan)
+  model, state, *_ = build.create_learner(config, task, train_set, plan)
   with Checkpoints(workdir, keep=2) as checkpoints:
     _, state, _ = checkpoints.restore(Devices.to_host(state))
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
@@ -148,7 +148,7 @@ def test_metrics_are_fetched_while_the_device_has_more_to_do(data_dir, tmp_path,
 def test_a_finished_run_is_not_trained_again(run, data_dir, monkeypatch):
   config, workdir, summary = run
   before = (workdir / 'metrics.jsonl').read_bytes()
-  monkeypatch.setattr(build, 'load', None)  # not even its data is asked for
+  monkeypatch.setattr(build, 'load_data', None)  # not even its data is asked for
   assert train(config, workdir=workdir, data_dir=data_dir, progress=False) == summary
   assert (workdir / 'metrics.jsonl').read_bytes() == before
 
@@ -354,9 +354,9 @@ def test_a_checkpoint_of_another_optimiser_is_left_there(run, data_dir, tmp_path
   """It is not called broken."""
   config, workdir, _ = run
   shutil.copytree(workdir / 'checkpoints', tmp_path / 'checkpoints')
-  create = optimizer.create
+  create = optimizer.create_optimizer
   another = lambda *a: optax.chain(create(*a), optax.trace(0.9))  # noqa: E731
-  monkeypatch.setattr(optimizer, 'create', another)
+  monkeypatch.setattr(optimizer, 'create_optimizer', another)
   with pytest.raises(UsageError, match=r'another optax.*written with optax .*another --workdir'):
     train(config, workdir=tmp_path, data_dir=data_dir, devices=jax.local_devices()[:1],
           progress=False)
@@ -404,13 +404,13 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path, value):
 
 def test_held_out_images_are_evaluated_and_not_trained_on(data_dir):
   config = tiny_config(**{'data.held_out': 40, 'eval.images': 0})
-  train_set, held_out, _ = build.load(config, data_dir=data_dir)
-  images = data.load('digits', split='train', data_dir=data_dir).images
+  train_set, held_out, _ = build.load_data(config, data_dir=data_dir)
+  images = data.load_images('digits', split='train', data_dir=data_dir).images
   np.testing.assert_array_equal(train_set.images, images[:160])
   np.testing.assert_array_equal(held_out.images, images[160:200])
   config.data.train_images = 0
-  train_set, held_out, _ = build.load(config, data_dir=data_dir)
+  train_set, held_out, _ = build.load_data(config, data_dir=data_dir)
   np.testing.assert_array_equal(np.concatenate([train_set.images, held_out.images]), images)
   config.data.train_images = len(images) - 39
   with pytest.raises(UsageError, match='smaller'):
-    build.load(config, data_dir=data_dir)
+    build.load_data(config, data_dir=data_dir)

@@ -37,7 +37,7 @@ def one_thread(monkeypatch):
 def task_of(data_dir, **changes):
   """Config, training set, test set and task of a tiny run."""
   config = tiny_config(**changes)
-  return config, *build.load(config, data_dir=data_dir)
+  return config, *build.load_data(config, data_dir=data_dir)
 
 
 # ---- Networks ------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def test_weights_fit_strictly(name):
   """What `export` writes has every name and shape of the twin's state dict."""
   config = network_config(name)
   theirs = their_arrays(config, 4)
-  network = twin.create(config.model, num_classes=4)
+  network = twin.create_twin(config.model, num_classes=4)
   network.load_state_dict({key: torch.as_tensor(x) for key, x in theirs.items()}, strict=True)
 
 
@@ -69,13 +69,13 @@ def test_mobilenet_and_separable_heads_are_gapjaxs(changes):
     return draw.uniform(0.5, 1.5, leaf.shape)
 
   with jax.enable_x64(True):
-    model = models.create(config.model, num_classes=5)
+    model = models.create_network(config.model, num_classes=5)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
     variables = jax.tree_util.tree_map_with_path(value, shapes)
     expected, stages = model.apply(variables, images, train=False)
   c = config.model
   arrays = weights.export(variables, names.names(c), unread=names.unread(c))
-  network = twin.create(c, num_classes=5).double().eval()
+  network = twin.create_twin(c, num_classes=5).double().eval()
   network.load_state_dict({key: torch.as_tensor(x) for key, x in arrays.items()}, strict=True)
   with torch.inference_mode():
     logits, features = network(torch.as_tensor(images).movedim(-1, 1))
@@ -88,7 +88,7 @@ def test_mobilenet_and_separable_heads_are_gapjaxs(changes):
 @pytest.mark.parametrize('permutation', ['batch', 'fixed'])
 def test_a_permutation_is_drawn_for_every_pass(permutation):
   config = tiny_config(**{'model.head': 'permuted', 'model.permutation': permutation})
-  network = twin.create(config.model, num_classes=4).eval()
+  network = twin.create_twin(config.model, num_classes=4).eval()
   x = torch.randn(2, 3, 8, 8)
   with torch.inference_mode():
     first, second = network(x)[0], network(x)[0]
@@ -169,7 +169,7 @@ def test_crops_of_a_pair_share_their_flip(crops, data_dir):
 def test_both_crops_of_a_step_share_a_permutation():
   """As in gapjax, also where they go through PermuteNet one by one."""
   config = tiny_config(**{**PAIRS, 'augshift.stacked': False, 'model.head': 'permuted'})
-  network, drawn = twin.create(config.model, num_classes=10), []
+  network, drawn = twin.create_twin(config.model, num_classes=10), []
   draw = network.draw
   network.draw = lambda: drawn.append(draw()) or drawn[-1]
   batch = {'images': torch.randn(2, 6, 3, 8, 8), 'labels': torch.arange(6)}
@@ -181,7 +181,7 @@ def test_both_crops_of_a_step_share_a_permutation():
 def test_the_loss_of_a_pair(stacked):
   """Cross entropies of both crops, and the weight times the mean squared distance."""
   config = tiny_config(**PAIRS, **{'augshift.stacked': stacked})
-  network = twin.create(config.model, num_classes=10)
+  network = twin.create_twin(config.model, num_classes=10)
   images, labels = torch.randn(2, 6, 3, 8, 8), torch.arange(6)
   if stacked:  # one BatchNorm statistic
     logits, features = copy.deepcopy(network)(images.flatten(0, 1))
@@ -319,15 +319,15 @@ def test_training_learns(changes, metric, least, tmp_path, data_dir, monkeypatch
   assert summary['versions']['torch'] == torch.__version__ and summary['images_per_second'] > 0
   assert {'config', 'best', 'wall_seconds', 'device'} < set(summary)
 
-  _, test_set, task = build.load(config, data_dir=data_dir)
+  _, test_set, task = build.load_data(config, data_dir=data_dir)
   arrays = weights.read(tmp_path / 'weights.pth')
   assert arrays['bn1.num_batches_tracked'] == 200  # in training mode after evaluations too
-  network = twin.create(config.model, num_classes=task.num_classes)
+  network = twin.create_twin(config.model, num_classes=task.num_classes)
   network.load_state_dict({name: torch.as_tensor(x) for name, x in arrays.items()}, strict=True)
   evaluation, state = passes(config, task, test_set, network)
   assert evaluation.final(state, brief=True)['accuracy'] == summary['final'][metric]
 
-  monkeypatch.setattr(twin, 'create', None)
+  monkeypatch.setattr(twin, 'create_twin', None)
   assert train.train(config, workdir=tmp_path, data_dir=data_dir, progress=False) == summary
 
 

@@ -57,13 +57,13 @@ def test_images_that_do_not_decode_are_refused(tmp_path, file):
   whole = encoded(draw.integers(0, 256, (8, 8, 3)).astype(np.uint8))
   folder = write_images(tmp_path, [whole, file])
   with pytest.raises(UsageError, match='holds what is no image'):
-    data.load(folder, split='train')
+    data.load_images(folder, split='train')
 
 
 def test_images_of_sixteen_bits_are_not_cut(tmp_path):
   deep = encoded(draw.integers(0, 65536, (8, 8)).astype(np.uint16))
   with pytest.raises(UsageError, match='more than 8 bits a channel'):
-    data.load(write_images(tmp_path, [deep]), split='train')
+    data.load_images(write_images(tmp_path, [deep]), split='train')
 
 
 def test_a_channel_that_never_changes_is_centred_alone():

@@ -6,8 +6,8 @@ never.
 
 from gapjax.data.catalogue import CLASSES, NAMES
 from gapjax.data.disk import prepare
-from gapjax.data.images import ImageDataset, check, load, normalisation
+from gapjax.data.images import ImageDataset, check, load_images, normalisation
 from gapjax.data.scenes import Scenes, load_scenes, training_batches
 
-__all__ = ['CLASSES', 'NAMES', 'ImageDataset', 'Scenes', 'check', 'load', 'load_scenes',
+__all__ = ['CLASSES', 'NAMES', 'ImageDataset', 'Scenes', 'check', 'load_images', 'load_scenes',
            'normalisation', 'prepare', 'training_batches']

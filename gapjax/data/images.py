@@ -45,7 +45,7 @@ def check(name, *, data_dir=None):
   disk.open_set(name, data_dir, known=catalogue.IMAGES)
 
 
-def load(name, *, split, data_dir=None, image_size=None, limit=None):
+def load_images(name, *, split, data_dir=None, image_size=None, limit=None):
   """Reads one split of a prepared dataset into memory.
 
   The order is that of the records on disk, always the same: the file's for the digits, TFDS' hashed

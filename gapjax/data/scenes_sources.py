@@ -167,8 +167,8 @@ class _Tree:
 
 def _folder(root, folders):
   """The files under some folders of `root`."""
-  paths = (pathlib.Path(path, file)
-           for folder in folders for path, files in _walk(root / folder) for file in files)
+  paths = (path / file for folder in folders for path, files in _walk(root / folder)
+           for file in files)
   return contextlib.nullcontext(_Tree(
       {path.relative_to(root).as_posix(): functools.partial(path.open, 'rb') for path in paths},
       where=lambda name: str(root / name)))

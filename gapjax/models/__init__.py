@@ -14,7 +14,7 @@ MODELS = (*RESNETS, *VGGS, *DEEPLABS)
 OUTPUT_STRIDES, BACKBONES = tuple(RATES), (*RESNETS, *MOBILENETS)
 
 
-def create(model_config, *, num_classes: int, axis_name: str | None = None,
+def create_network(model_config, *, num_classes: int, axis_name: str | None = None,
            device_axis: str | None = None, platform: str | None = None) -> nn.Module:
   """Builds the network of a `config.model` (fields: gapjax/config.py).
 

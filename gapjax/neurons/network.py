@@ -178,7 +178,7 @@ def deeplab(model: DeepLab, variables) -> Network:
 
 
 def classifier(model, variables, *, seed: int = 0) -> Network:
-  """A ResNet or VGG (models.create) cut at its last stage: GAPNet, PermuteNet and the standard one.
+  """A ResNet or VGG cut at its last stage: GAPNet, PermuteNet and the standard one.
 
   variables: {'params', 'batch_stats'}; images as the network takes them. PermuteNet's permutation
   is drawn anew for every batch, from `seed`, and is the same for all that is removed from it.

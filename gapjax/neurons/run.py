@@ -16,7 +16,7 @@ from gapjax.neurons import attack, network, rank
 from gapjax.tasks.canvas import every_location
 from gapjax.tasks.images import index_batches
 from gapjax.tasks.segmentation import object_classes, region, scene_batches, spread_out
-from gapjax.training.evaluate import Run, open_run
+from gapjax.training.evaluate import FinishedRun, open_run
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ class Subject:
     chance: what guessing gets, {metric: fraction}, where it is known.
   """
 
-  def __init__(self, run: Run):
+  def __init__(self, run: FinishedRun):
     self.chance = {}
     self.run, self.config, self.task = run, run.config, run.task
     self.variables = {'params': run.state.params, 'batch_stats': run.state.batch_stats}

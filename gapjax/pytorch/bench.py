@@ -44,14 +44,14 @@ class TimedTwin:
     dtype = getattr(torch, np.dtype(task.dtype).name)
     self.layout = (torch.channels_last if mode == 'compiled' or not cuda else
                    torch.contiguous_format)
-    network = twin.create(config.model, num_classes=task.num_classes).to(self.device, dtype).train()
-    network = network.to(memory_format=self.layout)
+    network = twin.create_twin(config.model, num_classes=task.num_classes)
+    network = network.to(self.device, dtype, memory_format=self.layout).train()
     self.rule = recipe.create_optimizer(network, config)
     self.permutation = permutations(network, config, self.device)
     self.network = torch.compile(network) if mode == 'compiled' else network
     # Mean and std on the device once: a copy in every step would wait for the step before.
     mean, std = (torch.as_tensor(x, device=self.device) for x in (task.mean, task.std))
-    feed = self.scenes if config.task == 'segmentation' else self.images
+    feed = self.scenes if task.dense else self.images
     self.batches = feed(train_set, task, dataclasses.replace(task, mean=mean, std=std))
     seconds = [self.run(1)['seconds'] for _ in range(WARM_UP_STEPS)]
     self.ready = {

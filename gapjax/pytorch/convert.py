@@ -131,8 +131,8 @@ def initial_state(config: ConfigDict, num_classes: int) -> TrainState:
   model = ConfigDict(config.model.to_dict())
   model.update(padding='zero', downsample='stride')
   build.image_dtype(config)
-  network = models.create(model, num_classes=num_classes)
-  rule = optimizer.create(config, optimizer.create_schedule(config, steps_per_epoch=1,
+  network = models.create_network(model, num_classes=num_classes)
+  rule = optimizer.create_optimizer(config, optimizer.create_schedule(config, steps_per_epoch=1,
                                                             total_steps=1))
 
   def init():

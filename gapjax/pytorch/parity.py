@@ -170,7 +170,7 @@ def network_and_task(case: Case, dtype: str):
   train_set = ImageDataset('cifar10', image, np.zeros(1, np.int32),
                            tuple(map(str, range(case.num_classes))))
   task = build.create_task(config, train_set)
-  return models.create(config.model, num_classes=case.num_classes, axis_name=AXIS), task
+  return models.create_network(config.model, num_classes=case.num_classes, axis_name=AXIS), task
 
 
 def shapes(model, case: Case):
@@ -221,7 +221,7 @@ class Candidate:
     """All parameters after STEPS steps of a key of OPTIMIZERS."""
     config = ConfigDict(self.case.config.to_dict())
     config.optimizer.update(OPTIMIZERS[rule])
-    tx = optimizer.create(config, optax.constant_schedule(config.optimizer.lr))
+    tx = optimizer.create_optimizer(config, optax.constant_schedule(config.optimizer.lr))
     update = jax.jit(tx.update)
     params, batch_stats = self.variables['params'], self.variables['batch_stats']
     opt_state = tx.init(params)

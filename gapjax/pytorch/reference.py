@@ -21,7 +21,7 @@ class Reference:
     torch.set_num_threads(1)
 
   def network(self):
-    network = twin.create(self.case.config.model, num_classes=self.case.num_classes)
+    network = twin.create_twin(self.case.config.model, num_classes=self.case.num_classes)
     missing, _ = network.load_state_dict(
       {name: torch.as_tensor(x) for name, x in parity.draw_weights(self.case).items()},
       strict=False)

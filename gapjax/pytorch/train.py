@@ -80,7 +80,7 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
       raise UsageError(f'{workdir} holds a run of gapjax; give the PyTorch twin another folder')
     if finished:
       return finished
-    train_set, test_set, task = build.load(config, data_dir=data_dir)
+    train_set, test_set, task = build.load_data(config, data_dir=data_dir)
     stack.enter_context(workdirs.lock(workdir))
     workdirs.claim(workdir, config)
 
@@ -88,7 +88,7 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
     torch.manual_seed(config.seed)
     plan = Plan.of(config, num_images=len(train_set))
     dtype = getattr(torch, np.dtype(task.dtype).name)
-    network = twin.create(config.model, num_classes=task.num_classes).to(device, dtype)
+    network = twin.create_twin(config.model, num_classes=task.num_classes).to(device, dtype)
     rule = recipe.create_optimizer(network, config)
     rates, pair_weights = schedules(config, task, plan)
     shares = [group['lr'] / config.optimizer.lr for group in rule.param_groups]

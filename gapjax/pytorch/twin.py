@@ -35,8 +35,8 @@ BINOMIAL = {1: (1,), 2: (1, 1), 3: (1, 2, 1), 4: (1, 3, 3, 1), 5: (1, 4, 6, 4, 1
 NUMPY_MODES = {'reflect': 'reflect', 'replicate': 'edge', 'circular': 'wrap'}
 
 
-def create(model_config, *, num_classes: int) -> nn.Module:
-  """The network of a `config.model` (gapjax/config.py), as gapjax.models.create builds it."""
+def create_twin(model_config, *, num_classes: int) -> nn.Module:
+  """The network of a `config.model` (gapjax/config.py), as models.create_network builds it."""
   c = model_config
   how = dict(padding=c.padding, downsample=c.downsample, blur_size=c.blur_size)
   if c.name.startswith('deeplab'):

@@ -7,7 +7,6 @@ import re
 from gapjax.report.plots import learning
 from gapjax.report.render import Picture, Section
 from gapjax.report.runs import CURVES
-from gapjax.report.schema import SETTINGS
 
 DASH = '\N{EN DASH}'
 FRACTION = re.compile('accuracy|consistency|miou|chance')
@@ -67,12 +66,6 @@ def detail_curves(detail):
   """A record's curves, as a Panel's fields."""
   said = detail.get('curves') or {}
   return {name: said.get(name) or [] for name in CURVES}
-
-
-def network_of(record):
-  """A record's network as a Panel has it, with the settings of a sweep: 'augshift,weight=0.3'."""
-  return ','.join([record['network'], *(f'{key}={record[key]:g}' for key in SETTINGS
-                                        if key in record)])
 
 
 def picture(source, name, records=None):

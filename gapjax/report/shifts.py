@@ -6,7 +6,6 @@ from gapjax.report.parts import (
   drawn,
   first,
   learned,
-  network_of,
   number,
   ours,
   picture,
@@ -17,7 +16,7 @@ from gapjax.report.parts import (
 from gapjax.report.plots import base as plots
 from gapjax.report.plots import shifts as plots_shifts
 from gapjax.report.render import Picture, Section, Table
-from gapjax.report.schema import is_plain
+from gapjax.report.schema import SETTINGS, is_plain
 
 # Consistency by the headline's protocol, and by those that only the final evaluation counts.
 CONSISTENCIES = ('consistency', 'consistency_crop', 'consistency_circular')
@@ -44,7 +43,14 @@ def match(record):
 
 def place(record):
   """Sort key: suite, dataset, network, settings."""
-  return suite(record), *plots.order(plots.Panel(network_of(record), record['dataset']))
+  return suite(record), *plots.order(_panel(record))
+
+
+def _panel(record, **more):
+  """A record's network, its settings and its dataset as the pictures see them."""
+  return plots_shifts.ShiftPanel(
+    record['network'], record['dataset'], **more,
+    settings={key: record[key] for key in SETTINGS if key in record})
 
 
 def _by_cell(records):
@@ -62,9 +68,9 @@ def cells(source):
     detail, record = first(metrics.values(), 'detail') or {}, next(iter(metrics.values()))
     accuracy, consistency = (metrics.get(name, {}).get('mean')
                              for name in ('image_accuracy', 'consistency'))
-    found.append(plots_shifts.ShiftPanel(
-      network_of(record), record['dataset'], chance=detail.get('chance'), accuracy=accuracy,
-      consistency=consistency, **_shifts(detail.get('shifts')), **detail_curves(detail)))
+    found.append(_panel(
+      record, chance=detail.get('chance'), accuracy=accuracy, consistency=consistency,
+      **_shifts(detail.get('shifts')), **detail_curves(detail)))
   return found
 
 
@@ -76,7 +82,7 @@ def _shifts(said):
 
 
 def _is_sweep(source):
-  return any(plots.settings(cell.network) for cell in source.cells)
+  return any(cell.settings for cell in source.cells)
 
 
 def title(source):
@@ -118,7 +124,7 @@ def _compared(source):
   if 'two_crops' in networks:
     yield ('AugShift sees each image twice, so the fair control is two crops at weight 0: the same '
            'training without the pairwise loss.')
-  elif any(plots.settings(name).get('weight') == 0 for name in networks):
+  elif any(cell.settings.get('weight') == 0 for cell in source.cells):
     yield 'Weight 0, which sees each image twice too, is the fair control.'
 
 
@@ -139,7 +145,7 @@ def table(records):
   for (group, _), metrics in found.items():
     record = next(iter(metrics.values()))
     blocks.append((group, record['dataset']))
-    row = [*([group] if several else []), plots.network_name(network_of(record)), record['dataset']]
+    row = [*([group] if several else []), _panel(record).network_name, record['dataset']]
     accuracy, consistency = (metrics.get(name) for name in ('image_accuracy', 'consistency'))
     if apart:
       row.append((consistency or {}).get('protocol') or DASH)
@@ -177,14 +183,14 @@ def results(source, _):
 
 def _told(group):
   """The plain network, its fair control and AugShift; of a sweep, the most consistent setting."""
-  tried = [cell for cell in group if plots.settings(cell.network)]
-  best = max(tried, key=lambda cell: cell.consistency, default=None)
-  return [cell for cell in group if cell.network.startswith('resnet')
-          or cell.network in ('two_crops', 'augshift') or cell is best]
+  best = max((cell for cell in group if cell.settings), key=lambda cell: cell.consistency,
+             default=None)
+  return [cell for cell in group if cell is best or (not cell.settings and (
+    cell.network.startswith('resnet') or cell.network in ('two_crops', 'augshift')))]
 
 
 def _fact(cell):
-  best = ', the most consistent setting' if plots.settings(cell.network) else ''
+  best = ', the most consistent setting' if cell.settings else ''
   accuracy = '' if cell.accuracy is None else f' (top-1 {number(cell.accuracy)}%)'
   return (f'{number(cell.consistency)}%',
           f'consistency on {cell.target}: {cell.network_name}{best}{accuracy}')

@@ -17,7 +17,6 @@ import sys
 import time
 
 import jax
-import numpy as np
 
 from gapjax import config as configs
 from gapjax.errors import CheckFailed, UsageError, check_choice
@@ -145,7 +144,6 @@ class Trainer(inputs.Program):
     self.state, self.key, self.data = devices.replicate((self.state, self.key, self.feed.data))
     batch = self.next_batch()
     start = time.perf_counter()
-    self.count = np.int32(self.config.steps_per_call)
     self.train_steps = self.train_steps.lower(self.state, self.key, self.data, batch,
                                               self.count).compile()
     self.compile_seconds = time.perf_counter() - start

@@ -13,7 +13,6 @@ import re
 import time
 
 import jax
-import numpy as np
 from jax.experimental import topologies
 
 from gapjax import config as configs
@@ -141,8 +140,7 @@ class Step(inputs.Program):
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
       (len(self.devices), self.config.steps_per_call, share, *x.shape[2:]), x.dtype), self.example)
     start = time.perf_counter()
-    count = jax.ShapeDtypeStruct((), np.int32)
-    lowered = self.train_steps.lower(*self.constant, batch, count)
+    lowered = self.train_steps.lower(*self.constant, batch, self.count)
     try:
       compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

@@ -47,7 +47,7 @@ def forward_flops(model, image_shape: tuple[int, int, int]) -> int:
 def step_flops(config, *, num_classes: int, image_shape: tuple[int, int, int],
                images: int) -> int:
   """Those of a training step on so many images (a pair of crops are two), on any platform."""
-  model = models.create(config.model, num_classes=num_classes)
+  model = models.create_network(config.model, num_classes=num_classes)
   return TRAINING * images * forward_flops(model, image_shape)
 
 

@@ -1,6 +1,5 @@
 """What bench times and compile compiles: train.train's own step, and the images that go into it."""
 
-
 import numpy as np
 
 from gapjax.data import CLASSES, ImageDataset, prepared
@@ -29,6 +28,7 @@ class Program:
     train_set, task, images: see `training_set`.
     flops: of a step, by all devices.
     state, key, feed: what a run starts from.
+    count: of the steps of a call, all of them.
     train_steps: build.create_train_steps', not compiled yet.
   """
 
@@ -37,11 +37,12 @@ class Program:
     self.devices = devices
     self.train_set, self.task, self.images = training_set(config, data_dir)
     plan = Plan.of(config, num_images=len(self.train_set))
-    model, self.state, rule, _ = build.create(config, self.task, self.train_set, plan,
+    model, self.state, rule, _ = build.create_learner(config, self.task, self.train_set, plan,
                                               platform=devices.platform)
     self.flops = flops.step_flops(
       config, num_classes=self.task.num_classes, images=config.batch_size * self.task.crops,
       image_shape=(*self.task.input_shape(self.train_set), 3))
+    self.count = np.int32(config.steps_per_call)
     self.key = steps.stream(config.seed, steps.TRAIN)
     self.feed = build.create_feed(config, self.task, self.train_set, plan)
     self.train_steps = build.create_train_steps(model, self.task, rule, devices)
@@ -51,13 +52,13 @@ def training_set(config, data_dir):
   """The training set of a config, its task, and what the images are: a name, or random.
 
   Random images stand in for a dataset of STAND_INS that is not prepared. Raises UsageError as
-  build.load does.
+  build.load_data does.
   """
   name = config.data.name
   if name not in STAND_INS or prepared.newest(prepared.data_root(data_dir) / name) != (None, ''):
     config = config.copy_and_resolve_references()
     config.eval.images = 1  # nothing is evaluated
-    train_set, _, task = build.load(config, data_dir=data_dir)
+    train_set, _, task = build.load_data(config, data_dir=data_dir)
     return train_set, task, name
   train_set = _random(config)
   return train_set, build.create_task(config, train_set), (

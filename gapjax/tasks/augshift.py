@@ -201,7 +201,7 @@ class AugShiftTask(ResidentImages):
 
   def loss(self, network, batch: Mapping[str, jax.Array],
            step: jax.Array) -> tuple[jax.Array, TrainMetrics | PairMetrics]:
-    """The training loss of a batch, a scalar, and its metrics; network: see steps.Network."""
+    """The training loss of a batch, a scalar, and its metrics; network: a TrainingNetwork."""
     images, labels = batch['images'], batch['labels']
     if self.stacked:
       logits, features = network(images.reshape(-1, *images.shape[2:]))  # (crops * b, ...)

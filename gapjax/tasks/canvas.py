@@ -122,7 +122,7 @@ class CanvasTask(ResidentImages):
 
   def loss(self, network, batch: Mapping[str, jax.Array],
            step: jax.Array) -> tuple[jax.Array, TrainMetrics]:
-    """Mean cross entropy of a batch, a scalar, and its metrics; network: see steps.Network."""
+    """Mean cross entropy of a batch, a scalar, and its metrics; network: a TrainingNetwork."""
     del step  # the loss is the same throughout training
     logits, _ = network(batch['canvases'])
     losses = cross_entropy(logits, batch['targets'])  # (b, k), (b,) -> (b,)

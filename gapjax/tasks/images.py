@@ -60,7 +60,7 @@ def index_batches(examples: Mapping[str, np.ndarray], size: int):
 class ResidentImages:
   """The part of a Task that trains on images with one label each, all of them on every device."""
   dense = False
-  load_split = staticmethod(data.load)
+  load_split = staticmethod(data.load_images)
 
   @staticmethod
   def check_data(config, *, data_dir) -> None:

@@ -229,7 +229,7 @@ class SegmentationTask:
     return jnp.where(valid, losses, 0), valid
 
   def loss(self, network, batch, step) -> tuple[jax.Array, TrainMetrics]:
-    """The mean loss of the batch's pixels, and its metrics; network: see steps.Network."""
+    """The mean loss of the batch's pixels, and its metrics; network: see steps.TrainingNetwork."""
     del step
     logits, _ = network(batch['images'])
     losses, valid = self.losses(logits, batch['labels'])

@@ -17,7 +17,7 @@ from gapjax.training.feeds import HostFeed, IndexFeed
 from gapjax.weights import files as weights
 
 
-def load(config, *, data_dir):
+def load_data(config, *, data_dir):
   """The training set, what is evaluated, and the task that a config names."""
   c = config.data
   read = functools.partial(TASKS[config.task].load_split, c.name, data_dir=data_dir,
@@ -69,15 +69,14 @@ def create_feed(config, task, train_set, plan) -> IndexFeed | HostFeed:
   return IndexFeed(plan, data) if source is None else HostFeed(plan, data, source)
 
 
-def create(config, task, train_set, plan, *, platform=None):
-  """The network, its initial state, the optimiser and its schedule; platform: as models.create's.
-  """
-  model = models.create(config.model, num_classes=task.num_classes,
+def create_learner(config, task, train_set, plan, *, platform=None):
+  """The network, its initial state, the optimiser, its schedule; platform: see create_network."""
+  model = models.create_network(config.model, num_classes=task.num_classes,
                         device_axis=AXIS, platform=platform,
                         axis_name=AXIS if config.sync_batch_norm else None)
   schedule = optimizer.create_schedule(config, steps_per_epoch=plan.steps_per_epoch,
                                        total_steps=plan.total_steps)
-  rule = optimizer.create(config, schedule)
+  rule = optimizer.create_optimizer(config, schedule)
   state = steps.create_state(model, rule, seed=config.seed, dtype=task.dtype,
                              image_shape=(*task.input_shape(train_set), 3))
   return model, state, rule, schedule

@@ -15,7 +15,7 @@ from gapjax.training.steps import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class FinishedRun:
   """A run on disk: its config, data, task, network and, on the host, its newest state."""
   config: ConfigDict
   train_set: Any
@@ -26,16 +26,16 @@ class Run:
   step: int
 
 
-def open_run(workdir, *, data_dir=None) -> Run:
+def open_run(workdir, *, data_dir=None) -> FinishedRun:
   """Reads a run's config, data and newest checkpoint. Raises UsageError where there is none."""
   workdir = paths.of(workdir)
   config = workdirs.read_config(workdir)
-  train_set, test_set, task = build.load(config, data_dir=data_dir)
+  train_set, test_set, task = build.load_data(config, data_dir=data_dir)
   plan = Plan.of(config, num_images=len(train_set))
-  model, state, _, _ = build.create(config, task, train_set, plan,
+  model, state, _, _ = build.create_learner(config, task, train_set, plan,
                                     platform=jax.default_backend())
   step, state = newest(workdir, Devices.to_host(state))
-  return Run(config, train_set, test_set, task, model, state, step)
+  return FinishedRun(config, train_set, test_set, task, model, state, step)
 
 
 def evaluate(workdir, *, data_dir=None, devices=None) -> dict:

@@ -25,7 +25,7 @@ def create_schedule(config: ConfigDict, *, steps_per_epoch: float, total_steps: 
   return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), schedule], [warmup])
 
 
-def create(config: ConfigDict, schedule) -> optax.GradientTransformation:
+def create_optimizer(config: ConfigDict, schedule) -> optax.GradientTransformation:
   """Clipping, then PyTorch's L2 decay (before the moments, on all parameters), then the rule."""
   c = config.optimizer
   rule = optax.scale_by_adam(c.b1, c.b2) if c.name == 'adam' else optax.trace(

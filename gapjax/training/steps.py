@@ -47,7 +47,7 @@ def create_state(model: nn.Module, optimizer: optax.GradientTransformation, *, s
   return jax.jit(init, compiler_options=options)(stream(seed, INIT))
 
 
-class Network:
+class TrainingNetwork:
   """A model as a task's loss calls it: network(images) -> (logits, features), in training mode.
 
   Each call moves BatchNorm's running averages, `batch_stats`, on from where the last one left them.
@@ -84,7 +84,7 @@ def make_train_step(model, task, optimizer, *, axis_name: str):
     batch = task.train_batch(keys, data, examples)
 
     def loss_of(params):
-      network = Network(model, params, state.batch_stats,
+      network = TrainingNetwork(model, params, state.batch_stats,
                         {'permutation': draws, 'dropout': draws})
       loss, metrics = task.loss(network, batch, state.step)
       return loss, (metrics, network.batch_stats)

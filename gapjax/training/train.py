@@ -64,7 +64,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
       return finished
 
     # ---- Data ---------------------------------------------------------------------------------
-    train_set, test_set, task = build.load(config, data_dir=data_dir)
+    train_set, test_set, task = build.load_data(config, data_dir=data_dir)
 
     # ---- Workdir: new, or of the same config; nobody else's meanwhile --------------------------
     if is_first():  # the process that reads and writes there
@@ -73,7 +73,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
 
     # ---- Network, optimiser, compiled steps ----------------------------------------------------
     plan = Plan.of(config, num_images=len(train_set))
-    model, state, rule, schedule = build.create(config, task, train_set, plan,
+    model, state, rule, schedule = build.create_learner(config, task, train_set, plan,
                                                  platform=devices.platform)
     log.info('%s\n%s', describe(config, task, plan, devices),
              parameter_overview.get_parameter_overview(state.params, include_stats=False))

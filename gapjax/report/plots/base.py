@@ -7,7 +7,6 @@ and the same arguments give the same bytes.
 
 import contextlib
 import dataclasses
-import re
 
 import matplotlib.style
 import numpy as np
@@ -31,9 +30,8 @@ NETWORKS = {'gapnet': 'GAPNet', 'permutenet': 'PermuteNet',
             'augshift': 'AugShift', 'augshift_blurpool': 'AugShift + BlurPool',
             'augshift_aps': 'AugShift + APS',
             'deeplabv3': 'DeepLabv3', 'deeplabv3plus': 'DeepLabv3+'}
-# In a sweep a network's name carries settings: 'augshift,weight=0.3,max_shift=4'.
+# The settings of a sweep, in words.
 SETTINGS = {'weight': 'weight', 'max_shift': 'shift', 'warm_up': 'warm-up'}
-SETTING = re.compile(r',(\w+)=(\d+(?:\.\d+)?(?:e-?\d+)?)')
 TARGETS = {'location': 'Location', 'image': 'Image class'}
 # Lightness falls monotonically, so that the map survives colour blindness and a grey printer.
 ACCURACY_MAP = LinearSegmentedColormap.from_list(
@@ -78,8 +76,8 @@ class Panel:
 
   `per_location` is a k x k nested list of accuracies in [0, 1], rows from the top of the canvas,
   None where nothing was counted; `train_loss`, `eval_accuracy` and `eval_consistency` are lists of
-  (step, value); `chance` is the accuracy of guessing. A network of a sweep carries its settings:
-  'augshift,weight=0.3,max_shift=4'.
+  (step, value); `chance` is the accuracy of guessing; `settings` are those of a network of a sweep:
+  {'weight': 0.3, 'max_shift': 4}.
   """
   network: str
   target: str
@@ -89,10 +87,21 @@ class Panel:
   train_loss: list = ()
   eval_accuracy: list = ()
   eval_consistency: list = ()
+  settings: dict = dataclasses.field(default_factory=dict)
 
   @property
   def network_name(self):
-    return network_name(self.network)
+    """'AugShift, weight 0.3, shift 4': the network in words."""
+    return ', '.join([network_name(self.network), *self._words])
+
+  @property
+  def short_name(self):
+    """'weight 0.3, shift 4' of a sweep's network, for pictures; of any other its name."""
+    return ', '.join(self._words) or self.network_name
+
+  @property
+  def _words(self):
+    return [f'{SETTINGS[key]} {value:g}' for key, value in self.settings.items()]
 
   @property
   def task_name(self):
@@ -101,48 +110,35 @@ class Panel:
     return f'{name}, {square(self.grid)}' if self.grid else name
 
 
-def settings(network):
-  """'augshift,weight=0.3,max_shift=4' to {'weight': 0.3, 'max_shift': 4.0}."""
-  return {key: float(value) for key, value in SETTING.findall(network)}
-
-
 def network_name(network):
-  """'AugShift, weight 0.3, shift 4': the network's name in words."""
-  name = network.split(',')[0]
-  return ', '.join([NETWORKS.get(name, name), *(
-    f'{SETTINGS.get(key, key)} {value:g}' for key, value in settings(network).items())])
-
-
-def short_name(network):
-  """'weight 0.3, shift 4' of a sweep's network, for pictures; of any other its name."""
-  name = network_name(network)
-  return name.partition(', ')[2] if settings(network) else name
+  """'AugShift': the network in words."""
+  return NETWORKS.get(network, network)
 
 
 def order(cell):
   """Sort key of the project's tables and pictures: target, grid, network, then its settings."""
   def place(value, known):
     return (list(known).index(value), '') if value in known else (len(known), str(value))
-  return (place(cell.target, TARGETS), cell.grid or 0,
-          place(cell.network.split(',')[0], NETWORKS), sorted(settings(cell.network).items()))
+  return (place(cell.target, TARGETS), cell.grid or 0, place(cell.network, NETWORKS),
+          sorted(cell.settings.items()))
 
 
-def looks(networks):
-  """{network: its line's colour and dashes}, the same in every picture of a report.
+def looks(cells):
+  """{short name: its line's colour and dashes}, the same in every picture of a report.
 
   In a sweep the colour is the weight, from light to strong, and the dashes are the shift.
   """
-  unknown = [name for name in networks if name.split(',')[0] not in NETWORKS]
-  weights, shifts = (sorted({settings(name)[key] for name in networks if key in settings(name)})
+  unknown = [cell.network for cell in cells if cell.network not in NETWORKS]
+  weights, shifts = (sorted({cell.settings[key] for cell in cells if key in cell.settings})
                      for key in ('weight', 'max_shift'))
-  def look(name):
-    found = settings(name)
+  def look(name, found):
     if 'weight' in found:
       dashes = DASHES[1:][shifts.index(found['max_shift']) % 5] if 'max_shift' in found else '-'
       return weight_color(weights.index(found['weight']), len(weights)), dashes
     place = 3 + unknown.index(name) if name in unknown else 0
-    return (LINES[place % 6], DASHES[place % 6]) if place else LOOKS[name.split(',')[0]]
-  return {name: dict(zip(('color', 'linestyle'), look(name), strict=True)) for name in networks}
+    return (LINES[place % 6], DASHES[place % 6]) if place else LOOKS[name]
+  return {cell.short_name: dict(zip(('color', 'linestyle'), look(cell.network, cell.settings),
+                                    strict=True)) for cell in cells}
 
 
 def weight_color(rank, count):
@@ -175,7 +171,7 @@ def drawing(path, *, size):
     image.quantize(256, dither=Image.Dither.NONE).save(file, 'png', optimize=True)
 
 
-def handles_of(look, name_of=short_name):
+def handles_of(look, name_of=str):
   """The legend's sample lines for `looks`."""
   return [Line2D([], [], linewidth=1.8, label=name_of(name), **style)
           for name, style in look.items()]

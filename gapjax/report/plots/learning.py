@@ -18,7 +18,7 @@ def curves(cells, path):
     path: where the PNG goes.
   """
   rows = plots.rows_of(cells)
-  look = plots.looks([cell.network for row in rows for cell in row])
+  look = plots.looks([cell for row in rows for cell in row])
   titles = ['training loss', 'evaluation accuracy',
             *(['consistency'] if any(len(cell.eval_consistency) for cell in cells) else [])]
   handles = plots.handles_of(look)
@@ -47,8 +47,8 @@ def _losses(axis, row, look):
   for cell in row:
     steps, values = _series(cell.train_loss)
     if many := len(values) > 60:
-      axis.plot(steps, values, color=look[cell.network]['color'], linewidth=.6, alpha=.25)
-    axis.plot(steps, _smooth(values) if many else values, linewidth=1.5, **look[cell.network])
+      axis.plot(steps, values, color=look[cell.short_name]['color'], linewidth=.6, alpha=.25)
+    axis.plot(steps, _smooth(values) if many else values, linewidth=1.5, **look[cell.short_name])
     found.append(values[values > 0])  # False for nan
   positive = np.concatenate(found)
   if len(positive) and positive.max() > 20 * positive.min():
@@ -64,7 +64,7 @@ def _fractions(axis, row, name, look, *, fitted=False):
     steps, values = _series(getattr(cell, name))
     lowest = np.nanmin(values, initial=lowest)
     axis.plot(steps, values, linewidth=1.5, marker='o' if len(values) < 2 else '',
-              **look[cell.network])
+              **look[cell.short_name])
   low = max(0, np.ceil(10 * lowest - 1) / 10) if fitted else 0
   axis.set_ylim(low, 1 + .04 * (1 - low))
   if not fitted:

@@ -45,7 +45,7 @@ def consistency_curves(cells, path):
   rows = plots.rows_of(cells)
   found = dict.fromkeys(name for cell in cells for name in cell.protocols)
   names = sorted(found, key=[*PROTOCOLS, *found].index)
-  look = plots.looks([cell.network for row in rows for cell in row])
+  look = plots.looks([cell for row in rows for cell in row])
   handles = plots.handles_of(look)
   size = (7.8 if len(names) > 1 else 4.2, 2.75 * len(rows) + plots.legend_height(handles))
   with plots.drawing(path, size=size) as figure:
@@ -68,7 +68,7 @@ def _consistency_panel(axis, row, protocol, look):
   for cell in row:
     values = cell.protocols.get(protocol) or []
     axis.plot(range(1, len(values) + 1), values, linewidth=1.6, marker='o', markersize=2.8,
-              **look[cell.network])
+              **look[cell.short_name])
   axis.set_title(f'{protocol}: {PROTOCOLS[protocol]}' if protocol in PROTOCOLS else protocol,
                  fontsize=8.5)
   axis.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
@@ -112,7 +112,7 @@ def _group_of_maps(figure, group, axes):
     ticks = [first, 0, last] if first < 0 < last else [first, last]
     axis.set(xticks=ticks, yticks=ticks, ylabel='' if i % columns else 'dy, pixels down',
              xlabel='dx, pixels right' if i >= last_row else '')
-    axis.set_title(plots.short_name(cell.network), fontsize=8.5, pad=5)
+    axis.set_title(cell.short_name, fontsize=8.5, pad=5)
     axis.tick_params(labelleft=not i % columns)
     axis.spines[:].set_visible(False)
     axis.grid(False)
@@ -136,10 +136,9 @@ def sweep(cells, path):
     path: where the PNG goes.
   """
   groups = plots.rows_of(cells)
-  found = [plots.settings(cell.network) for cell in cells]
-  shifts = sorted({setting.get('max_shift', 0) for setting in found if setting})
+  shifts = sorted({cell.settings.get('max_shift', 0) for cell in cells if cell.settings})
   markers = dict(zip(shifts, MARKERS, strict=False))
-  look = plots.looks([cell.network for group in groups for cell in group])
+  look = plots.looks([cell for group in groups for cell in group])
   handles = [Line2D([], [], color=plots.SOFT, marker=marker, markersize=6.5, linewidth=1.2,
                     label=f'shifts up to {shift:g} pixels') for shift, marker in markers.items()]
   with plots.drawing(path, size=(7.8 if len(groups) > 1 else 6.2, 4.3)) as figure:
@@ -153,11 +152,11 @@ def sweep(cells, path):
 def _sweep_panel(axis, group, markers, look):
   lines = {}
   for cell in group:
-    setting, at = plots.settings(cell.network), (cell.accuracy, cell.consistency)
+    setting, at = cell.settings, (cell.accuracy, cell.consistency)
     axis.plot(*at, markers[setting.get('max_shift', 0)] if setting else 'X',
-              color=look[cell.network]['color'] if setting else plots.INK, zorder=3,
+              color=look[cell.short_name]['color'] if setting else plots.INK, zorder=3,
               markeredgecolor=plots.CARD, markersize=8 if setting else 10, markeredgewidth=.9)
-    name = plots.short_name(cell.network)
+    name = cell.short_name
     if 'weight' in setting:
       lines.setdefault((setting.get('max_shift'), setting.get('warm_up')), []).append(
         (setting['weight'], *at))
