@@ -20,3 +20,10 @@ RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
 BINOMIAL = {1: (1,), 2: (1, 1), 3: (1, 2, 1), 4: (1, 3, 3, 1), 5: (1, 4, 6, 4, 1)}
 # torch's names of paddings -> numpy.pad's.
 NUMPY_MODES = {'reflect': 'reflect', 'replicate': 'edge', 'circular': 'wrap'}
+
+
+def mobile_channels(usual, width):
+  """torchvision's: the nearest multiple of 8, and the next where that is over a tenth too few."""
+  exact = usual * width / 64
+  nearest = max(8, 8 * int(exact / 8 + 0.5))
+  return nearest if nearest >= 0.9 * exact else nearest + 8
