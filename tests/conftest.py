@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -18,6 +19,12 @@ os.environ['XLA_FLAGS'] = XLA_FLAGS.format(8)
 os.environ.setdefault('ONEDNN_MAX_CPU_ISA', 'SSE41')
 # Tests started with & from a script ignore Ctrl-C, and so would the processes that they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# The shapes in these modules' signatures are checked wherever a test calls them.
+jaxtyping.install_import_hook(
+  ['gapjax.models.heads', 'gapjax.models.resnet', 'gapjax.models.vgg', 'gapjax.neurons.rank'],
+  'typechecker.check')
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -35,7 +42,6 @@ def shared_compilations(tmp_path_factory):
 @pytest.fixture
 def unchecked():
   """jaxtyping's checks are the tests' alone: this test sees what a caller sees without them."""
-  import jaxtyping
   jaxtyping.config.update('jaxtyping_disable', True)
   yield
   jaxtyping.config.update('jaxtyping_disable', False)

@@ -389,11 +389,13 @@ def test_the_example_of_pytorch():
 
 
 def test_the_twin_takes_nothing_from_what_it_checks():
-  tree = ast.parse((ROOT / 'gapjax/pytorch/twin.py').read_text())
-  found = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-  names = [alias.name if isinstance(node, ast.Import) else node.module
-           for node in found for alias in node.names]
-  assert 'torch' in names and not [name for name in names if name.startswith('gapjax')]
+  names = set()
+  for file in ('twin', 'tables'):
+    for node in ast.walk(ast.parse((ROOT / f'gapjax/pytorch/{file}.py').read_text())):
+      names |= {f'{getattr(node, "module", "")}.{alias.name}'
+                for alias in getattr(node, 'names', ())}
+  assert '.torch' in names
+  assert {name for name in names if 'gapjax' in name} == {'gapjax.pytorch.tables'}
 
 
 # --- configs without a clone, and what is installed ----------------------------------------------

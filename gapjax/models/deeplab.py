@@ -10,6 +10,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from gapjax.models.convolution import convolve
 from gapjax.models.layers import BatchNorm, Conv, Dropout, SeparableConv, global_average_pool
@@ -97,7 +99,8 @@ class DeepLab(nn.Module):
     self.last = ConvNormRelu(channels, 3, self.padding, separable=self.separable, **common)
     self.classifier = Conv(self.num_classes, 1, use_bias=True, **conv)
 
-  def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def __call__(self, x: Float[ArrayLike, 'b h w c'], *, train: bool) -> tuple[
+      Float[Array, 'b h w k'], dict[str, Float[Array, '...']]]:
     features = self.encode(x, train=train)
     return self.decode(self.branches(features['stage4']), features, size=x.shape[1:3],
                        train=train), features

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Float, Num
 
 from gapjax.errors import UsageError
 from gapjax.models.convolution import convolve
@@ -20,7 +20,7 @@ from gapjax.models.layers import Conv, Dense, global_average_pool
 
 HEADS = ('gap', 'permuted', 'linear')
 PERMUTATIONS = ('batch', 'fixed')
-LogitsAndPooled = tuple[Float[Array, 'b k'], Float[Array, 'b c']]
+LogitsAndPooled = tuple[Float[ArrayLike, 'b k'], Float[ArrayLike, 'b c']]
 
 
 class Permute(nn.Module):
@@ -33,7 +33,7 @@ class Permute(nn.Module):
   mode: str = 'batch'
   seed: int = 0
 
-  def __call__(self, x: Float[ArrayLike, '*b c']) -> Float[Array, '*b c']:
+  def __call__(self, x: Num[ArrayLike, '*b c']) -> Num[ArrayLike, '*b c']:
     if self.mode == 'fixed':
       key = jax.random.fold_in(jax.random.key(self.seed), x.shape[-1])
     elif self.is_initializing():

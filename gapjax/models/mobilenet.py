@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from gapjax.models.convolution import convolve
 from gapjax.models.downsample import halve
@@ -109,7 +110,8 @@ class MobileNetV2(nn.Module):
   convolve: Callable = convolve
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> tuple[None, dict[str, jax.Array]]:
+  def __call__(self, x: Float[ArrayLike, 'b h w c'], *, train: bool) -> tuple[
+      None, dict[str, Float[Array, '...']]]:
     norm = functools.partial(BatchNorm, self.momentum, axis_name=self.axis_name, dtype=self.dtype)
     conv = functools.partial(Conv, dtype=self.dtype, convolve=self.convolve)
     dense = self.downsample != 'stride'

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from gapjax.models.convolution import convolve
 from gapjax.models.downsample import halve
@@ -109,7 +110,8 @@ class ResNet(nn.Module):
     super().__post_init__()
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def __call__(self, x: Float[ArrayLike, 'b h w c'], *, train: bool) -> tuple[
+      Float[Array, 'b k'] | None, dict[str, Float[Array, '...']]]:
     blocks, bottleneck = RESNETS[self.variant]
     norm = functools.partial(BatchNorm, self.momentum, axis_name=self.axis_name, dtype=self.dtype)
     conv = functools.partial(Conv, dtype=self.dtype, convolve=self.convolve)

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from gapjax.errors import UsageError
 from gapjax.models.convolution import convolve
@@ -42,7 +43,8 @@ class VGG(nn.Module):
     super().__post_init__()
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def __call__(self, x: Float[ArrayLike, 'b h w c'], *, train: bool) -> tuple[
+      Float[Array, 'b k'], dict[str, Float[Array, '...']]]:
     features = {}
     for s, (count, multiple) in enumerate(zip(VGGS[self.variant], MULTIPLES, strict=True), 1):
       if self.permute is not None and self.permute_at == f'stage{s}':

@@ -13,26 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# He et al. 2016: (blocks a stage, is the block a bottleneck). Strides of the four stages.
-RESNETS = {'resnet10': ((1, 1, 1, 1), False), 'resnet18': ((2, 2, 2, 2), False),
-           'resnet34': ((3, 4, 6, 3), False), 'resnet50': ((3, 4, 6, 3), True),
-           'resnet101': ((3, 4, 23, 3), True)}
-STRIDES = (1, 2, 2, 2)
-# (kernel, stride, is a 3x3 max-pool with stride 2 behind it).
-STEMS = {'canvas': (7, 2, False), 'cifar': (3, 1, False), 'imagenet': (7, 2, True)}
-# Simonyan & Zisserman 2015: convolutions a stage, and its channels over the first stage's.
-VGGS = {'vgg11': (1, 1, 2, 2, 2), 'vgg16': (2, 2, 3, 3, 3)}
-MULTIPLES = (1, 2, 4, 8, 8)
-# Sandler et al. 2018, table 2: (expansion, channels, blocks, stride); which end a stage here.
-INVERTED = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
-            (6, 160, 3, 2), (6, 320, 1, 1))
-STAGE_ENDS = (24, 32, 96, 320)
-# Chen et al. 2017: output stride -> dilations of ASPP's 3x3 branches.
-RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
-# Zhang 2019: rows of Pascal's triangle.
-BINOMIAL = {1: (1,), 2: (1, 1), 3: (1, 2, 1), 4: (1, 3, 3, 1), 5: (1, 4, 6, 4, 1)}
-# torch's names of paddings -> numpy.pad's.
-NUMPY_MODES = {'reflect': 'reflect', 'replicate': 'edge', 'circular': 'wrap'}
+from gapjax.pytorch import tables
 
 
 def create_twin(model_config, *, num_classes: int) -> nn.Module:
@@ -41,7 +22,7 @@ def create_twin(model_config, *, num_classes: int) -> nn.Module:
   how = dict(padding=c.padding, downsample=c.downsample, blur_size=c.blur_size)
   if c.name.startswith('deeplab'):
     return DeepLab(c, num_classes, how)
-  network = VGG(c, how) if c.name in VGGS else ResNet(c, how)
+  network = VGG(c, how) if c.name in tables.VGGS else ResNet(c, how)
   network.add_head(c, num_classes)
   return network
 
@@ -95,10 +76,11 @@ def pad(x, border, mode):
 def halve(x, component=None, *, downsample, blur_size, padding):
   """(b, c, h, w) -> (b, c, h / 2, w / 2) by a blur, or its strongest polyphase component, and that
   component (b,)."""
-  taps = torch.tensor(BINOMIAL[blur_size], dtype=x.dtype, device=x.device) / 2 ** (blur_size - 1)
+  taps = torch.tensor(tables.BINOMIAL[blur_size], dtype=x.dtype, device=x.device)
+  taps = taps / taps.sum()
   window = torch.outer(taps, taps).expand(x.shape[1], 1, blur_size, blur_size)
   mode = 'circular' if padding == 'circular' else 'reflect'
-  x = pad(x, ((blur_size - 1) // 2, blur_size // 2), NUMPY_MODES[mode])
+  x = pad(x, ((blur_size - 1) // 2, blur_size // 2), tables.NUMPY_MODES[mode])
   if downsample == 'blur':
     return F.conv2d(x, window, stride=2, groups=x.shape[1]), None
   if blur_size > 1:
@@ -165,8 +147,8 @@ class Backbone(nn.Module):
       self.pre_classifier = Conv(self.channels, num_classes, 3, padding=c.padding, bias=True)
     # The authors' GAPNet has a linear layer too that its forward never uses.
     name = {'linear': 'fc' if c.stem == 'imagenet' else 'linear'}.get(c.head, 'linear_location')
-    name = 'classifier' if c.name in VGGS else name
-    if c.head != 'gap' or c.name not in VGGS:
+    name = 'classifier' if c.name in tables.VGGS else name
+    if c.head != 'gap' or c.name not in tables.VGGS:
       setattr(self, name, nn.Linear(self.channels, num_classes))
 
   def forward(self, x, permutation=None):
@@ -199,15 +181,15 @@ class ResNet(Backbone):
 
   def __init__(self, c, how, *, variant=None, output_stride=None, momentum=0.1):
     super().__init__()
-    counts, bottleneck = RESNETS[variant or c.name]
-    kernel, stride, self.pools = STEMS[c.stem]
+    counts, bottleneck = tables.RESNETS[variant or c.name]
+    kernel, stride, self.pools = tables.STEMS[c.stem]
     self.how, self.dense = how, how['downsample'] != 'stride'
     self.halves = self.dense and stride == 2
     self.conv1 = Conv(3, c.width, kernel, 1 if self.dense else stride, padding=how['padding'])
     self.bn1 = nn.BatchNorm2d(c.width, momentum=momentum)
     whole, dilation, channels = stride * (2 if self.pools else 1), 1, c.width
     self.inputs = []
-    for s, (count, stride) in enumerate(zip(counts, STRIDES, strict=True), 1):
+    for s, (count, stride) in enumerate(zip(counts, tables.STRIDES, strict=True), 1):
       first = dilation
       if output_stride and whole * stride > output_stride:
         stride, dilation = 1, dilation * stride
@@ -245,7 +227,7 @@ class VGG(Backbone):
   def __init__(self, c, how):
     super().__init__()
     self.how, layers, self.ends, channels, self.inputs = how, [], [], 3, []
-    for count, multiple in zip(VGGS[c.name], MULTIPLES, strict=True):
+    for count, multiple in zip(tables.VGGS[c.name], tables.MULTIPLES, strict=True):
       self.inputs.append(channels)
       for _ in range(count):
         out = c.width * multiple
@@ -265,7 +247,7 @@ class VGG(Backbone):
         x = layer(x)
       if self.how['downsample'] == 'polyphase':  # a dense pool would lose a row and a column
         mode = 'circular' if self.how['padding'] == 'circular' else 'replicate'
-        x = pad(x, (0, 1), NUMPY_MODES[mode])
+        x = pad(x, (0, 1), tables.NUMPY_MODES[mode])
       x = self.features[end - 1](x)
       if self.how['downsample'] != 'stride':
         x, _ = halve(x, **self.how)
@@ -302,42 +284,35 @@ class InvertedResidual(nn.Module):
     return x + y if self.shortcut else y
 
 
-def mobile_channels(usual, width):
-  """torchvision's: the nearest multiple of 8, and the next where that is over a tenth too few."""
-  exact = usual * width / 64
-  nearest = max(8, 8 * int(exact / 8 + 0.5))
-  return nearest if nearest >= 0.9 * exact else nearest + 8
-
-
 class MobileNetV2(nn.Module):
   """Stem and blocks, numbered through: the first four items are the low-level features."""
 
   def __init__(self, c, how):
     super().__init__()
     momentum, self.how, self.halves = c.backbone_momentum, how, how['downsample'] != 'stride'
-    last = mobile_channels(32, c.width)
+    last = tables.mobile_channels(32, c.width)
     stem = Conv(3, last, 3, 1 if self.halves else 2,
                 padding='none' if c.early_padding else how['padding'])
     items = [nn.Sequential(stem, nn.BatchNorm2d(last, momentum=momentum), nn.ReLU6())]
     whole, dilation, self.ends = 2, 1, []
-    for expansion, usual, count, stride in INVERTED:
+    for expansion, usual, count, stride in tables.INVERTED:
       first = dilation
       if whole * stride > c.output_stride:
         stride, dilation = 1, dilation * stride
       whole *= stride
-      out = mobile_channels(usual, c.width)
+      out = tables.mobile_channels(usual, c.width)
       for i in range(count):
         items.append(InvertedResidual(
           last, out, 1 if i else stride, expansion, how, dilation=dilation if i else first,
           momentum=momentum, early_padding=c.early_padding))
         last = out
-      if usual in STAGE_ENDS:
+      if usual in tables.STAGE_ENDS:
         self.ends.append(len(items) - 1)
     numbered = [(str(i), item) for i, item in enumerate(items)]
     self.low_level_features = nn.Sequential(OrderedDict(numbered[:4]))
     self.high_level_features = nn.Sequential(OrderedDict(numbered[4:]))
     self.channels = last
-    self.low_channels = mobile_channels(STAGE_ENDS[0], c.width)
+    self.low_channels = tables.mobile_channels(tables.STAGE_ENDS[0], c.width)
 
   def stages(self, x):
     features = {}
@@ -368,7 +343,7 @@ class ASPP(nn.Module):
     self.convs = nn.ModuleList([
       nn.Sequential(*conv_norm_relu(channels, features, 1)),
       *(nn.Sequential(*conv_norm_relu(channels, features, 3, dilation=rate, **wide))
-        for rate in RATES[c.output_stride]), pooled])
+        for rate in tables.RATES[c.output_stride]), pooled])
     self.project = nn.Sequential(*conv_norm_relu(5 * features, features, 1), nn.Dropout(c.dropout))
 
   def forward(self, x):

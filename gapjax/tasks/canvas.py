@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, UInt8
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 from tqdm import tqdm
 
@@ -19,7 +21,8 @@ from gapjax.tasks.images import ResidentImages, index_batches, normalise, random
 from gapjax.tasks.metrics import EvalMetrics, TrainMetrics
 
 
-def paste(patches: jax.Array, locations: jax.Array, *, grid: int, fill: jax.Array) -> jax.Array:
+def paste(patches: Float[ArrayLike, 'b s s c'], locations: Int[ArrayLike, ' b'], *, grid: int,
+          fill: Float[ArrayLike, ' c']) -> Float[Array, 'b {grid}*s {grid}*s c']:
   """Pastes each patch into its own canvas.
 
   Args:
@@ -91,7 +94,8 @@ class CanvasTask(ResidentImages):
     """Logits that the network needs."""
     return self.num_locations if self.target == 'location' else self.num_image_classes
 
-  def canvases(self, images: jax.Array, locations: jax.Array) -> jax.Array:
+  def canvases(self, images: UInt8[ArrayLike, 'b s s 3'], locations: Int[ArrayLike, ' b'],
+               ) -> Float[Array, 'b {self.grid}*s {self.grid}*s 3']:
     """uint8 (b, s, s, 3) images and (b,) locations -> normalised (b, k * s, k * s, 3) canvases."""
     patches = normalise(images, mean=self.mean, std=self.std, dtype=self.dtype)
     black = normalise(jnp.zeros(3), mean=self.mean, std=self.std, dtype=self.dtype)
