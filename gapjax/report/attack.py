@@ -156,7 +156,7 @@ def table(records):
     if chance:
       breaks.add(len(rows))
       rows.append([network, DASH, 'guessing', *(number(chance.get(m)) for m in metrics)])
-  names = [pictures.METRICS.get(metric, metric) for metric in metrics]
+  names = [pictures.metric_name(metric) for metric in metrics]
   return Table(['network', 'N removed', 'by', *names], rows, text=3, breaks=frozenset(breaks - {0}),
                strong=frozenset(range(3, 3 + len(names))),
                caption='In percent. The whole network: mean \N{PLUS-MINUS SIGN} sample '

@@ -32,6 +32,11 @@ def _looks(names):
           for name in names}
 
 
+def metric_name(metric: str) -> str:
+  """'mIoU, left half': a metric in words; of a rectangle its numbers, 'mIoU, 0,0,0.5,1'."""
+  return METRICS.get(metric, metric.replace('miou_', 'mIoU, '))
+
+
 def curves(sweep: Sweep, path, *, chance: Mapping[str, float] | None = None):
   """Draws every metric against the number of removed channels: a panel a metric, a line an order.
 
@@ -66,7 +71,7 @@ def curves(sweep: Sweep, path, *, chance: Mapping[str, float] | None = None):
         _curve(axis, sweep.counts, values, look[name])
       if metric in (chance or {}):
         axis.axhline(chance[metric], **plots.CHANCE)
-      axis.set_title(METRICS.get(metric, metric.replace('_', ' ')))
+      axis.set_title(metric_name(metric))
       axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
       axis.yaxis.set_major_formatter(plots.PERCENT)
       axis.tick_params(labelbottom=True)
