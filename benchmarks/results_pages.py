@@ -110,7 +110,7 @@ def overview() -> Table:
           'image_accuracy', 'consistency')
       for name, cell in (('ResNet-18', 'resnet18'), ('BlurPool', 'blurpool'),
                          ('AugShift', 'augshift'))),
-    ['DeepLabv3, CamVid', 'mIoU: loss beyond random', DASH,
+    ['DeepLabv3, CamVid', 'mIoU beyond random', DASH,
      f'{100 * statistics.fmean(lost):.1f} ± {100 * statistics.stdev(lost):.1f}', str(len(lost))]],
     text=2)
 
