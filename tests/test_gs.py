@@ -194,7 +194,7 @@ def test_evaluate_and_attack_in_a_bucket(bucket, local, killed, data_dir, tmp_pa
   assert all(sorted(order) == list(range(32)) for order in orders.values())
   assert {'overall', 'left', 'right'} <= set(orders)
   records = read_json(found / 'attack.json', list)
-  assert {record['cell'].split('/')[0] for record in records} == {*orders, 'random', 'clean'}
+  assert {record['order'] for record in records} == {*orders, 'random', 'clean'}
   for name in ('attack.png', 'activations.png', 'report/attack.png'):
     assert (found / name).read_bytes().startswith(b'\x89PNG')
 
