@@ -172,6 +172,7 @@ def test_random_images_stand_in_for_what_is_not_prepared(tmp_path):
   config.data.update(name='camvid', image_size=180, train_images=2)
   scenes, task, _ = inputs.training_set(config, tmp_path)
   assert [scene['image'].shape for scene in scenes] == [(180, 240, 3)] * 2
+  assert scenes.size(1) == (180, 240)
   assert task.num_classes == 11 and scenes[0]['label'].max() < 11
 
 

@@ -190,14 +190,19 @@ def test_what_would_fail_later_is_found_before_training(data_dir, tmp_path, chan
   assert not (tmp_path / 'config.json').exists()  # the workdir is still free
 
 
+class Sizes(list):
+  """Scenes of which nothing but the size can be read."""
+  size = list.__getitem__
+
+
 def test_every_size_is_checked_or_the_shape_that_all_are_filled_up_to():
   c = tiny_config(**SCENES, **{'model.downsample': 'polyphase', 'model.stem': 'canvas'})
   model = networks.create_network(c.model, num_classes=11)
-  even, odd = ({'label': np.zeros(size, np.uint8)} for size in ((32, 48), (32, 44)))
-  check_sizes(model, [even, even], padded=False)
-  check_sizes(model, [even, odd], padded=True)
+  even, odd = (32, 48), (32, 44)
+  check_sizes(model, Sizes([even, even]), padded=False)
+  check_sizes(model, Sizes([even, odd]), padded=True)
   with pytest.raises(UsageError, match='32x44 pixels'):
-    check_sizes(model, [even, odd], padded=False)
+    check_sizes(model, Sizes([even, odd]), padded=False)
 
 
 def test_a_canvas_run_is_attacked_too(data_dir, tmp_path):

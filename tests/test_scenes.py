@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 import pytest
 import scene_files
 from cifar_files import fails
@@ -50,13 +51,23 @@ def test_resize_is_of_the_shorter_side(tmp_path):
   data.prepare('voc2012', source=scene_files.write(tmp_path / 'VOC2012', files), data_dir=tmp_path)
   whole, small = (data.load_scenes('voc2012', split='train', data_dir=tmp_path, image_size=size)
                   for size in (None, 9))
-  for a, b in zip(whole, small, strict=True):
+  for i, (a, b) in enumerate(zip(whole, small, strict=True)):
     h, w = a['label'].shape
     assert b['image'].shape == (9, round(w * 9 / h), 3) and b['label'].shape == b['image'].shape[:2]
+    assert whole.size(i) == (h, w) and small.size(i) == b['label'].shape
     bilinear = PIL.Image.fromarray(a['image']).resize(b['label'].shape[::-1],
                                                       PIL.Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(b['image'], np.asarray(bilinear))
     assert set(np.unique(b['label'])) <= set(np.unique(masks[b['id']]))
+
+
+def test_a_size_is_read_without_decoding(digits, monkeypatch):
+  monkeypatch.setattr(PIL.ImageFile.ImageFile, 'load', None)
+  assert digits.size(399) == (64, 96)
+  with pytest.raises(TypeError):
+    digits[399]
+  with pytest.raises(IndexError):
+    digits.size(400)
 
 
 def test_halves_are_means_of_blocks(digits, scenes_dir):
@@ -101,6 +112,7 @@ def test_damaged_shard(digits, scenes_dir, tmp_path):
   shard.write_bytes(whole[:middle] + bytes(5000) + whole[middle + 5000:])
   scenes = data.load_scenes('digit_scenes', split='test', data_dir=tmp_path)
   fails(lambda: list(scenes), str(path), 'is damaged')
+  fails(lambda: list(map(scenes.size, range(len(scenes)))), str(path), 'is damaged')
   batches = data.training_batches(scenes, batch_size=20, seed=0, crop_size=(8, 8), scale=(1, 1),
                                   flip=False, fill=FILL)
   fails(lambda: list(itertools.islice(batches.iterate(), 5)), str(path), 'is damaged')

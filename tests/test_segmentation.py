@@ -3,6 +3,7 @@ say what is right."""
 
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,9 @@ from gapjax.models import mobilenet, resnet
 from gapjax.models.deeplab import DeepLab, resize
 from gapjax.models.layers import Conv, Dropout
 from gapjax.tasks import segmentation
-from gapjax.tasks.segmentation import SegmentationTask, scene_batches
+from gapjax.tasks.segmentation import SegmentationTask
 from gapjax.training import build, optimizer, workdirs
+from gapjax.training import devices as devices_module
 from gapjax.training.devices import AXIS, Devices
 from gapjax.training.plan import Plan
 from gapjax.training.steps import TrainState
@@ -235,16 +237,60 @@ def scene(height, width):
           'label': draw.integers(0, K, (height, width)).astype(np.uint8), 'id': 'x'}
 
 
+class Scenes(list):
+  """`decoded` are the scenes that were asked for by number."""
+  class_names = tuple('abcdefgh'[:K])
+
+  def __init__(self, *sizes):
+    super().__init__(scene(*size) for size in sizes)
+    self.decoded = []
+
+  def __getitem__(self, i):
+    self.decoded.append(i)
+    return super().__getitem__(i)
+
+  def size(self, i):
+    return super().__getitem__(i)['label'].shape
+
+
+class Recorder:
+  """A counter of one of several processes with two devices each: the batches that it is given."""
+  batch_size = 4
+
+  def __init__(self, monkeypatch, process, processes):
+    monkeypatch.setattr(jax, 'process_index', lambda: process)
+    all_devices = [types.SimpleNamespace(process_index=i // 2) for i in range(2 * processes)]
+    with monkeypatch.context() as patch:  # these devices cannot hold anything
+      patch.setattr(devices_module, 'Mesh', lambda *_: None)
+      patch.setattr(devices_module, 'NamedSharding', lambda *_: None)
+      self.rows, self.batches = Devices(all_devices).own_rows(self.batch_size), []
+
+  def count(self, state, zeros, batches, *, local, **_):
+    assert local
+    self.batches.extend(batches)
+    return jax.tree.map(np.ones_like, zeros)
+
+
+@pytest.mark.parametrize('processes', [1, 2])
 @pytest.mark.parametrize('padded', [False, True])
-def test_every_scene_is_in_one_batch_whole_and_the_rest_is_void(padded):
-  scenes = [scene(*size) for size in ((4, 6), (5, 3), (4, 6), (4, 6), (5, 3))]
-  batches = list(scene_batches(scenes, 2, padded=padded))
-  assert sum(n for _, n in batches) == 5
+def test_every_scene_is_in_one_batch_whole_and_the_rest_is_void(monkeypatch, padded, processes):
+  """And decoded by one process, once."""
+  scenes = Scenes(*[(4, 6), (5, 3), (4, 6), (4, 6), (5, 3), (4, 6), (4, 6)])
+  task, config = SegmentationTask(np.zeros(3), np.ones(3), K), configs.default()
+  config.eval.padded = padded
+  counters = [Recorder(monkeypatch, process, processes) for process in range(processes)]
+  for counter in counters:
+    task.evaluation(config, scenes, counter).final(None)
+  assert sorted(scenes.decoded) == list(range(7))
+  batches = [({name: np.concatenate([batch[name] for batch, _ in parts]) for name in parts[0][0]},
+              parts[0][1]) for parts in zip(*[c.batches for c in counters], strict=True)]
+  assert all(len(batch['size']) == 4 for batch, _ in batches)
+  assert sum(n for _, n in batches) == 7
   found = []
   for batch, n in batches:
     if padded:
-      assert batch['labels'].shape == (2, 5, 6)
-    for i in range(2):
+      assert batch['labels'].shape == (4, 5, 6)
+    for i in range(4):
       h, w = batch['size'][i]
       if i < n:
         found.append((batch['images'][i, :h, :w].tobytes(), batch['labels'][i, :h, :w].tobytes()))
@@ -258,10 +304,6 @@ def test_every_scene_is_in_one_batch_whole_and_the_rest_is_void(padded):
   assert sorted(found) == sorted((s['image'].tobytes(), s['label'].tobytes()) for s in scenes)
 
 
-class Scenes(list):
-  class_names = tuple('abcdefgh'[:K])
-
-
 class Brightness:
   """In place of a network: the class is the red value, modulo K."""
 
@@ -271,7 +313,7 @@ class Brightness:
 
 
 def test_evaluation_counts_every_pixel_of_every_size_once():
-  scenes = Scenes(scene(*size) for size in ((4, 6), (5, 3), (4, 6), (4, 6), (5, 7)))
+  scenes = Scenes(*[(4, 6), (5, 3), (4, 6), (4, 6), (5, 7)])
   task = SegmentationTask(np.zeros(3), np.ones(3), K)
   state = TrainState(np.int32(0), {}, {}, {})
   expected = [confusion_matrix(

@@ -30,7 +30,7 @@ def misses(offered, asked):
 
 
 class Uncounted:
-  batch_size, num_channels = 4, 3
+  batch_size, rows, num_channels = 4, slice(None), 3
 
 
 @pytest.mark.parametrize('name', TASKS)
@@ -50,9 +50,9 @@ def test_a_task_offers_what_the_protocol_asks(name, data_dir):
 
 
 def test_a_counter_takes_what_evaluations_ask():
-  """Its two numbers are known once it is made; a thing without the methods is told."""
+  """Its attributes are known once it is made; a thing without the methods is told."""
   unmade = object.__new__(DeviceCounter)
-  assert set(misses(unmade, protocol.Counter)) == {'batch_size', 'num_channels'}
+  assert set(misses(unmade, protocol.Counter)) == {'batch_size', 'rows', 'num_channels'}
   assert misses(Uncounted(), protocol.Counter) == ['count', 'predict']
 
 

@@ -4,6 +4,7 @@ A training batch is a function of (seed, step) alone: Grain shuffles, repeats an
 position in one global order, and the step is that position. Nothing is saved to resume.
 """
 
+import contextlib
 import dataclasses
 import io
 import math
@@ -49,21 +50,41 @@ class Scenes:
   def __getitem__(self, i):
     """One scene. Raises IndexError beyond the last, UsageError where the files are damaged."""
     import PIL.Image
-    try:
+    with self._reading():
       record = self._records[self._indices[i]]
       image, label = (PIL.Image.open(io.BytesIO(record[key])) for key in ('image', 'label'))
       image, numbers = as_rgb(image), np.asarray(label)  # of a palette, its indices
-    except (RuntimeError, OSError) as error:  # array_record's, Pillow's
-      raise errors.UsageError(f'{self._folder} is damaged ({error}): remove it and prepare the '
-                              'dataset again') from error
     if numbers.ndim != 2 or not 0 <= numbers.min() <= numbers.max() <= VOID:
       raise errors.UsageError(f'the label of scene {i} in {self._folder} is no mask: its pixels '
                               f'are {label.mode}, not one class number from 0 to {VOID} each')
     label = PIL.Image.fromarray(numbers.astype(np.uint8))
-    pixels, shorter = self.image_size or min(image.size), min(image.size)
-    size = tuple(max(1, round(side * pixels / shorter)) for side in image.size)
+    size = self._resized(image)
     return {'image': np.asarray(resize(image, size)), 'label': np.asarray(resize(label, size)),
             'id': record['id'] if isinstance(record['id'], str) else record['id'].decode()}
+
+  def size(self, i):
+    """(height, width) of one scene, from its image's header: nothing is decoded.
+
+    Raises as `scenes[i]` does, but sees no damage beyond the header.
+    """
+    import PIL.Image
+    with self._reading():
+      image = PIL.Image.open(io.BytesIO(self._records[self._indices[i]]['image']))
+    return self._resized(image)[::-1]
+
+  @contextlib.contextmanager
+  def _reading(self):
+    """Inside, what a damaged file raises is a UsageError."""
+    try:
+      yield
+    except (RuntimeError, OSError) as error:  # array_record's, Pillow's
+      raise errors.UsageError(f'{self._folder} is damaged ({error}): remove it and prepare the '
+                              'dataset again') from error
+
+  def _resized(self, image):
+    """(width, height) that `image_size` gives a Pillow image."""
+    pixels, shorter = self.image_size or min(image.size), min(image.size)
+    return tuple(max(1, round(side * pixels / shorter)) for side in image.size)
 
   def part(self, start, stop):
     """The scenes [start, stop)."""

@@ -203,6 +203,7 @@ class Trained:
 
 class TorchCounter:
   """A tasks.protocol.Counter: examples go through a network in PyTorch."""
+  rows = slice(None)  # it is the only process
 
   def __init__(self, config, network, task, test_set):
     self.task, self.num_channels = task, network.channels
@@ -211,8 +212,9 @@ class TorchCounter:
     self.data = {'labels': test_set.labels}
     self.counts = jax.jit(task.eval_counts)
 
-  def count(self, state, zeros, batches, *, common=(), stop=None, bar=None):
+  def count(self, state, zeros, batches, *, common=(), local=False, stop=None, bar=None):
     """The totals over batches; each draws a permutation."""
+    del local
     totals = zeros
     state.network.eval()
     for batch, examples in batches:

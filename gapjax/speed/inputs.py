@@ -19,6 +19,9 @@ class RandomScenes(list):
     super().__init__(scenes)
     self.name, self.class_names = name, class_names
 
+  def size(self, i):
+    return self[i]['label'].shape
+
 
 class Program:
   """The training step of a config on some devices, and what it starts from.

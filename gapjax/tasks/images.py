@@ -60,6 +60,7 @@ def index_batches(examples: Mapping[str, np.ndarray], size: int):
 class ResidentImages:
   """The part of a Task that trains on images with one label each, all of them on every device."""
   dense = False
+  # By every process whole: its devices hold all images, since a batch takes any of them.
   load_split = staticmethod(data.load_images)
 
   @staticmethod

@@ -18,13 +18,15 @@ class Counter(Protocol):
 
   Attributes:
     batch_size: of the batches that it takes, shared by all devices.
+    rows: which rows of a batch are this process' share.
     num_channels: c of the network's features['pooled'], (b, c).
   """
   batch_size: int
+  rows: slice
   num_channels: int
 
   def count(self, state, zeros, batches: Iterable[tuple[Mapping[str, np.ndarray], int]], *,
-            common=(), stop=None, bar=None) -> Any:
+            common=(), local: bool = False, stop=None, bar=None) -> Any:
     """`zeros` plus the task's eval_counts of all batches, on the host.
 
     Args:
@@ -33,6 +35,7 @@ class Counter(Protocol):
       batches: (what the task's eval_inputs and eval_counts read, arrays (batch_size, ...); how many
         of its examples count) each.
       common: a dict of arrays that all batches share.
+      local: the arrays hold the batch's `rows` alone.
       stop: its attribute `requested` says that the answer is no longer wanted: then it is None.
       bar: a progress bar over examples.
     """

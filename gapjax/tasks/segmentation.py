@@ -61,7 +61,7 @@ def check_sizes(model, scenes, *, padded: bool) -> None:
   """Raises UsageError unless a network with polyphase downsampling, which needs even sizes, takes
   the scenes that it will be evaluated on. Shapes alone are traced, each once; nothing is computed.
 
-  scenes: dicts with 'label' (h, w). padded: whether all are filled up to one shape.
+  scenes: data.Scenes; only their sizes are read. padded: whether all are filled up to one shape.
   """
   @functools.cache
   def trace(height, width):
@@ -72,8 +72,8 @@ def check_sizes(model, scenes, *, padded: bool) -> None:
       raise UsageError(f'the evaluated scenes have {height}x{width} pixels: {error}, or use '
                        'model.downsample=blur') from None
 
-  sizes = (scenes[i]['label'].shape for i in range(len(scenes)))
-  for size in [np.max(list(sizes), 0).tolist()] if padded else sizes:
+  sizes = [scenes.size(i) for i in range(len(scenes))]
+  for size in [np.max(sizes, 0).tolist()] if padded else sizes:
     trace(*size)
 
 
@@ -290,9 +290,10 @@ class SceneEvaluation:
              'loss': np.zeros((), self.task.dtype), 'count': np.zeros((), np.int32)}
     with tqdm(total=len(self.scenes), unit='img', desc='evaluate', leave=False,
               disable=not progress) as bar:
-      for batch in scene_batches(self.scenes, self.counter.batch_size, padded=self.padded):
+      for batch in scene_batches(self.scenes, self.counter.batch_size, padded=self.padded,
+                                 rows=self.counter.rows):
         # A batch fits int32; the sum over a set (6e9 pixels in Cityscapes) does not.
-        counts = self.counter.count(state, zeros, [batch], stop=stop, bar=bar)
+        counts = self.counter.count(state, zeros, [batch], local=True, stop=stop, bar=bar)
         if counts is None:
           return None
         totals.append({name: np.float64(value) if name == 'loss' else np.int64(value)
@@ -334,37 +335,41 @@ def _named(line):
                                                  if name.startswith('miou')}}
 
 
-def scene_batches(scenes, batch_size: int, *, padded: bool = False):
-  """Yields (batch, how many scenes it holds), every scene once.
+def scene_batches(scenes, batch_size: int, *, padded: bool = False, rows: slice = slice(None)):
+  """Yields (batch, how many scenes it holds), every scene once; batches are planned by sizes alone.
 
   batch: 'images' (batch_size, h, w, 3) uint8, 'labels' (batch_size, h, w) uint8, 'size'
   (batch_size, 2) int32, each image's own. Scenes of one size share batches; if `padded`, all have
   the shape of the largest ones. What is filled up is mean colour and void.
+
+  rows: of each batch only these are decoded, and it has no others: one process' share.
   """
-  shape, waiting = None, collections.defaultdict(list)
+  shapes, waiting = [scenes.size(i) for i in range(len(scenes))], collections.defaultdict(list)
   if padded:
-    shape = tuple(np.max([scenes[i]['label'].shape for i in range(len(scenes))], 0).tolist())
-  for i in range(len(scenes)):
-    scene = scenes[i]
-    bucket = waiting[shape or scene['label'].shape]
-    bucket.append(scene)
+    shapes = [tuple(np.max(shapes, 0).tolist())] * len(shapes)
+  for i, shape in enumerate(shapes):
+    bucket = waiting[shape]
+    bucket.append(i)
     if len(bucket) == batch_size:
-      yield _stack(bucket, batch_size, shape), batch_size
+      yield _stack(scenes, bucket[rows], shape), batch_size
       bucket.clear()
-  for bucket in waiting.values():
+  for shape, bucket in waiting.items():
     if bucket:
-      yield _stack(bucket, batch_size, shape), len(bucket)
+      filled = bucket + [None] * (batch_size - len(bucket))
+      yield _stack(scenes, filled[rows], shape), len(bucket)
 
 
-def _stack(bucket, batch_size, shape):
-  h, w = shape or bucket[0]['label'].shape
-  images = np.empty((batch_size, h, w, 3), np.uint8)
+def _stack(scenes, indices, shape):
+  """The batch of these scenes, filled up to `shape`; None is a row without one."""
+  images = np.empty((len(indices), *shape, 3), np.uint8)
   images[:] = MEAN_COLOUR
-  labels = np.full((batch_size, h, w), VOID, np.uint8)
-  sizes = np.full((batch_size, 2), (h, w), np.int32)
-  for i, scene in enumerate(bucket):
-    sizes[i] = n, m = scene['label'].shape
-    images[i, :n, :m], labels[i, :n, :m] = scene['image'], scene['label']
+  labels = np.full((len(indices), *shape), VOID, np.uint8)
+  sizes = np.full((len(indices), 2), shape, np.int32)
+  for row, i in enumerate(indices):
+    if i is not None:
+      scene = scenes[i]
+      sizes[row] = h, w = scene['label'].shape
+      images[row, :h, :w], labels[row, :h, :w] = scene['image'], scene['label']
   return {'images': images, 'labels': labels, 'size': sizes}
 
 

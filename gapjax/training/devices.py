@@ -203,6 +203,11 @@ class Devices:
       return jax.device_put(np.stack(parts), self._split)
     return jax.tree.map(put, tree)
 
+  def own_rows(self, batch_size: int) -> slice:
+    """Which rows of a batch this process' own devices take: what `split` takes with `local`."""
+    each = batch_size // len(self)
+    return slice(self._here.start * each, self._here.stop * each)
+
   @staticmethod
   def to_host(tree):
     """Replicated device arrays -> numpy arrays (also what orbax can save from any process).

@@ -24,6 +24,7 @@ class DeviceCounter:
     self.model, self.task, self.devices = model, task, devices
     n = len(devices)
     self.batch_size = -(-min(config.eval.batch_size, len(test_set)) // n) * n
+    self.rows = devices.own_rows(self.batch_size)
     self.image_shape = (1, *task.input_shape(test_set), 3)
     self.data = devices.replicate(task.resident(test_set))
     self.key = devices.replicate(steps.stream(config.seed, steps.EVAL))
@@ -38,14 +39,15 @@ class DeviceCounter:
       lambda image: self.model.init_with_output(jax.random.key(0), image, train=False), image)
     return features['pooled'].shape[-1]
 
-  def count(self, state, zeros, batches, *, common=(), stop=None, bar=None):
+  def count(self, state, zeros, batches, *, common=(), local=False, stop=None, bar=None):
     """See protocol.Counter; `state` lies on the devices."""
     totals = self.devices.replicate(zeros)
     for number, (batch, examples) in enumerate(batches):
       if stop is not None and stop.requested:
         return None
       totals = self.step(totals, state, self.key, self.data,
-                         {**dict(common), 'number': np.int32(number)}, self.devices.split(batch))
+                         {**dict(common), 'number': np.int32(number)},
+                         self.devices.split(batch, local=local))
       if bar is not None:
         bar.update(examples)
     return self.devices.to_host(totals)
