@@ -9,6 +9,7 @@ import dataclasses
 import io
 import math
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,7 +23,7 @@ _THREADS = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Scenes:
+class Scenes(Sequence):
   """One split of a segmentation set, on disk; `scenes[i]` reads and decodes one scene.
 
   `len(scenes)` is the number of scenes. `scenes[i]`, for i in [0, len(scenes)), is a dictionary:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import logging
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -194,7 +195,7 @@ class Subject:
     return []
 
 
-class Mapped:
+class Mapped(Sequence):
   """A sequence whose items are made when they are asked for."""
 
   def __init__(self, length, make):
