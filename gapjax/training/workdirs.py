@@ -71,8 +71,9 @@ def read_config(workdir) -> ConfigDict:
   if not path.exists():
     raise UsageError(f'{workdir} holds no run; train one: gapjax train --config=FILE '
                      f'--workdir={workdir}')
+  found = paths.read_json(path)
   try:
-    return configs.from_json(paths.read_json(path))
+    return configs.from_json(found)
   except (TypeError, UsageError) as error:
     raise UsageError(f'{path} is not a config of gapjax ({error}); use another --workdir') from None
 
