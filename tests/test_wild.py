@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -11,6 +12,7 @@ from prepared_files import encoded, write_images, write_scenes
 
 from gapjax import data
 from gapjax.errors import UsageError
+from gapjax.neurons import attack, network
 from gapjax.training.devices import told_by_environment
 
 draw = np.random.default_rng(0)
@@ -109,3 +111,31 @@ def test_output_that_a_terminal_cannot_show_costs_nothing():
 def test_slurms_variable_may_be_anything(monkeypatch, tasks, told):
   monkeypatch.setenv('SLURM_STEP_NUM_TASKS', tasks)
   assert told_by_environment() == told
+
+
+def tiny_attack(head, batch):
+  images = draw.normal(size=(2, 4, 6, 3)).astype(np.float32)
+  cut = network.Network(None, encode=lambda v, x: {'stage4': jnp.tile(x, 4)},
+                        head=lambda v, f: head(f['stage4']))
+  labels = (images[..., 0] > 0).astype(int)
+  return cut, cut.features(images), lambda: attack.sweep(
+    cut, [batch(images, labels)], orders={'overall': np.arange(12)}, counts=(6,))
+
+
+@pytest.mark.parametrize(('head', 'batch', 'told'), [
+  (lambda z: z[..., :1], lambda x, y: {'images': x, 'labels': y}, 'one class'),
+  (lambda z: z[..., :4], lambda x, y: {'images': x, 'labels': y[..., None]}, r'\(b, h, w\)'),
+  (lambda z: z[..., :4], lambda x, y: {'image': x, 'label': y}, "'images'.*not"),
+  (lambda z: z[..., :4], lambda x, y: (x, y), 'not tuple')])
+def test_attacks_on_what_cannot_be_scored_are_refused(head, batch, told):
+  _, _, sweep = tiny_attack(head, batch)
+  with pytest.raises(UsageError, match=told):
+    sweep()
+
+
+@pytest.mark.parametrize('channels', [np.arange(12) == 4, [-1], [5.9], [12]])
+def test_what_are_no_channels_is_not_removed(channels):
+  cut, features, _ = tiny_attack(lambda z: z[..., :4], dict)
+  with pytest.raises(UsageError, match='integers from 0 to 11'):
+    cut.without(features, channels)
+  assert cut.without(features, []).shape == cut.without(features, [0, 11]).shape == (2, 4, 6)

@@ -316,16 +316,23 @@ def sweep(network: Network, batches: Iterable[Mapping], *, orders: Mapping[str, 
     A Sweep with the metrics 'miou' (region 'all') and 'miou_REGION'.
 
   Raises:
-    UsageError: an order, a count or a region is no good, or there is no batch.
+    UsageError: an order, a count, a region or a batch is no good, or there is no batch.
   """
   rectangles = tuple(segmentation.region(name) for name in regions)
   names = ['miou' if name == 'all' else f'miou_{name}' for name in regions]
   tables = {}
   for step, batch in enumerate(batches):
+    if not isinstance(batch, Mapping) or not {'images', 'labels'} <= set(batch):
+      raise UsageError("batches are dicts of 'images' (b, h, w, 3) and 'labels' (b, h, w), not "
+                       f'{sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__}')
     features = network.features(batch['images'], step)
     labels = jnp.asarray(batch['labels'])
+    if labels.ndim != 3:
+      raise UsageError(f'labels are (b, h, w), a class number a pixel, not {labels.shape}')
     sizes = jnp.asarray(batch.get('size', [labels.shape[1:]] * len(labels)))
     classes = network.num_classes(features)
+    if classes < 2:
+      raise UsageError('logits of one class are right whatever is removed; give (b, h, w, K)')
     regional = _by_region(labels, sizes, rectangles)
     for key, predicted in predictions(network, features, orders=orders, counts=counts,
                                       one_pass=one_pass):

@@ -87,9 +87,18 @@ class Network:
     return jax.eval_shape(self._logits, self.variables, features).shape[-1]
 
   def without(self, features: dict, channels=()) -> jax.Array:
-    """The classes (b, ...) predicted with `channels` of the stage zeroed, from the cut on anew."""
-    keep = np.ones(features[self.stage].shape[-1], bool)
-    keep[np.asarray(channels, np.int64)] = False
+    """The classes (b, ...) predicted with `channels` of the stage zeroed, from the cut on anew.
+
+    Raises UsageError unless the channels are numbers of channels: a mask or a fraction would be
+    taken for others.
+    """
+    channels, n = np.asarray(channels), features[self.stage].shape[-1]
+    if channels.size and (channels.dtype.kind not in 'iu' or channels.min() < 0
+                          or channels.max() >= n):
+      raise UsageError(f'channels must be integers from 0 to {n - 1}, not {channels.dtype} such as '
+                       f'{channels.ravel()[0]}; of a mask take np.flatnonzero(mask)')
+    keep = np.ones(n, bool)
+    keep[channels.astype(int)] = False
     return _classes(self._without(self.variables, features, keep))
 
   def contribution(self, features: dict, channels, size: int) -> Any:
