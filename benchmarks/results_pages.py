@@ -37,8 +37,19 @@ convolutions and gradients on CPU in another way: Winograd's algorithm for the 3
 many channels, and matrix products for the gradients of kernels. Both are removed. Today a
 convolution on CPU is cut into parts of the batch ([on_cpu.py](../../gapjax/models/on_cpu.py)),
 which is faster where channels are few and maps are large. **Today's code has not been timed against
-PyTorch yet.** In separate runs of the earlier version the step of this page (width 64) took 1.4 to
-1.5 times as long without Winograd's algorithm, so the ratio may be lower now.
+PyTorch at this width yet.** The earlier and today's convolutions in turns in one process
+(AMD EPYC, 2 cores, jax 0.10.2, median of seven steps):
+
+| step                                        | earlier, ms | today, ms | earlier over today |
+|---------------------------------------------|------------:|----------:|-------------------:|
+| this page's: width 64, canvas 96x96         |       2,345 |     2,630 |               0.89 |
+| canvas 96x96, width 24 (jax 0.12.0)         |         691 |       575 |               1.20 |
+| CIFAR, 3x3 stem, width 16, batch 500        |       1,819 |     1,397 |               1.30 |
+| CIFAR, width 24, batch 500 (jax 0.12.0)     |       3,348 |     3,017 |               1.11 |
+| DeepLabv3, ResNet-18, width 32 (CamVid)     |         379 |       359 |               1.06 |
+
+The page's own step lost 12%. XLA's own convolutions, the batch whole, take 2,637 ms
+for the width 16 step. `python benchmarks/convolutions.py` compares today's with XLA's own.
 
 ## What limited the earlier version
 
