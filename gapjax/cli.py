@@ -29,39 +29,21 @@ USAGE = """usage: gapjax VERB [flags]
 gapjax VERB --help says more."""
 
 
+# What `prepare` and `reproduce` take. data/catalogue.py and reproduce/suites.py have the same, but
+# importing them loads NumPy and jax.
+DATASETS = ('cifar10', 'cifar100', 'digits', 'voc2012', 'cityscapes', 'camvid', 'digit_scenes')
+SUITES = ('table1', 'table2', 'augshift_sweep', 'attack', 'ablations')
+WITH_TORCH = ('table1', 'table2', 'augshift_sweep')  # whose tables have a column for PyTorch
+
+
+DEVICES = 'gapjax.training.devices'  # what loads jax
+
+
 class Parser(argparse.ArgumentParser):
   """argparse whose mistakes are one line."""
 
   def error(self, message):
     raise UsageError(f'{message} ({self.prog} --help)')
-
-
-def flags(verb, *, workdir=None, data=False):
-  """A parser for a verb with the shared flags; workdir '' makes --workdir required."""
-  parser = Parser(prog=f'gapjax {verb}', allow_abbrev=False)
-  if workdir is not None:
-    parser.add_argument('--workdir', required=not workdir, default=workdir or None, type=folder,
-                        help='folder of the run, or gs://BUCKET/FOLDER'
-                        + (f' (default {workdir})' if workdir else ''))
-  if data:
-    parser.add_argument('--data_dir', type=local, help="where datasets are (default: TFDS' own)")
-  return parser
-
-
-def parse_with_config(parser, argv):
-  """The arguments, and the --config=FILE and --config.FIELD=VALUE that config.from_flags takes."""
-  parser.add_argument('--config', metavar='FILE[:variant]', help='such as '
-                      'configs/gapnet_cifar10.py:grid=7; set any field of it with '
-                      '--config.FIELD=VALUE (all fields: gapjax/config.py)')
-  arguments, rest = parser.parse_known_args(argv)
-  return arguments, [*([f'--config={arguments.config}'] if arguments.config else []), *rest]
-
-
-def parse_with_neurons(parser, argv):
-  """The arguments, and the --config.neurons.FIELD=VALUE that config.with_fields takes."""
-  parser.epilog = ('--config.neurons.FIELD=VALUE sets how channels are ranked and removed, other '
-                   "than the run's config.json says (fields: gapjax/config.py)")
-  return parser.parse_known_args(argv)
 
 
 def folder(path):
@@ -87,6 +69,47 @@ def local(path):
   return os.path.expanduser(path)
 
 
+def flag(*names, **how):
+  """What argparse's add_argument takes."""
+  return names, how
+
+
+WORKDIR = flag('--workdir', required=True, type=folder,
+               help='folder of the run, or gs://BUCKET/FOLDER')
+DATA = flag('--data_dir', type=local, help="where datasets are (default: TFDS' own)")
+OUTPUT = flag('--output', metavar='FILE', type=local, help='write everything as JSON')
+CONFIG = flag('--config', metavar='FILE[:variant]', help='such as '
+              'configs/gapnet_cifar10.py:grid=7; set any field of it with --config.FIELD=VALUE '
+              '(all fields: gapjax/config.py)')
+# Flags that only gapjax/config.py knows, as --help tells of them: a verb gets them unparsed.
+NEURONS = ('--config.neurons.FIELD=VALUE sets how channels are ranked and removed, other than the '
+           "run's config.json says (fields: gapjax/config.py)")
+VERBS = {}  # name -> what runs it with a list of arguments
+
+
+def verb(*flags, fields=None):
+  """Makes a function the verb of its name, and its first argument what these flags say.
+
+  fields: None, or what --help says of the --config.FIELD=VALUE flags, with --config=FILE itself the
+  function's second argument.
+  """
+  def register(run):
+    def parse_and_run(argv):
+      parser = Parser(prog=f'gapjax {run.__name__}', allow_abbrev=False, epilog=fields)
+      for names, how in flags:
+        parser.add_argument(*names, **how)
+      if fields is None:
+        return run(parser.parse_args(argv))
+      arguments, chosen = parser.parse_known_args(argv)
+      if getattr(arguments, 'config', None):
+        chosen = [f'--config={arguments.config}', *chosen]
+      return run(arguments, chosen)
+
+    VERBS[run.__name__] = parse_and_run
+    return run
+  return register
+
+
 def check_output(path):
   """Raises UsageError where --output cannot be written in the end, before what takes minutes."""
   if path and not os.path.isdir(os.path.dirname(path) or '.'):
@@ -95,36 +118,33 @@ def check_output(path):
     raise UsageError(f'--output={path} is a folder; name a file in it')
 
 
-def quickstart(argv):
+@verb(flag('--workdir', default='quickstart', type=folder,
+           help=f'{WORKDIR[1]["help"]} (default quickstart)'), DATA,
+      flag('--scale', choices=['digits', 'tiny'], default='digits',
+           help='tiny: a few steps of each network, to see that it runs'))
+def quickstart(arguments):
   """The whole paper on data that ships with scikit-learn."""
-  parser = flags('quickstart', workdir='quickstart', data=True)
-  parser.add_argument('--scale', choices=['digits', 'tiny'], default='digits',
-                      help='tiny: a few steps of each network, to see that it runs')
-  arguments = parser.parse_args(argv)
   run_suite('quickstart', arguments, seeds=1,
             command=f'gapjax quickstart --scale={arguments.scale}')
 
 
-def prepare(argv):
+@verb(DATA, flag('dataset', help=', '.join(DATASETS)),
+      flag('--source', type=local, help="the publisher's files: a folder or archive (default: "
+           'download CIFAR; digits and digit_scenes need none)'))
+def prepare(arguments):
   """Builds a dataset on disk."""
   from gapjax import data
-  parser = flags('prepare', data=True)
-  parser.add_argument('dataset', help=', '.join(data.NAMES))
-  parser.add_argument('--source', type=local, help="the publisher's files: a folder or archive "
-                      '(default: download CIFAR; digits and digit_scenes need none)')
-  arguments = parser.parse_args(argv)
   print(data.prepare(arguments.dataset, source=arguments.source, data_dir=arguments.data_dir))
 
 
-def train(argv):
+@verb(WORKDIR, DATA, CONFIG, flag(
+  '--distributed', nargs='?', const='auto', metavar='HOST:PORT,N,I',
+  help='one of several processes, each started with this command: on Cloud TPU and under SLURM '
+  "without a value (there srun does without the flag), else the first process' address, how many "
+  'there are, and which this is, from 0'), fields='')
+def train(arguments, chosen):
   """Trains and evaluates one network; prints its summary and the path of its report."""
   from gapjax import config
-  parser = flags('train', workdir='', data=True)
-  parser.add_argument('--distributed', nargs='?', const='auto', metavar='HOST:PORT,N,I',
-                      help='one of several processes, each started with this command: on Cloud TPU '
-                      'and under SLURM without a value (there srun does without the flag), else '
-                      "the first process' address, how many there are, and which this is, from 0")
-  arguments, chosen = parse_with_config(parser, argv)
   config = config.from_flags(chosen)
   from gapjax.report import page as report
   from gapjax.training import devices as parallel
@@ -139,24 +159,22 @@ def train(argv):
     print(f'report: {report.build(arguments.workdir)}')
 
 
-def evaluate(argv):
+@verb(WORKDIR, DATA)
+def evaluate(arguments):
   """Prints all metrics of a checkpoint."""
-  arguments = flags('evaluate', workdir='', data=True).parse_args(argv)
   from gapjax.training.evaluate import evaluate
   result = evaluate(arguments.workdir, data_dir=arguments.data_dir)
   numbers = {k: v for k, v in result.items() if not isinstance(v, dict | list)}
   print(json.dumps(numbers, indent=2))
 
 
-def rank(argv):
+@verb(WORKDIR, DATA,
+      flag('--regions', nargs='+', default=['left', 'right'], metavar='REGION',
+           help='names, or rectangles TOP,LEFT,BOTTOM,RIGHT in fractions (default: left right)'),
+      flag('--ids', help='a JSON file {"left": [image ids], ...} to rank those regions by, in '
+           'place of the masks'), fields=NEURONS)
+def rank(arguments, neurons):
   """Ranks the channels of a run."""
-  parser = flags('rank', workdir='', data=True)
-  parser.add_argument('--regions', nargs='+', default=['left', 'right'], metavar='REGION',
-                      help='names, or rectangles TOP,LEFT,BOTTOM,RIGHT in fractions '
-                      '(default: left right)')
-  parser.add_argument('--ids', help='a JSON file {"left": [image ids], ...} to rank those regions '
-                      'by, in place of the masks')
-  arguments, neurons = parse_with_neurons(parser, argv)
   from gapjax.neurons import run
   from gapjax.report.plots import neurons as pictures
   ids = paths.read_json(arguments.ids) if arguments.ids else None
@@ -168,15 +186,14 @@ def rank(argv):
   print(f'{arguments.workdir}/{run.RANKING}')
 
 
-def attack(argv):
+@verb(WORKDIR, DATA,
+      flag('--ranking', help='a file of channels as the authors write it '
+           '(default: rank this run\'s, overall, left and right)'),
+      flag('--regions', nargs='+', metavar='REGION', help='where mIoU is measured: names, or '
+           'rectangles TOP,LEFT,BOTTOM,RIGHT in fractions (default: all left right center)'),
+      fields=NEURONS)
+def attack(arguments, neurons):
   """Removes channels of a run and measures what is lost."""
-  parser = flags('attack', workdir='', data=True)
-  parser.add_argument('--ranking', help='a file of channels as the authors write it '
-                      '(default: rank this run\'s, overall, left and right)')
-  parser.add_argument('--regions', nargs='+', metavar='REGION', help='where mIoU is measured: '
-                      'names, or rectangles TOP,LEFT,BOTTOM,RIGHT in fractions '
-                      '(default: all left right center)')
-  arguments, neurons = parse_with_neurons(parser, argv)
   from gapjax.neurons import run
   from gapjax.report import attack as report_attack
   from gapjax.report import page as report
@@ -191,18 +208,16 @@ def attack(argv):
     print(f'report: {report.build(arguments.workdir)}')
 
 
-def reproduce(argv):
+@verb(WORKDIR, DATA, flag('suite', help=', '.join(SUITES)),
+      flag('--seeds', type=int, default=1, help='train with seeds 0 to SEEDS - 1'),
+      flag('--scale', choices=['small', 'narrow', 'full'], default='full'),
+      flag('--cells', help="only these, such as 'augshift/* resnet18/cifar10'"),
+      flag('--with_torch', action='store_true', help='train the same networks in plain PyTorch '
+           f'too, for the column PyTorch ({", ".join(WITH_TORCH)})'),
+      fields='--config.FIELD=VALUE sets a field of every cell, such as --config.num_epochs=100 '
+      '(fields: gapjax/config.py)')
+def reproduce(arguments, changes):
   """Trains every cell of a suite."""
-  parser = flags('reproduce', workdir='', data=True)
-  parser.add_argument('suite', help=', '.join(SUITES))
-  parser.add_argument('--seeds', type=int, default=1, help='train with seeds 0 to SEEDS - 1')
-  parser.add_argument('--scale', choices=['small', 'narrow', 'full'], default='full')
-  parser.add_argument('--cells', help="only these, such as 'augshift/* resnet18/cifar10'")
-  parser.add_argument('--with_torch', action='store_true', help='train the same networks in plain '
-                      f'PyTorch too, for the column PyTorch ({", ".join(WITH_TORCH)})')
-  parser.epilog = ('--config.FIELD=VALUE sets a field of every cell, such as '
-                   '--config.num_epochs=100 (fields: gapjax/config.py)')
-  arguments, changes = parser.parse_known_args(argv)
   if arguments.seeds < 1:
     raise UsageError(f'--seeds must be at least 1, not {arguments.seeds}')
   check_choice(arguments.suite, SUITES, what='suite')
@@ -220,33 +235,35 @@ def reproduce(argv):
             only=arguments.cells, with_torch=arguments.with_torch, changes=changes)
 
 
-def report(argv):
+@verb(WORKDIR)
+def report(arguments):
   """Builds the report of a workdir, or of each workdir in a folder; prints their paths."""
   from gapjax.report import page as report
-  arguments = flags('report', workdir='').parse_args(argv)
   print(*report.build_all(arguments.workdir), sep='\n')
 
 
-def convert(argv):
+@verb(CONFIG,
+      flag('source', metavar='SRC', nargs='?', type=local, help='a file of weights (.pth, .pt, '
+           '.safetensors, .npz), or the workdir of a run'),
+      flag('target', metavar='DST', nargs='?', type=local, help='a new workdir, whose network '
+           '--config says, or a new file'),
+      flag('--wrap', help="key of a dict around a .pth file's weights, as the authors' scripts "
+           'read them: net, model_state'),
+      flag('--check', action='store_true', help='no SRC and DST: print how far gapjax and PyTorch '
+           'differ from the same weights, for many small networks or that of --config, and exit '
+           'with 1 where it is more than rounding'),
+      flag('--output', metavar='FILE', type=local, help="--check's table as JSON, too"), fields='')
+def convert(arguments, chosen):
   """PyTorch's weights to a run, or a run's to PyTorch's; --check compares what both compute."""
-  parser = flags('convert')
-  parser.add_argument('source', metavar='SRC', nargs='?', type=local, help='a file of weights '
-                      '(.pth, .pt, .safetensors, .npz), or the workdir of a run')
-  parser.add_argument('target', metavar='DST', nargs='?', type=local, help='a new workdir, whose '
-                      'network --config says, or a new file')
-  parser.add_argument('--wrap', help="key of a dict around a .pth file's weights, as the authors' "
-                      'scripts read them: net, model_state')
-  parser.add_argument('--check', action='store_true', help='no SRC and DST: print how far gapjax '
-                      'and PyTorch differ from the same weights, for many small networks or that '
-                      'of --config, and exit with 1 where it is more than rounding')
-  parser.add_argument('--output', metavar='FILE', type=local, help="--check's table as JSON, too")
-  arguments, chosen = parse_with_config(parser, argv)
   from gapjax import config
+  from gapjax.weights.files import require_torch
   if arguments.check:
     if arguments.source:
       raise UsageError('--check draws its own weights; leave SRC and DST out')
     check_output(arguments.output)
-    return check_parity(config.from_flags(chosen) if chosen else None, output=arguments.output)
+    require_torch('--check', 'leave it out')
+    from gapjax.pytorch import reference
+    return reference.check(config.from_flags(chosen) if chosen else None, output=arguments.output)
   if not arguments.target:
     raise UsageError('convert what to what? give SRC and DST, or --check (gapjax convert --help)')
   if chosen and os.path.isdir(arguments.source):
@@ -257,33 +274,10 @@ def convert(argv):
                         config=config.from_flags(chosen) if chosen else None))
 
 
-def check_parity(config, *, output=None):
-  """Prints the table of differences between gapjax and PyTorch; config: one network's, or None."""
-  from gapjax.weights import files as weights
-  weights.require_torch('--check', 'leave it out')
-  from gapjax.pytorch import parity, reference
-  from gapjax.report.render import markdown_table
-  differences = {}
-  for case in [parity.of_config('config', config)] if config else parity.cases():
-    logging.getLogger('gapjax').info('%s', case.name)
-    differences[case.name] = reference.measure(case)
-  for table in parity.tables(differences):
-    print(markdown_table(table), end='\n\n')
-  if output:
-    paths.write_json(output, {**reference.provenance(), 'networks': differences})
-  bad = {name: columns for name, row in differences.items() if (columns := parity.too_large(row))}
-  if bad:
-    raise CheckFailed('more than rounding: ' + '; '.join(
-      f'{name}: {", ".join(columns)}' for name, columns in bad.items()))
-
-
-def compile(argv):
+@verb(DATA, CONFIG, OUTPUT, flag('--topology', required=True, metavar='CHIP:SHAPE', help='a slice, '
+                                 'such as v5e:2x2, v6e:16x16, v4:2x2x2 or v5p:4x4x4'), fields='')
+def compile(arguments, chosen):
   """Compiles the training step for a TPU slice without one; exits with 1 where it does not fit."""
-  parser = flags('compile', data=True)
-  parser.add_argument('--topology', required=True, metavar='CHIP:SHAPE',
-                      help='a slice, such as v5e:2x2, v6e:16x16, v4:2x2x2 or v5p:4x4x4')
-  parser.add_argument('--output', metavar='FILE', type=local, help='write everything as JSON')
-  arguments, chosen = parse_with_config(parser, argv)
   # jax and libtpu read these as they load: take no TPU, ask no cloud for one, do not complain.
   os.environ.update(JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1', ALLOW_MULTIPLE_LIBTPU_LOAD='1',
                     TPU_ACCELERATOR_TYPE='v5litepod-1', TPU_WORKER_HOSTNAMES='localhost')
@@ -300,18 +294,16 @@ def compile(argv):
     raise CheckFailed(compile_tpu.refusal(result))
 
 
-def bench(argv):
+@verb(DATA, CONFIG, OUTPUT,
+      flag('--steps', type=int, help='training steps a round (default: as many as take about 5 '
+           'seconds)'),
+      flag('--rounds', type=int, default=5, help='how often to measure (default 5)'),
+      flag('--against', help='torch: the same network in PyTorch, in turns with gapjax'),
+      flag('--torch', default='plain', help='how it runs: plain (float32, the default), compiled '
+           '(channels_last, autocast to bfloat16, torch.compile)'),
+      flag('--profile', metavar='DIR', type=local, help='write a trace of a few calls'), fields='')
+def bench(arguments, chosen):
   """Times training; with --against=torch the last line is the ratio to the PyTorch twin."""
-  parser = flags('bench', data=True)
-  parser.add_argument('--steps', type=int, help='training steps a round (default: as many as take '
-                      'about 5 seconds)')
-  parser.add_argument('--rounds', type=int, default=5, help='how often to measure (default 5)')
-  parser.add_argument('--against', help='torch: the same network in PyTorch, in turns with gapjax')
-  parser.add_argument('--torch', default='plain', help='how it runs: plain (float32, the '
-                      'default), compiled (channels_last, autocast to bfloat16, torch.compile)')
-  parser.add_argument('--profile', metavar='DIR', type=local, help='write a trace of a few calls')
-  parser.add_argument('--output', metavar='FILE', type=local, help='write everything as JSON')
-  arguments, chosen = parse_with_config(parser, argv)
   from gapjax import config
   chosen_config = (config.from_flags(chosen) if arguments.config else
                    config.with_fields(config.default(), chosen))
@@ -333,31 +325,12 @@ def run_suite(suite, arguments, *, seeds, command, **rest):
   from gapjax.report import page as report
   from gapjax.report import schema
   from gapjax.reproduce import loop
-  with quiet('gapjax.training.train'):
-    page = loop.run(suite, scale=arguments.scale, seeds=seeds, workdir=arguments.workdir,
-                    data_dir=arguments.data_dir, command=command, **rest)
+  logging.getLogger('gapjax.training.train').setLevel(logging.WARNING)  # the loop says enough
+  page = loop.run(suite, scale=arguments.scale, seeds=seeds, workdir=arguments.workdir,
+                  data_dir=arguments.data_dir, command=command, **rest)
   records = schema.read(paths.of(arguments.workdir) / 'results.json')
   print('\n'.join([report.table(records).rstrip(), *report.scale_notes(records)]))
   print(f'\nreport: {page}')
-
-
-@contextlib.contextmanager
-def quiet(name):
-  """Lets only warnings of one logger through: a suite says itself what it trains."""
-  logger = logging.getLogger(name)
-  before = logger.level
-  logger.setLevel(logging.WARNING)
-  try:
-    yield
-  finally:
-    logger.setLevel(before)
-
-
-# What `reproduce` takes; reproduce/suites.py has the same, but importing it loads jax.
-SUITES = ('table1', 'table2', 'augshift_sweep', 'attack', 'ablations')
-WITH_TORCH = ('table1', 'table2', 'augshift_sweep')  # whose tables have a column for PyTorch
-VERBS = {f.__name__: f for f in (quickstart, prepare, train, evaluate, rank, attack, reproduce,
-                                report, convert, compile, bench)}
 
 
 def main(argv=None) -> int:
@@ -393,28 +366,12 @@ def main(argv=None) -> int:
     if isinstance(error, OSError) and error.errno is not None:  # a disk's or a file's complaint
       where = f' `{error.filename}`' if error.filename else ''
       return complain(f'{os.strerror(error.errno)}{where}', code=2)
-    if asked_in_vain():
-      return complain(f'JAX_PLATFORMS={os.environ["JAX_PLATFORMS"]} asks for a device that is not '
-                      'here, or that the installed jax does not know; unset it, or set it to cpu',
-                      code=2)
-    if type(error).__name__ == 'JaxRuntimeError' and 'RESOURCE_EXHAUSTED' in str(error):
-      return complain(f'the device has too little memory ({str(error).splitlines()[0][:200]}); '
-                      'take a smaller batch_size, or model.dtype=bfloat16', code=2)
+    if DEVICES in sys.modules and (refused := sys.modules[DEVICES].refused(error)):
+      return complain(refused, code=2)
     raise
   except KeyboardInterrupt:
     return complain('interrupted', code=130)
   return 0
-
-
-def asked_in_vain() -> bool:
-  """Whether the environment asks jax for a platform that it cannot have."""
-  if not os.environ.get('JAX_PLATFORMS') or 'jax' not in sys.modules:
-    return False
-  try:
-    sys.modules['jax'].devices()
-  except (RuntimeError, AssertionError):  # the latter of a GPU that is not there
-    return True
-  return False
 
 
 class Unbreakable:
@@ -438,6 +395,6 @@ class Unbreakable:
 
 def complain(message, *, code):
   print(f'gapjax: {" ".join(str(message).split())}', file=sys.stderr)
-  if 'gapjax.training.devices' in sys.modules:
-    sys.modules['gapjax.training.devices'].leave(code)
+  if DEVICES in sys.modules:
+    sys.modules[DEVICES].leave(code)
   return code

@@ -161,7 +161,7 @@ def test_without_padding_a_block_is_the_middle_of_the_padded_one(dilation):
 def test_early_padding_says_where_the_map_is_too_small():
   with pytest.raises(UsageError, match=r'`circular` by 4 needs a larger .* at `features_\d+`'):
     jax.eval_shape(lambda: MobileNetV2(
-      4, 'circular', early_padding=True, output_stride=8).init(
+      4, padding='circular', early_padding=True, output_stride=8).init(
         jax.random.key(0), jnp.zeros((1, 24, 24, 3)), train=False))
 
 
@@ -169,7 +169,7 @@ def test_polyphase_networks_are_circularly_shift_invariant():
   """A shift of the image shifts every map, by whatever it is; what is pooled stays."""
   variables, *_ = golden()
   x = draw.normal(size=(1, 64, 64, 3)).astype(np.float32)
-  network = MobileNetV2(8, 'circular', downsample='polyphase', blur_size=1)
+  network = MobileNetV2(8, padding='circular', downsample='polyphase', blur_size=1)
   pooled = jax.jit(lambda x: network.apply(variables, x, train=False)[1]['pooled'])
   alone = np.asarray(pooled(x))
   for shift in (1, 6):

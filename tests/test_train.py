@@ -246,7 +246,7 @@ def test_resume_on_another_number_of_devices(run, data_dir, tmp_path, caplog):
   step, complete = newest(workdir)
   (tmp_path / 'checkpoints').mkdir()
   (workdir / 'checkpoints' / '15').rename(tmp_path / 'checkpoints' / '15')
-  caplog.set_level(logging.INFO)
+  caplog.set_level(logging.INFO, 'gapjax.training.train')
   train(config, workdir=tmp_path, data_dir=data_dir, devices=jax.local_devices()[:2],
         progress=False)
   (tmp_path / 'checkpoints' / '15').rename(workdir / 'checkpoints' / '15')

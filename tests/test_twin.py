@@ -126,7 +126,7 @@ def test_canvases(fill, target, data_dir):
   """Each image, or its mirror image, at one of all places."""
   _, train_set, _, task = task_of(data_dir, **{
     'canvas.grid': 3, 'canvas.fill': fill, 'canvas.target': target, 'data.flip': True})
-  images, labels = train.on_device(train_set.part(0, 90), 'cpu')
+  images, labels = recipe.on_device(train_set.part(0, 90), 'cpu')
   torch.manual_seed(0)
   batch = recipe.training_batch(images, labels, task)
   found = batch['canvases'].movedim(1, -1).numpy()
@@ -146,7 +146,7 @@ def test_canvases(fill, target, data_dir):
 def test_crops_of_a_pair_share_their_flip(crops, data_dir):
   _, train_set, _, task = task_of(data_dir, **PAIRS, **{'data.flip': True, 'num_epochs': 2})
   task = types.SimpleNamespace(**{**vars(task), 'crops': crops, 'max_shift': 1})
-  images, labels = train.on_device(train_set.part(0, 40), 'cpu')
+  images, labels = recipe.on_device(train_set.part(0, 40), 'cpu')
   torch.manual_seed(0)
   batch = recipe.training_batch(images, labels, task)
   found = batch['images'].movedim(2, -1).numpy()

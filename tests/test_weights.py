@@ -253,7 +253,7 @@ def test_pth_with_numpy_scalars(tmp_path):
 
 class Stopped(contextlib.nullcontext):
   """In place of StopSignals: SIGTERM came at once, so that a run saves its first state and ends."""
-  requested, code = True, 0
+  requested, code, check = True, 0, print
 
   def __enter__(self):
     return self

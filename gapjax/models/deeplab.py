@@ -4,17 +4,14 @@ A network is `encode` (the backbone), `branches` (the first convolution of each 
 in the channels of stage4, which the attack of section 5 uses) and `decode` (everything after).
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from gapjax.models.convolution import convolve
-from gapjax.models.layers import BatchNorm, Conv, Dropout, SeparableConv, global_average_pool
+from gapjax.models.base import Convolutional
+from gapjax.models.layers import Dropout, global_average_pool
 from gapjax.models.mobilenet import MOBILENETS, MobileNetV2
 from gapjax.models.resnet import ResNet
 
@@ -23,29 +20,19 @@ DEEPLABS = ('deeplabv3', 'deeplabv3plus')
 RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
 
 
-def convolution(features: int, kernel_size: int, *, separable: bool, **more) -> nn.Module:
-  """A convolution of the head: separable, if that is asked for and the kernel is more than 1x1."""
-  return (SeparableConv if separable and kernel_size > 1 else Conv)(features, kernel_size, **more)
-
-
-class ConvNormRelu(nn.Module):
+class ConvNormRelu(Convolutional):
   """Convolution, BatchNorm, ReLU: (b, h, w, c) -> (b, h, w, features)."""
   features: int
   kernel_size: int = 1
-  padding: str = 'zero'
-  axis_name: str | None = None
-  dtype: Any = jnp.float32
   separable: bool = False
-  convolve: Callable = convolve
 
   @nn.compact
   def __call__(self, x, *, train):
-    x = convolution(self.features, self.kernel_size, separable=self.separable,
-                    padding=self.padding, dtype=self.dtype, convolve=self.convolve, name='conv')(x)
-    return nn.relu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name='bn')(x, train=train))
+    x = self.convolution(self.features, self.kernel_size, separable=self.separable, name='conv')(x)
+    return nn.relu(self.batch_norm(name='bn')(x, train=train))
 
 
-class DeepLab(nn.Module):
+class DeepLab(Convolutional):
   """Semantic segmentation: a dilated backbone, atrous spatial pyramid pooling (ASPP), a classifier.
 
   variant: 'deeplabv3', or 'deeplabv3plus' whose decoder also reads stage1. The head has 4 * `width`
@@ -63,41 +50,30 @@ class DeepLab(nn.Module):
   width: int = 64
   output_stride: int = 16
   stem: str = 'imagenet'
-  padding: str = 'zero'
-  downsample: str = 'stride'
-  blur_size: int = 3
   dropout: float = 0.1
   backbone_momentum: float = 0.01
-  axis_name: str | None = None
-  dtype: Any = jnp.float32
   device_axis: str | None = None  # dropout's, also where BatchNorm is not synchronised
   separable: bool = False
   early_padding: bool = False
-  convolve: Callable = convolve
 
   def setup(self):
-    norm = dict(axis_name=self.axis_name, dtype=self.dtype)
-    conv = dict(dtype=self.dtype, convolve=self.convolve)
-    common = {**norm, **conv}
-    channels = 4 * self.width
-    backbone = dict(width=self.width, padding=self.padding, downsample=self.downsample,
-                    blur_size=self.blur_size, output_stride=self.output_stride,
-                    momentum=self.backbone_momentum, **common)
+    common, channels = self.common, 4 * self.width
+    backbone = {**common, 'width': self.width, 'output_stride': self.output_stride,
+                'momentum': self.backbone_momentum}
     if self.backbone_name in MOBILENETS:
       self.backbone = MobileNetV2(early_padding=self.early_padding, **backbone)
     else:
       self.backbone = ResNet(self.backbone_name, 0, stem=self.stem, head=None, **backbone)
     shapes = [(1, 1), *((3, rate) for rate in RATES[self.output_stride]), (1, 1)]
-    self.branch_convs = [convolution(channels, kernel, separable=self.separable,
-                                     padding=self.padding, dilation=rate, **conv)
-                         for kernel, rate in shapes]
-    self.branch_norms = [BatchNorm(**norm) for _ in shapes]
+    self.branch_convs = [self.convolution(channels, kernel, separable=self.separable,
+                                          dilation=rate) for kernel, rate in shapes]
+    self.branch_norms = [self.batch_norm() for _ in shapes]
     self.project = ConvNormRelu(channels, **common)
     self.dropped = Dropout(self.dropout, self.device_axis)
     if self.variant == 'deeplabv3plus':
       self.low_level = ConvNormRelu(max(3 * self.width // 4, 1), **common)
-    self.last = ConvNormRelu(channels, 3, self.padding, separable=self.separable, **common)
-    self.classifier = Conv(self.num_classes, 1, use_bias=True, **conv)
+    self.last = ConvNormRelu(channels, 3, self.separable, **common)
+    self.classifier = self.convolution(self.num_classes, 1, use_bias=True)
 
   def __call__(self, x: Float[ArrayLike, 'b h w c'], *, train: bool) -> tuple[
       Float[Array, 'b h w k'], dict[str, Float[Array, '...']]]:

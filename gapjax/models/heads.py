@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Float, Num
 
-from gapjax.errors import UsageError
 from gapjax.models.convolution import convolve
 from gapjax.models.layers import Conv, Dense, global_average_pool
 
@@ -41,16 +40,6 @@ class Permute(nn.Module):
     else:
       key = self.make_rng('permutation')
     return jnp.take(x, jax.random.permutation(key, x.shape[-1]), axis=-1)
-
-
-def check_permute(model) -> None:
-  """Raises UsageError unless a network permutes exactly where its `head` and `permute` say."""
-  if (model.head == 'permuted') > (model.permute is not None):
-    raise UsageError("head='permuted' permutes by what `permute` says: give permute=Permute(), or "
-                     "another head")
-  if model.permute is not None and (model.head, model.permute_at) == ('gap', 'pooled'):
-    raise UsageError("head='gap' has no pooled features to permute before its logits: give "
-                     "head='permuted', or permute_at='stage1' or a later one")
 
 
 class GAPHead(nn.Module):

@@ -6,18 +6,13 @@ expansion and BatchNorm make other numbers than zeros of the border, and not the
 `early_padding`. Weights fit either.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from gapjax.models.convolution import convolve
-from gapjax.models.downsample import halve
-from gapjax.models.layers import BatchNorm, Conv, global_average_pool, pad
+from gapjax.models.base import Convolutional
+from gapjax.models.layers import global_average_pool, pad
 from gapjax.models.resnet import centre_crop
 
 MOBILENETS = ('mobilenetv2',)
@@ -45,7 +40,7 @@ def relu6(x):
   return jnp.minimum(nn.relu(x), 6)
 
 
-class InvertedResidual(nn.Module):
+class InvertedResidual(Convolutional):
   """1x1 expansion (none where `expansion` is 1), depthwise 3x3, linear 1x1; a shortcut where stride
   and channels allow it.
 
@@ -56,37 +51,30 @@ class InvertedResidual(nn.Module):
   features: int
   stride: int = 1
   expansion: int = 6
-  padding: str = 'zero'
   early_padding: bool = False
-  downsample: str = 'stride'
-  blur_size: int = 3
-  norm: Any = BatchNorm
-  conv: Any = Conv
   dilation: int = 1
 
   @nn.compact
   def __call__(self, x, *, train):
-    def layer(y, features, name, kernel_size=1, **more):
-      y = self.conv(features, kernel_size, name=f'{name}_conv', **more)(y)
-      return self.norm(name=f'{name}_bn')(y, train=train)
+    def layer(y, features, name, kernel_size=1, stride=1, **more):
+      y = self.convolution(features, kernel_size, stride, name=f'{name}_conv', **more)(y)
+      return self.batch_norm(name=f'{name}_bn')(y, train=train)
 
     y, padding, hidden = x, self.padding, self.expansion * x.shape[-1]
-    dense = self.downsample != 'stride'
     if self.early_padding:
       y, padding = pad(x, self.dilation, mode=padding, where=f' at `{"/".join(self.path)}`'), 'none'
     if self.expansion > 1:
       y = relu6(layer(y, hidden, 'expand'))  # (b, h, w, c) -> (b, h, w, expansion * c)
-    y = relu6(layer(y, hidden, 'depthwise', 3, stride=1 if dense else self.stride,
-                    padding=padding, dilation=self.dilation, groups=hidden))
-    if dense and self.stride == 2:
-      y, _ = halve(y, method=self.downsample, blur_size=self.blur_size, padding=self.padding)
+    y = relu6(layer(y, hidden, 'depthwise', 3, self.stride, padding=padding,
+                    dilation=self.dilation, groups=hidden))
+    y, _ = self.halved(y, self.stride)
     y = layer(y, self.features, 'project')
     if self.stride == 1 and x.shape[-1] == self.features:
       y = centre_crop(x, y.shape[1:3]) + y
     return y
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Convolutional):
   """MobileNetV2's features on images (b, h, w, 3); a layer has `channels(usual, width)` channels.
 
   The stem (torchvision's features.0) is `conv1` and `bn1`, the blocks are `features_1` to
@@ -99,27 +87,15 @@ class MobileNetV2(nn.Module):
   and stride 4, stage4 has 320.
   """
   width: int = 64
-  padding: str = 'zero'
   early_padding: bool = False
-  downsample: str = 'stride'
-  blur_size: int = 3
-  axis_name: str | None = None
-  dtype: Any = jnp.float32
   output_stride: int | None = None
-  momentum: float = 0.1  # BatchNorm's
-  convolve: Callable = convolve
 
   @nn.compact
   def __call__(self, x: Float[ArrayLike, 'b h w c'], *, train: bool) -> tuple[
       None, dict[str, Float[Array, '...']]]:
-    norm = functools.partial(BatchNorm, self.momentum, axis_name=self.axis_name, dtype=self.dtype)
-    conv = functools.partial(Conv, dtype=self.dtype, convolve=self.convolve)
-    dense = self.downsample != 'stride'
-    x = conv(channels(STEM, self.width), 3, 1 if dense else STEM_STRIDE,
-             'none' if self.early_padding else self.padding, name='conv1')(x)
-    x = relu6(norm(name='bn1')(x, train=train))
-    if dense:
-      x, _ = halve(x, method=self.downsample, blur_size=self.blur_size, padding=self.padding)
+    x = self.convolution(channels(STEM, self.width), 3, STEM_STRIDE, name='conv1',
+                         padding='none' if self.early_padding else self.padding)(x)
+    x, _ = self.halved(relu6(self.batch_norm(name='bn1')(x, train=train)), STEM_STRIDE)
     features, whole, dilation, block = {'stem': x}, STEM_STRIDE, 1, 0
     for s, runs in enumerate(STAGES, 1):
       for expansion, usual, count, stride in runs:
@@ -130,8 +106,7 @@ class MobileNetV2(nn.Module):
         for i in range(count):
           block += 1
           x = InvertedResidual(
-            channels(usual, self.width), 1 if i else stride, expansion, self.padding,
-            self.early_padding, self.downsample, self.blur_size, norm, conv,
-            dilation if i else first, name=f'features_{block}')(x, train=train)
+            channels(usual, self.width), 1 if i else stride, expansion, self.early_padding,
+            dilation if i else first, name=f'features_{block}', **self.common)(x, train=train)
       features[f'stage{s}'] = x  # (b, h, w, c) -> (b, h / stride, w / stride, c')
     return None, {**features, 'pooled': global_average_pool(x)}

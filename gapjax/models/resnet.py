@@ -1,18 +1,11 @@
 """ResNet-10/18/34/50/101 (He et al. 2016) with the stem, padding, head and width as arguments."""
 
-import functools
-from collections.abc import Callable
-from typing import Any
-
 import flax.linen as nn
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from gapjax.models.convolution import convolve
-from gapjax.models.downsample import halve
-from gapjax.models.heads import Permute, check_permute, make_head
-from gapjax.models.layers import BatchNorm, Conv, global_average_pool, max_pool
+from gapjax.models.base import Classifier, Convolutional
+from gapjax.models.layers import global_average_pool, max_pool
 
 # name -> (blocks a stage, is the block a bottleneck)
 RESNETS = {
@@ -27,7 +20,7 @@ STEMS = {'canvas': (7, 2, False), 'cifar': (3, 1, False), 'imagenet': (7, 2, Tru
 STRIDES = (1, 2, 2, 2)
 
 
-class Block(nn.Module):
+class Block(Convolutional):
   """Basic block (two 3x3 convolutions) or bottleneck (1x1, 3x3, 1x1 to 4 times the width).
 
   (b, h, w, c) -> (b, h', w', width or 4 * width). Under padding 'none' the main path shrinks by
@@ -38,35 +31,27 @@ class Block(nn.Module):
   width: int
   stride: int = 1
   bottleneck: bool = False
-  padding: str = 'zero'
-  downsample: str = 'stride'
-  blur_size: int = 3
-  norm: Any = BatchNorm
-  conv: Any = Conv
   dilation: int = 1
 
   @nn.compact
   def __call__(self, x, *, train):
     out = self.width * (4 if self.bottleneck else 1)
-    dense = self.downsample != 'stride'
     # (channels, kernel, stride) of the main path; PyTorch strides the 3x3 of a bottleneck.
     path = ([(self.width, 1, 1), (self.width, 3, self.stride), (out, 1, 1)] if self.bottleneck
             else [(self.width, 3, self.stride), (out, 3, 1)])
     shortcut = self.stride != 1 or x.shape[-1] != out
     y = x
     for i, (features, kernel, stride) in enumerate(path, 1):
-      y = self.conv(features, kernel, 1 if dense else stride, self.padding,
-                    dilation=self.dilation if kernel > 1 else 1, name=f'conv{i}')(y)
-      y = self.norm(name=f'bn{i}')(y, train=train)
+      y = self.convolution(features, kernel, stride, name=f'conv{i}',
+                           dilation=self.dilation if kernel > 1 else 1)(y)
+      y = self.batch_norm(name=f'bn{i}')(y, train=train)
       if i < len(path):
         y = nn.relu(y)
-      if dense and stride == 2:
-        how = dict(method=self.downsample, blur_size=self.blur_size, padding=self.padding)
-        y, component = halve(y, **how)
-        x, _ = halve(x, component=component, **how)
+      y, component = self.halved(y, stride)
+      x, _ = self.halved(x, stride, component)
     if shortcut:
-      x = self.conv(out, 1, 1 if dense else self.stride, name='shortcut_conv')(x)
-      x = self.norm(name='shortcut_bn')(x, train=train)
+      x = self.convolution(out, 1, self.stride, name='shortcut_conv')(x)
+      x = self.batch_norm(name='shortcut_bn')(x, train=train)
     return nn.relu(centre_crop(x, y.shape[1:3]) + y)
 
 
@@ -76,7 +61,7 @@ def centre_crop(x, shape):
   return x[:, top:top + shape[0], left:left + shape[1]]
 
 
-class ResNet(nn.Module):
+class ResNet(Classifier):
   """ResNet on images (b, h, w, 3).
 
   Stem 'canvas' is the authors': a 7x7 convolution with stride 2 and no max-pool. Stem 'cifar' is a
@@ -84,64 +69,38 @@ class ResNet(nn.Module):
   all. Stages have `width` times 1, 2, 4, 8 channels and strides 1-2-2-2; where the whole stride
   would exceed `output_stride` (if any) a stage is dilated instead, as torchvision does it.
 
+  Beside its fields it has models.base.Classifier's and, as a Block, Convolutional's.
+
   Call: (images, train=...) -> (logits (b, num_classes), features), features a dict of 'stem',
-  'stage1' to 'stage4' (b, h, w, c) and 'pooled' (b, c). `permute`, if any, is applied before the
-  stage that `permute_at` names, or to the pooled features; in mode 'batch' it needs the rng
-  stream 'permutation'. Without a head (None), the logits are None.
+  'stage1' to 'stage4' (b, h, w, c) and 'pooled' (b, c). Without a head (None), the logits are None.
   """
   variant: str
   num_classes: int
   width: int = 64
   stem: str = 'canvas'
-  padding: str = 'zero'
-  downsample: str = 'stride'
-  blur_size: int = 3
-  head: str | None = 'gap'
-  permute: Permute | None = None
-  permute_at: str = 'pooled'
-  axis_name: str | None = None
-  dtype: Any = jnp.float32
   output_stride: int | None = None
-  momentum: float = 0.1  # BatchNorm's
-  convolve: Callable = convolve
-
-  def __post_init__(self):
-    check_permute(self)
-    super().__post_init__()
 
   @nn.compact
   def __call__(self, x: Float[ArrayLike, 'b h w c'], *, train: bool) -> tuple[
       Float[Array, 'b k'] | None, dict[str, Float[Array, '...']]]:
     blocks, bottleneck = RESNETS[self.variant]
-    norm = functools.partial(BatchNorm, self.momentum, axis_name=self.axis_name, dtype=self.dtype)
-    conv = functools.partial(Conv, dtype=self.dtype, convolve=self.convolve)
     kernel, stride, pool = STEMS[self.stem]
-    dense = self.downsample != 'stride'
-    how = dict(method=self.downsample, blur_size=self.blur_size, padding=self.padding)
-    x = conv(self.width, kernel, 1 if dense else stride, self.padding, name='conv1')(x)
-    x = nn.relu(norm(name='bn1')(x, train=train))
-    if dense and stride == 2:
-      x, _ = halve(x, **how)
+    x = self.convolution(self.width, kernel, stride, name='conv1')(x)
+    x, _ = self.halved(nn.relu(self.batch_norm(name='bn1')(x, train=train)), stride)
     if pool:
-      x = max_pool(x, size=3, stride=1 if dense else 2, padding=1,
-                   circular=self.padding == 'circular')
-      x = halve(x, **how)[0] if dense else x
+      x, _ = self.halved(max_pool(x, size=3, stride=self.strided(2), padding=1,
+                                  circular=self.padding == 'circular'), 2)
     features, whole, dilation = {'stem': x}, stride * (2 if pool else 1), 1
     for s, (count, stride) in enumerate(zip(blocks, STRIDES, strict=True), 1):
       first = dilation  # torchvision: a dilated stage's first block has the dilation before it
       if self.output_stride and whole * stride > self.output_stride:
         stride, dilation = 1, dilation * stride
       whole *= stride
-      if self.permute is not None and self.permute_at == f'stage{s}':
-        x = self.permute(x)
+      x = self.permuted(x, f'stage{s}')
       for i in range(count):
-        x = Block(self.width * 2 ** (s - 1), stride if i == 0 else 1, bottleneck, self.padding,
-                  self.downsample, self.blur_size, norm, conv,
-                  dilation if i else first, name=f'layer{s}_{i}')(x, train=train)
+        x = Block(self.width * 2 ** (s - 1), stride if i == 0 else 1, bottleneck,
+                  dilation if i else first, name=f'layer{s}_{i}', **self.common)(x, train=train)
       features[f'stage{s}'] = x  # (b, h, w, c) -> (b, h / stride, w / stride, c')
     if self.head is None:
       return None, {**features, 'pooled': global_average_pool(x)}
-    logits, features['pooled'] = make_head(
-      self.head, self.num_classes, padding=self.padding, dtype=self.dtype, convolve=self.convolve,
-      permute=self.permute if self.permute_at == 'pooled' else None, name='head')(x)
-    return logits, features
+    return self.classified(features)

@@ -17,7 +17,6 @@ import time
 
 import numpy as np
 import torch
-from torch import nn
 
 from gapjax import config as configs
 from gapjax.errors import UsageError, check_choice
@@ -73,11 +72,7 @@ class TimedTwin:
     with (torch.autocast(self.device.type, torch.bfloat16) if self.mode == 'compiled' else
           contextlib.nullcontext()):
       loss, _ = recipe.loss_of(self.network, batch, self.config, self.permutation())
-    self.rule.zero_grad()
-    loss.backward()
-    if self.config.optimizer.clip_norm:
-      nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimizer.clip_norm)
-    self.rule.step()
+    recipe.descend(loss, self.network, self.rule, clip_norm=self.config.optimizer.clip_norm)
 
   def synchronise(self) -> None:
     if self.device.type == 'cuda':
@@ -92,8 +87,7 @@ class TimedTwin:
 
   def images(self, train_set, _, task):
     """Of images that lie on the device, augmented there."""
-    images = torch.tensor(train_set.images, device=self.device).movedim(-1, 1).contiguous()
-    labels = torch.tensor(train_set.labels, dtype=torch.int64, device=self.device)
+    images, labels = recipe.on_device(train_set, self.device)
     while True:
       drawn = torch.randint(len(images), (self.config.batch_size,), device=self.device)
       batch = recipe.training_batch(images[drawn], labels[drawn], task)

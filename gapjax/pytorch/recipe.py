@@ -18,6 +18,12 @@ def normalised(images, task):
   return (images / 255 - mean) / std
 
 
+def on_device(dataset, device) -> tuple[torch.Tensor, torch.Tensor]:
+  """A dataset's images, (n, 3, h, w) uint8, and labels, (n,) int64."""
+  images = torch.tensor(dataset.images, device=device).movedim(-1, 1).contiguous()
+  return images, torch.tensor(dataset.labels, dtype=torch.int64, device=device)
+
+
 def training_batch(images, labels, task) -> dict:
   """uint8 images (b, 3, h, w) and their labels (b,), augmented, as `loss_of` takes them.
 
@@ -115,3 +121,12 @@ def create_optimizer(network, config):
     return torch.optim.Adam(groups, betas=(c.b1, c.b2), weight_decay=c.weight_decay)
   return torch.optim.SGD(groups, momentum=c.momentum, weight_decay=c.weight_decay,
                          nesterov=c.nesterov)
+
+
+def descend(loss, network, rule, *, clip_norm: float) -> None:
+  """A step of an optimiser down the gradient of a loss, which is clipped if clip_norm is not 0."""
+  rule.zero_grad()
+  loss.backward()
+  if clip_norm:
+    torch.nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
+  rule.step()

@@ -1,13 +1,20 @@
 """The quantities of gapjax.pytorch.parity as PyTorch computes them, and their differences."""
 
+import logging
+
 import jax
 import numpy as np
 import torch
 from ml_collections import ConfigDict
 
+from gapjax import paths
+from gapjax.errors import CheckFailed
 from gapjax.pytorch import parity, recipe, twin
+from gapjax.report.render import markdown_table
 from gapjax.training.system import describe_devices, versions
 from gapjax.weights import names
+
+log = logging.getLogger(__name__)
 
 
 class Reference:
@@ -84,3 +91,22 @@ def provenance() -> dict:
   """What made a table: device and versions."""
   return {'device': describe_devices(jax.local_devices()[:1]),
           'versions': {**versions(), 'torch': torch.__version__}}
+
+
+def check(config, *, output=None) -> None:
+  """Prints the tables of differences, and writes them to `output`, a path of JSON, if it is given.
+
+  config: of one network, or None for parity.cases(). Raises CheckFailed where one is more than
+  rounding.
+  """
+  differences = {}
+  for case in [parity.of_config('config', config)] if config else parity.cases():
+    log.info('%s', case.name)
+    differences[case.name] = measure(case)
+  print('\n\n'.join(map(markdown_table, parity.tables(differences))))
+  if output:
+    paths.write_json(output, {**provenance(), 'networks': differences})
+  bad = {name: columns for name, row in differences.items() if (columns := parity.too_large(row))}
+  if bad:
+    raise CheckFailed('more than rounding: ' + '; '.join(
+      f'{name}: {", ".join(columns)}' for name, columns in bad.items()))

@@ -15,27 +15,21 @@ import sys
 import jax
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gapjax import config as configs
 from gapjax import paths
-from gapjax.errors import Interrupted, TrainingFailed, UsageError
+from gapjax.errors import TrainingFailed, UsageError
 from gapjax.pytorch import recipe, twin
 from gapjax.tasks import TASKS
 from gapjax.tasks.augshift import AugShiftTask, warm_up
+from gapjax.tasks.protocol import Counter
 from gapjax.training import build, optimizer, workdirs
 from gapjax.training.log import Writer
 from gapjax.training.plan import Plan
-from gapjax.training.system import (
-  Clock,
-  StopSignals,
-  commit,
-  describe_devices,
-  usable_cores,
-  versions,
-)
+from gapjax.training.system import Clock, StopSignals, describe_devices, usable_cores
+from gapjax.training.train import summary
 from gapjax.weights import files as weights
 from gapjax.weights import names
 
@@ -93,8 +87,9 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
     rates, pair_weights = schedules(config, task, plan)
     shares = [group['lr'] / config.optimizer.lr for group in rule.param_groups]
     evaluation = task.evaluation(config, test_set,
-                                 TorchCounter(config, network, task, test_set))
-    images, labels = on_device(train_set, device)
+                                 TorchCounter(config, network, task, test_set,
+                                              check_stop=stop.check))
+    images, labels = recipe.on_device(train_set, device)
 
     clock = Clock(0.0)
     writer = stack.enter_context(Writer(workdir, step=-1))
@@ -112,11 +107,7 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
       loss, _ = recipe.loss_of(network, batch, config, weight=pair_weights[step - 1])
       for group, share in zip(rule.param_groups, shares, strict=True):
         group['lr'] = rates[step - 1] * share
-      rule.zero_grad()
-      loss.backward()
-      if config.optimizer.clip_norm:
-        nn.utils.clip_grad_norm_(network.parameters(), config.optimizer.clip_norm)
-      rule.step()
+      recipe.descend(loss, network, rule, clip_norm=config.optimizer.clip_norm)
       pending.append(loss.detach())
       bar.update(config.batch_size)
 
@@ -131,40 +122,31 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
         pending = []
 
       # ---- Evaluate, as the authors do each epoch ----------------------------------------------
-      if plan.evaluates(step) and not stop.requested:
+      stop.message = (f'stopped the PyTorch twin at step {step} of {plan.total_steps}; it does not '
+                      'resume: the same command begins it again')
+      stop.check()
+      if plan.evaluates(step):
         with clock.paused():
-          result = evaluation.during(Trained(step, network), stop=stop)
-        if result is not None:
-          check_finite(result['loss'], step)
-          writer.write(step, 'eval', **result)
-      if stop.requested:
-        raise Interrupted(f'stopped the PyTorch twin at step {step} of {plan.total_steps}; it does '
-                          'not resume: the same command begins it again', code=stop.code)
+          result = evaluation.during(Trained(step, network))
+        check_finite(result['loss'], step)
+        writer.write(step, 'eval', **result)
 
     # ---- Final: every test image at every location; consistency ----------------------------------
-    final = evaluation.final(Trained(step, network), stop=stop, progress=progress, brief=True)
-    if final is None:
-      raise Interrupted('stopped in the final evaluation of the PyTorch twin, which does not '
-                        'resume: the same command begins it again', code=stop.code)
+    final = evaluation.final(Trained(step, network), progress=progress, brief=True)
     check_finite(final['loss'], step)
     writer.write(step, 'final', **final)
     arrays = {name: x.cpu().numpy() for name, x in network.state_dict().items()}
     (workdir / WEIGHTS).unlink(missing_ok=True)  # of a run that was killed just here
     weights.write(workdir / WEIGHTS, arrays)
-    evaluations = [line for line in writer.lines if line['split'] == 'eval']
-    summary = {
-      'config': configs.as_json(config), 'step': step, **evaluation.summary(final, evaluations),
-      'wall_seconds': clock.wall_seconds(), 'images_per_second': clock.images_per_second(),
-      'device': f'gpu x 1 ({torch.cuda.get_device_name()})' if device.type == 'cuda'
+    finished = summary(
+      config, evaluation, train_set, final, writer.lines, clock, step=step,
+      device=f'gpu x 1 ({torch.cuda.get_device_name()})' if device.type == 'cuda'
       else describe_devices(jax.devices('cpu')[:1]),
-      'versions': {**versions(), 'torch': torch.__version__}, 'commit': commit()}
-    summary['sizes'] = {
-      'train_images': len(train_set), 'test_images': len(test_set),
-      'input_size': task.input_shape(train_set)[1], 'chance': 1 / task.num_classes,
-      'parameters': sum(arrays[name].size for name in names.names(config.model)
-                        if 'running' not in name)}
-    paths.write_json(workdir / 'summary.json', summary)
-    return summary
+      parameters=sum(arrays[name].size for name in names.names(config.model)
+                     if 'running' not in name))
+    finished['versions']['torch'] = torch.__version__
+    paths.write_json(workdir / 'summary.json', finished)
+    return finished
 
 
 def schedules(config, task, plan) -> tuple[list[float], list[float]]:
@@ -175,12 +157,6 @@ def schedules(config, task, plan) -> tuple[list[float], list[float]]:
   if isinstance(task, AugShiftTask):
     weight = warm_up(np.arange(n), task.weight, steps=task.warm_up_steps)
   return tuple(np.broadcast_to(x, n).tolist() for x in (rate(np.arange(n)), weight))
-
-
-def on_device(dataset, device) -> tuple[torch.Tensor, torch.Tensor]:
-  """A dataset's images, (n, 3, h, w) uint8, and labels, (n,) int64."""
-  images = torch.tensor(dataset.images, device=device).movedim(-1, 1).contiguous()
-  return images, torch.tensor(dataset.labels, dtype=torch.int64, device=device)
 
 
 def check_finite(loss: float, step: int) -> None:
@@ -198,33 +174,30 @@ def check_finite(loss: float, step: int) -> None:
 class Trained:
   """What stands in for gapjax's training state."""
   step: int
-  network: nn.Module
+  network: torch.nn.Module
 
 
-class TorchCounter:
-  """A tasks.protocol.Counter: examples go through a network in PyTorch."""
-  rows = slice(None)  # it is the only process
+class TorchCounter(Counter):
+  """Examples go through a network in PyTorch. check_stop: as a DeviceCounter's."""
 
-  def __init__(self, config, network, task, test_set):
+  def __init__(self, config, network, task, test_set, *, check_stop=lambda: None):
+    self.check_stop = check_stop
     self.task, self.num_channels = task, network.channels
     self.batch_size = min(config.eval.batch_size, len(test_set))
-    self.images, _ = on_device(test_set, next(network.parameters()).device)
+    self.images, _ = recipe.on_device(test_set, next(network.parameters()).device)
     self.data = {'labels': test_set.labels}
     self.counts = jax.jit(task.eval_counts)
 
-  def count(self, state, zeros, batches, *, common=(), local=False, stop=None, bar=None):
+  def count(self, state, zeros, batches, *, bar, common=(), local=False):
     """The totals over batches; each draws a permutation."""
-    del local
     totals = zeros
     state.network.eval()
     for batch, examples in batches:
-      if stop is not None and stop.requested:
-        return None
+      self.check_stop()
       logits, features = self.forward(state.network, batch)
       counts = self.counts(logits, features, self.data, dict(common), batch)
       totals = jax.tree.map(operator.add, totals, jax.device_get(counts))
-      if bar is not None:
-        bar.update(examples)
+      bar.update(examples)
     return totals
 
   @torch.inference_mode()

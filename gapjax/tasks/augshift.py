@@ -25,15 +25,9 @@ from gapjax import data as datasets
 from gapjax.data.sheet import Sheet
 from gapjax.errors import UsageError
 from gapjax.tasks import consistency
-from gapjax.tasks.images import (
-  ResidentImages,
-  check_images,
-  check_shift,
-  normalise,
-  random_flips,
-  shown,
-)
+from gapjax.tasks.images import check_images, check_shift, random_flips
 from gapjax.tasks.metrics import PairMetrics, TrainMetrics
+from gapjax.tasks.resident import ResidentImages
 
 
 @jax.jit
@@ -134,35 +128,26 @@ def warm_up(step: jax.Array | int, weight: float, *, steps: int) -> jax.Array:
 class AugShiftTask(ResidentImages):
   """Classification of randomly shifted images; with two shifts of each, AugShift.
 
-  Attributes:
-    mean, std: (3,), normalisation on the [0, 1] scale.
-    num_classes: K.
+  Attributes, beside those of every Task:
     crops: shifts of each training image: 1, the usual augmentation, or 2, the pairwise loss.
     max_shift: each shift is uniform in [-max_shift, max_shift]^2 pixels.
     weight: of the pairwise term.
     warm_up_steps: over which the weight rises from 0.
     stacked: both crops go through the network as one batch, with one BatchNorm statistic; or one
       after the other, each normalised by its own.
-    flip: whether training images are flipped, both crops alike.
     map_offsets: shifts along each axis that the accuracy map is made of; see consistency.py.
-    dtype: of the images.
   """
-  mean: np.ndarray
-  std: np.ndarray
   num_classes: int
   crops: int = 1
   max_shift: int = 4
   weight: float = 1.0
   warm_up_steps: int = 0
   stacked: bool = True
-  flip: bool = True
   map_offsets: tuple[int, ...] = (0,)
-  dtype: jnp.dtype = jnp.float32
 
   @classmethod
   def of(cls, config, train_set, *, dtype, axis_name=None) -> 'AugShiftTask':
     """The task of a config. Raises UsageError where a shift is as large as the images."""
-    del axis_name  # the loss is a mean over images
     height, width = train_set.images.shape[1:3]
     for name, shift in (('augshift.max_shift', config.augshift.max_shift),
                         ('eval.shift', config.eval.shift),
@@ -182,9 +167,6 @@ class AugShiftTask(ResidentImages):
     c = config.augshift
     return f'head {config.model.head}, ' + (
       f'two crops, pairwise weight {c.weight} on' if c.crops == 2 else 'one crop of')
-
-  def normalised(self, images: jax.Array) -> jax.Array:
-    return normalise(images, mean=self.mean, std=self.std, dtype=self.dtype)
 
   def train_batch(self, keys: jax.Array, data: Mapping[str, jax.Array],
                   indices: jax.Array) -> dict[str, jax.Array]:
@@ -222,11 +204,9 @@ class AugShiftTask(ResidentImages):
 
   def samples(self, train_set, *, seed: int, count: int = 12) -> Sheet:
     """Training images as the network sees them, all first crops before all second ones."""
-    few = train_set.part(0, count // self.crops)
-    batch = jax.jit(self.train_batch)(jax.random.split(jax.random.key(seed), len(few)),
-                                      self.resident(few), np.arange(len(few)))
+    few, batch = self.first_batch(train_set, seed=seed, count=count // self.crops)
     labels = [few.class_names[label] for label in few.labels] * self.crops
-    return Sheet([*zip(labels, np.concatenate(shown(batch['images'], self)), strict=True)],
+    return Sheet([*zip(labels, np.concatenate(self.shown(batch['images'])), strict=True)],
                  columns=6)
 
   def eval_inputs(self, data, common, batch) -> jax.Array:

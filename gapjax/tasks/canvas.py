@@ -12,13 +12,14 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, UInt8
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
-from tqdm import tqdm
 
 from gapjax import data as datasets
 from gapjax.data.sheet import Sheet
 from gapjax.errors import UsageError
-from gapjax.tasks.images import ResidentImages, index_batches, normalise, random_flips, shown
+from gapjax.tasks.images import index_batches, random_flips
 from gapjax.tasks.metrics import EvalMetrics, TrainMetrics
+from gapjax.tasks.protocol import Evaluation, evaluated
+from gapjax.tasks.resident import ResidentImages
 
 
 def paste(patches: Float[ArrayLike, 'b s s c'], locations: Int[ArrayLike, ' b'], *, grid: int,
@@ -45,30 +46,21 @@ def paste(patches: Float[ArrayLike, 'b s s c'], locations: Int[ArrayLike, ' b'],
 class CanvasTask(ResidentImages):
   """Inputs, targets, loss and metrics of location or image classification on a canvas.
 
-  Attributes:
+  Attributes, beside those of every Task:
     grid: k.
     target: 'location' (k * k classes) or 'image'.
     fill: 'zero' pads after normalising, as the authors do, so that their "black" is the mean
       colour; 'black' pads with black pixels.
-    mean, std: (3,), normalisation on the [0, 1] scale.
     num_image_classes: classes of the dataset.
-    flip: whether training images are flipped horizontally, each with probability 1/2.
-    dtype: of the canvases.
   """
   grid: int
   target: str
   fill: str
-  mean: np.ndarray
-  std: np.ndarray
   num_image_classes: int
-  flip: bool = True
-  dtype: jnp.dtype = jnp.float32
-  crops = 1
 
   @classmethod
   def of(cls, config, train_set, *, dtype, axis_name=None) -> 'CanvasTask':
     """The task of a config. Raises UsageError unless the images are square."""
-    del axis_name  # the loss is a mean over images
     (height, width), c = train_set.images.shape[1:3], config.canvas
     if height != width:
       raise UsageError(f'the images of {train_set.name} are {height}x{width}, and a canvas is made '
@@ -97,10 +89,9 @@ class CanvasTask(ResidentImages):
   def canvases(self, images: UInt8[ArrayLike, 'b s s 3'], locations: Int[ArrayLike, ' b'],
                ) -> Float[Array, 'b {self.grid}*s {self.grid}*s 3']:
     """uint8 (b, s, s, 3) images and (b,) locations -> normalised (b, k * s, k * s, 3) canvases."""
-    patches = normalise(images, mean=self.mean, std=self.std, dtype=self.dtype)
-    black = normalise(jnp.zeros(3), mean=self.mean, std=self.std, dtype=self.dtype)
+    black = self.normalised(jnp.zeros(3))
     fill = jnp.zeros_like(black) if self.fill == 'zero' else black
-    return paste(patches, locations, grid=self.grid, fill=fill)
+    return paste(self.normalised(images), locations, grid=self.grid, fill=fill)
 
   def train_batch(self, keys: jax.Array, data: Mapping[str, jax.Array],
                   indices: jax.Array) -> dict[str, jax.Array]:
@@ -123,7 +114,6 @@ class CanvasTask(ResidentImages):
   def loss(self, network, batch: Mapping[str, jax.Array],
            step: jax.Array) -> tuple[jax.Array, TrainMetrics]:
     """Mean cross entropy of a batch, a scalar, and its metrics; network: a TrainingNetwork."""
-    del step  # the loss is the same throughout training
     logits, _ = network(batch['canvases'])
     losses = cross_entropy(logits, batch['targets'])  # (b, k), (b,) -> (b,)
     correct = (logits.argmax(-1) == batch['targets']).astype(losses.dtype)
@@ -131,12 +121,10 @@ class CanvasTask(ResidentImages):
 
   def samples(self, train_set, *, seed: int, count: int = 12) -> Sheet:
     """Training canvases as the network sees them, each with its class and location."""
-    few = train_set.part(0, count)
-    batch = jax.jit(self.train_batch)(jax.random.split(jax.random.key(seed), len(few)),
-                                      self.resident(few), np.arange(len(few)))
+    few, batch = self.first_batch(train_set, seed=seed, count=count)
     labels = [f'{few.class_names[label]} at {location}' for label, location
               in zip(few.labels, batch['locations'], strict=True)]
-    return Sheet([*zip(labels, shown(batch['canvases'], self), strict=True)], columns=6,
+    return Sheet([*zip(labels, self.shown(batch['canvases']), strict=True)], columns=6,
                  grid=self.grid)
 
   def eval_inputs(self, data: Mapping[str, jax.Array], common,
@@ -158,45 +146,40 @@ class CanvasTask(ResidentImages):
     return CanvasEvaluation(config, self, test_set, counter)
 
 
-class CanvasEvaluation:
+class CanvasEvaluation(Evaluation):
   """The exact accuracy, and the authors' protocol; see protocol.Evaluation.
 
   PermuteNet draws one permutation a batch, as the authors' test loop does: its accuracy depends,
   within that noise, on eval.batch_size (rounded up to a multiple of the devices).
   """
 
-  def __init__(self, config, task, test_set, counter):
-    self.seed, self.task, self.counter = config.seed, task, counter
-    self.num_images, self.metric = len(test_set), f'{task.target}_accuracy'
+  @property
+  def metric(self) -> str:
+    return f'{self.task.target}_accuracy'
 
-  def during(self, state, *, stop=None) -> dict | None:
+  def during(self, state) -> dict:
     """The authors' protocol, once: every test image at a random location."""
-    return self.random(state, passes=1, stop=stop)
+    return self.random(state, passes=1)
 
-  def final(self, state, *, stop=None, progress=False, brief=False) -> dict | None:
-    return self.exact(state, stop=stop, progress=progress)
+  def final(self, state, *, progress=False, brief=False) -> dict:
+    return self.exact(state, progress=progress)
 
-  def exact(self, state, *, stop=None, progress=False) -> dict | None:
-    """Every test image at every location: {'accuracy', 'loss', 'per_location'}.
+  def exact(self, state, *, progress=False) -> dict:
+    """Every test image at every location: {'accuracy', 'loss', 'per_location'}."""
+    return self._count(state, *every_location(len(self.test_set), self.task.num_locations),
+                       progress=progress)
 
-    None when `stop` was requested on the way.
-    """
-    return self._count(state, *every_location(self.num_images, self.task.num_locations),
-                       stop=stop, progress=progress)
-
-  def random(self, state, *, passes: int, stop=None, progress=False) -> dict | None:
+  def random(self, state, *, passes: int, progress=False) -> dict:
     """The authors' protocol: every test image once a pass, each time at a random location."""
     return self._count(state, *random_locations(
-      self.num_images, self.task.num_locations, passes=passes, seed=(self.seed, int(state.step))),
-      stop=stop, progress=progress)
+      len(self.test_set), self.task.num_locations, passes=passes,
+      seed=(self.config.seed, int(state.step))), progress=progress)
 
-  def _count(self, state, index, location, *, stop, progress):
+  def _count(self, state, index, location, *, progress):
     batches = index_batches({'index': index, 'location': location}, self.counter.batch_size)
     zeros = EvalMetrics.zeros(self.task.num_locations, self.task.dtype)
-    with tqdm(total=len(index), unit='img', desc='evaluate', leave=False,
-              disable=not progress) as bar:
-      totals = self.counter.count(state, zeros, batches, stop=stop, bar=bar)
-    return totals and totals.compute()
+    with evaluated(len(index), progress=progress) as bar:
+      return self.counter.count(state, zeros, batches, bar=bar).compute()
 
   def summary(self, final: dict, evaluations: list[dict]) -> dict:
     best = max(evaluations, key=lambda line: line['accuracy'])
@@ -211,9 +194,6 @@ class CanvasEvaluation:
     random = self.random(state, passes=self.task.num_locations, progress=True)
     return {self.metric: exact['accuracy'], f'{self.metric}_random': random['accuracy'],
             'loss': exact['loss'], 'per_location': exact['per_location']}
-
-  def pictures(self, state) -> dict[str, Sheet]:
-    return {}
 
 
 def every_location(num_images: int, num_locations: int) -> tuple[np.ndarray, np.ndarray]:

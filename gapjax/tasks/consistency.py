@@ -23,11 +23,10 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
-from tqdm import tqdm
 
-from gapjax.data.sheet import Sheet
 from gapjax.errors import UsageError, check_choice
 from gapjax.tasks.images import check_images, check_shift, index_batches
+from gapjax.tasks.protocol import Evaluation, evaluated
 
 PROTOCOLS = ('pad', 'crop', 'circular')
 # s of protocol `circular`, as Chaman & Dokmanic 2021 measure APS: rolls of up to 3 pixels.
@@ -172,82 +171,67 @@ def counts(logits: jax.Array, features: jax.Array, labels: jax.Array, batch, *, 
           'deviation': z.sum((0, 1)), 'square': jnp.square(z).sum((0, 1))}
 
 
-class ShiftEvaluation:
+class ShiftEvaluation(Evaluation):
   """Top-1 accuracy and shift consistency; see protocol.Evaluation."""
 
-  def __init__(self, config, task, test_set, counter):
-    self.config, self.task, self.counter = config, task, counter
-    self.num_images = len(test_set)
-    self.protocol = f'pad, s = {config.eval.shift}'  # of the headline, for tables
+  @property
+  def protocol(self) -> str:
+    """Of the headline, for tables."""
+    return f'pad, s = {self.config.eval.shift}'
 
-  def during(self, state, *, stop=None):
+  def during(self, state) -> dict:
     """Top-1 of the images as they are, and the headline consistency."""
-    return self._headline(state, stop=stop)
+    n = len(self.test_set)
+    with evaluated(2 * n, progress=False) as bar:
+      return self._headline(state, n, bar=bar)
 
-  def final(self, state, *, stop=None, progress=False, brief=False) -> dict | None:
+  def final(self, state, *, progress=False, brief=False) -> dict:
     """The same and, unless `brief`, consistency by the other protocols and the curves and the map
     of _shifts."""
     if brief:
-      result = self._headline(state, stop=stop)
-      return result and {**result, 'shifts': {}}
-    n = self.num_images
+      return {**self.during(state), 'shifts': {}}
+    n = len(self.test_set)
     few = min(self.config.eval.shift_images or n, n)
     cells = len(self.task.map_offsets) ** 2
     curves = len(PROTOCOLS) * self.config.eval.max_shift
     others = {'crop': self.config.eval.shift, 'circular': CIRCULAR_SHIFT}
-    with tqdm(total=(2 + len(others)) * n + few * (curves + cells), unit='img', desc='evaluate',
-              leave=False, disable=not progress) as bar:
-      result = self._headline(state, stop=stop, bar=bar)
-      for protocol, s in others.items():
-        pairs = result and self._pairs(state, np.arange(n), protocol, s, stop=stop, bar=bar)
-        result = pairs and {**result, f'consistency_{protocol}': _agreement(pairs)}
-      shifts = result and self._shifts(state, few, stop=stop, bar=bar)
-    return shifts and {**result, 'shifts': shifts}
+    with evaluated((2 + len(others)) * n + few * (curves + cells), progress=progress) as bar:
+      return {**self._headline(state, n, bar=bar), **{
+        f'consistency_{protocol}': _agreement(self._pairs(state, n, protocol, s, bar=bar))
+        for protocol, s in others.items()}, 'shifts': self._shifts(state, few, bar=bar)}
 
-  def _headline(self, state, **rest):
-    everything, s = np.arange(self.num_images), self.config.eval.shift
-    still = self._moved(state, everything, np.zeros((self.num_images, 1, 2)), 'pad', 0, **rest)
-    if still is None:
-      return None
-    centre = still['deviation'] / self.num_images
-    pairs = self._pairs(state, everything, 'pad', s, centre=centre, **rest)
-    if pairs is None:
-      return None
+  def _headline(self, state, n: int, **rest) -> dict:
+    still = self._moved(state, np.arange(n), np.zeros((n, 1, 2)), 'pad', 0, **rest)
+    centre = still['deviation'] / n
+    pairs = self._pairs(state, n, 'pad', self.config.eval.shift, centre=centre, **rest)
     # Variance of the moved images' features over images and views: their mean is near `centre`.
-    views = 2 * self.num_images
-    variance = pairs['square'] / views - np.square(pairs['deviation'] / views)  # (c,)
-    distance = pairs['distance'] / (self.num_images * len(centre))
+    variance = pairs['square'] / (2 * n) - np.square(pairs['deviation'] / (2 * n))  # (c,)
+    distance = pairs['distance'] / (n * len(centre))
     return {'accuracy': float(still['correct'].sum() / still['count'].sum()),
             'loss': float(still['loss'] / still['count'].sum()),
             'consistency': _agreement(pairs),
             'feature_distance': float(distance / max(variance.mean(), np.finfo(np.float32).tiny))}
 
-  def _shifts(self, state, few: int, **rest) -> dict | None:
+  def _shifts(self, state, few: int, **rest) -> dict:
     """On the first `few` test images: consistency by protocol for s = 1 .. eval.max_shift, and
     accuracy as a function of (dy, dx)."""
-    images, protocols = np.arange(few), {}
-    for protocol in PROTOCOLS:
-      protocols[protocol] = []
-      for s in range(1, self.config.eval.max_shift + 1):
-        pairs = self._pairs(state, images, protocol, s, **rest)
-        if pairs is None:
-          return None
-        protocols[protocol].append(_agreement(pairs))
+    protocols = {protocol: [_agreement(self._pairs(state, few, protocol, s, **rest))
+                            for s in range(1, self.config.eval.max_shift + 1)]
+                 for protocol in PROTOCOLS}
     offsets = np.array(self.task.map_offsets)
     side = len(offsets)
     cell, index = np.divmod(np.arange(side * side * few), few)
     moves = offsets[np.stack(np.divmod(cell, side), -1)]  # (side * side * few, 2): dy, dx
     totals = self._moved(state, index, moves[:, None], 'pad', 0, cell=cell, **rest)
-    if totals is None:
-      return None
     return {'protocols': protocols, 'images': few, 'offsets': offsets.tolist(),
             'accuracy_map': (totals['correct'] / totals['count']).reshape(side, side).tolist()}
 
-  def _pairs(self, state, index, protocol, s, **rest):
-    """Two views of each image, with offsets that depend on (seed, protocol, s, image) alone."""
+  def _pairs(self, state, few, protocol, s, **rest):
+    """Counts of two views of each of the first `few` images, with offsets that depend on (seed,
+    protocol, s, image) alone."""
     draw = np.random.default_rng((self.config.seed, PROTOCOLS.index(protocol), s))
-    offsets = draw.integers(-s, s, endpoint=True, size=(self.num_images, 2, 2))
-    return self._moved(state, index, offsets[index], protocol, s, **rest)
+    offsets = draw.integers(-s, s, endpoint=True, size=(len(self.test_set), 2, 2))
+    return self._moved(state, np.arange(few), offsets[:few], protocol, s, **rest)
 
   def _moved(self, state, index, offset, protocol, s, *, centre=None, cell=None, **rest):
     """Counts of the images index (n,), each moved by offset (n, v, 2)."""
@@ -274,9 +258,6 @@ class ShiftEvaluation:
     """All metrics of a checkpoint."""
     final = self.final(state, progress=True)
     return {**_named(final), 'protocol': self.protocol, 'shifts': final['shifts']}
-
-  def pictures(self, state) -> dict[str, Sheet]:
-    return {}
 
 
 def _named(line):

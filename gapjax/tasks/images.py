@@ -1,4 +1,4 @@
-"""What tasks do alike: normalise and flip a batch on the device; hold images there."""
+"""What tasks do alike: normalise and flip a batch, cut examples into batches."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gapjax import data
 from gapjax.errors import UsageError
 
 # ImageNet's mean and standard deviation, red green blue on [0, 1]: segmentation's normalisation.
@@ -37,12 +36,6 @@ def check_shift(what: str, max_shift: int, height: int, width: int) -> None:
                      f'choose one from 0 to {min(height, width) - 1}')
 
 
-def shown(images: jax.Array, task) -> np.ndarray:
-  """Normalised images of a task back as uint8, to be looked at."""
-  pixels = np.asarray(images, np.float32) * task.std + task.mean
-  return np.rint(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
-
-
 def index_batches(examples: Mapping[str, np.ndarray], size: int):
   """Cuts examples, arrays (n, ...) with 'index' among them, into batches for a Counter.
 
@@ -55,23 +48,3 @@ def index_batches(examples: Mapping[str, np.ndarray], size: int):
     batch = {name: values[np.minimum(rows, n - 1)].astype(np.int32)
              for name, values in examples.items()}
     yield {**batch, 'mask': rows < n}, min(size, n - start)
-
-
-class ResidentImages:
-  """The part of a Task that trains on images with one label each, all of them on every device."""
-  dense = False
-  # By every process whole: its devices hold all images, since a batch takes any of them.
-  load_split = staticmethod(data.load_images)
-
-  @staticmethod
-  def check_data(config, *, data_dir) -> None:
-    data.check(config.data.name, data_dir=data_dir)
-
-  def input_shape(self, train_set) -> tuple[int, int]:
-    return train_set.images.shape[1:3]
-
-  def resident(self, dataset) -> dict[str, np.ndarray]:
-    return {'images': dataset.images, 'labels': dataset.labels}
-
-  def host_batches(self, train_set, *, batch_size, seed, num_hosts=1, host=0) -> None:
-    """None: a batch is indices."""

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
-from tqdm import tqdm
 
 from gapjax import data as datasets
 from gapjax.data import sheet
 from gapjax.data.catalogue import VOID
 from gapjax.errors import UsageError, check_choice
-from gapjax.tasks.images import IMAGENET, normalise
+from gapjax.tasks.images import IMAGENET
 from gapjax.tasks.metrics import TrainMetrics
+from gapjax.tasks.protocol import Evaluation, Task, evaluated
 
 # name -> (top, left, bottom, right), fractions of the image's size, rounded down to pixels: left
 # and right are the columns [0, w // 2) and [w // 2, w).
@@ -146,30 +146,23 @@ def iou(matrix) -> tuple[np.ndarray, float]:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SegmentationTask:
+class SegmentationTask(Task):
   """A class for every pixel.
 
-  Attributes:
-    mean, std: (3,), normalisation on the [0, 1] scale.
-    num_classes: K.
+  Attributes, beside those of every Task:
     loss_name: 'cross_entropy' or 'focal' (Lin et al. 2017): (1 - p)^gamma times cross entropy, p
       the true class' probability.
     gamma: the focal loss' exponent.
     axis_name: the pmap axis; the loss is the mean over all its pixels that are not void.
-    crop, scale, flip: of the training images; see data.training_batches.
-    dtype: of the images.
+    crop, scale: of the training images; see data.training_batches.
   """
-  mean: np.ndarray
-  std: np.ndarray
   num_classes: int
   loss_name: str = 'cross_entropy'
   gamma: float = 2.0
   axis_name: str | None = None
   crop: tuple[int, int] = (513, 513)
   scale: tuple[float, float] = (0.5, 2.0)
-  flip: bool = True
-  dtype: jnp.dtype = jnp.float32
-  dense, crops = True, 1
+  dense = True
   load_split = staticmethod(datasets.load_scenes)
 
   @classmethod
@@ -209,12 +202,8 @@ class SegmentationTask:
                          in zip(batch['images'], batch['labels'], strict=True)],
                         class_names=train_set.class_names, palette=train_set.palette)
 
-  def normalised(self, images: jax.Array) -> jax.Array:
-    return normalise(images, mean=self.mean, std=self.std, dtype=self.dtype)
-
   def train_batch(self, keys, data, examples: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Examples come augmented from the host: 'images' (b, h, w, 3) uint8, 'labels' (b, h, w)."""
-    del keys, data
     return {'images': self.normalised(examples['images']),
             'labels': examples['labels'].astype(jnp.int32)}
 
@@ -230,7 +219,6 @@ class SegmentationTask:
 
   def loss(self, network, batch, step) -> tuple[jax.Array, TrainMetrics]:
     """The mean loss of the batch's pixels, and its metrics; network: see steps.TrainingNetwork."""
-    del step
     logits, _ = network(batch['images'])
     losses, valid = self.losses(logits, batch['labels'])
     total, share = valid.sum(), 1
@@ -242,7 +230,6 @@ class SegmentationTask:
 
   def eval_inputs(self, data, common, batch) -> jax.Array:
     """Whole images, batch['images'] (b, h, w, 3) uint8."""
-    del data, common
     return self.normalised(batch['images'])
 
   def eval_counts(self, logits, features, data, common, batch) -> dict[str, jax.Array]:
@@ -251,7 +238,6 @@ class SegmentationTask:
     batch['labels'] (b, h, w) is void where an image, or the batch, is filled up; batch['size']
     (b, 2) is each image's own size, which regions are fractions of.
     """
-    del features, data, common
     labels = batch['labels'].astype(jnp.int32)
     losses, valid = self.losses(logits, labels)
     regional = by_region(labels, batch['size'], REGIONS.values())
@@ -262,7 +248,7 @@ class SegmentationTask:
     return SceneEvaluation(config, self, test_set, counter)
 
 
-class SceneEvaluation:
+class SceneEvaluation(Evaluation):
   """mIoU of the evaluated split at its images' size, of exact counts; see protocol.Evaluation.
 
   Images of one size share batches and a compiled step: exact whatever the sizes. With eval.padded
@@ -273,29 +259,26 @@ class SceneEvaluation:
   Raises UsageError where neurons.classes names no class: before an epoch of training, not after.
   """
 
-  def __init__(self, config, task, test_set, counter):
-    object_classes(config.neurons.classes, test_set.class_names, dataset=config.data.name)
-    self.padded, self.task, self.scenes, self.counter = config.eval.padded, task, test_set, counter
+  def __post_init__(self):
+    object_classes(self.config.neurons.classes, self.test_set.class_names,
+                   dataset=self.config.data.name)
 
-  def during(self, state, *, stop=None) -> dict | None:
-    return self.final(state, stop=stop)
+  def during(self, state) -> dict:
+    return self.final(state)
 
-  def final(self, state, *, stop=None, progress=False, brief=False) -> dict | None:
+  def final(self, state, *, progress=False, brief=False) -> dict:
     """{'accuracy' (of pixels), 'loss', 'miou', 'miou_left' and so on, 'per_class'}.
 
-    A class that does not occur is None in 'per_class', (K,). None when `stop` was requested.
+    A class that does not occur is None in 'per_class', (K,).
     """
     k, totals = self.task.num_classes, []
     zeros = {'matrix': np.zeros((len(REGIONS), k, k), np.int32),
              'loss': np.zeros((), self.task.dtype), 'count': np.zeros((), np.int32)}
-    with tqdm(total=len(self.scenes), unit='img', desc='evaluate', leave=False,
-              disable=not progress) as bar:
-      for batch in scene_batches(self.scenes, self.counter.batch_size, padded=self.padded,
-                                 rows=self.counter.rows):
+    with evaluated(len(self.test_set), progress=progress) as bar:
+      for batch in scene_batches(self.test_set, self.counter.batch_size, rows=self.counter.rows,
+                                 padded=self.config.eval.padded):
         # A batch fits int32; the sum over a set (6e9 pixels in Cityscapes) does not.
-        counts = self.counter.count(state, zeros, [batch], local=True, stop=stop, bar=bar)
-        if counts is None:
-          return None
+        counts = self.counter.count(state, zeros, [batch], local=True, bar=bar)
         totals.append({name: np.float64(value) if name == 'loss' else np.int64(value)
                        for name, value in counts.items()})
     return _measures(jax.tree.map(lambda *parts: sum(parts), *totals))
@@ -304,14 +287,14 @@ class SceneEvaluation:
     """Scenes from the whole split, their labels and the network's classes."""
     rows = [{'image': scene['image'], 'truth': scene['label'],
              'prediction': self.counter.predict(state, scene['image'])}
-            for scene in spread_out(self.scenes)]
-    return {'predictions.png': sheet.scenes(rows, class_names=self.scenes.class_names,
-                                            palette=self.scenes.palette)}
+            for scene in spread_out(self.test_set)]
+    return {'predictions.png': sheet.scenes(rows, class_names=self.test_set.class_names,
+                                            palette=self.test_set.palette)}
 
   def summary(self, final: dict, evaluations: list[dict]) -> dict:
     best = max(evaluations, key=lambda line: line['miou'])
     return {'final': _named(final), 'best': {'miou_best': best['miou'], 'step': best['step']},
-            'per_class': dict(zip(self.scenes.class_names, final['per_class'], strict=True))}
+            'per_class': dict(zip(self.test_set.class_names, final['per_class'], strict=True))}
 
   def report(self, state) -> dict:
     """All metrics of a checkpoint."""

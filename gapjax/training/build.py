@@ -50,15 +50,17 @@ def image_dtype(config):
   return np.float64
 
 
-def create_evaluation(config, model, task, test_set, devices) -> Evaluation:
-  """How a run is evaluated on its devices.
+def create_evaluation(config, model, task, test_set, devices, *,
+                      check_stop=lambda: None) -> Evaluation:
+  """How a run is evaluated on its devices; check_stop: see DeviceCounter.
 
   Raises UsageError, before an epoch of training, where the network does not take the evaluated
   scenes.
   """
   if task.dense and config.model.downsample == 'polyphase':
     check_sizes(model, test_set, padded=config.eval.padded)
-  return task.evaluation(config, test_set, DeviceCounter(config, model, task, test_set, devices))
+  return task.evaluation(config, test_set, DeviceCounter(
+    config, model, task, test_set, devices, check_stop=check_stop))
 
 
 def create_feed(config, task, train_set, plan) -> IndexFeed | HostFeed:

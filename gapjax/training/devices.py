@@ -141,6 +141,21 @@ def together():
       'from the newest checkpoint') from error
 
 
+def refused(error) -> str:
+  """What to tell the user where jax cannot have the device that it is asked for, or the device has
+  too little memory, else ''."""
+  try:
+    if asked := os.environ.get('JAX_PLATFORMS'):
+      jax.devices()
+  except (RuntimeError, AssertionError):  # the latter of a GPU that is not there
+    return (f'JAX_PLATFORMS={asked} asks for a device that is not here, or that the installed jax '
+            'does not know; unset it, or set it to cpu')
+  if isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' in str(error):
+    return (f'the device has too little memory ({str(error).splitlines()[0][:200]}); take a '
+            'smaller batch_size, or model.dtype=bfloat16')
+  return ''
+
+
 def leave(code: int) -> None:
   """Ends a process that has failed, without waiting for the others as jax would: they wait for it.
   """

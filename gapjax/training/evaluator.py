@@ -9,18 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gapjax.tasks.protocol import Counter
 from gapjax.training import steps
 from gapjax.training.devices import AXIS
 
 
-class DeviceCounter:
+class DeviceCounter(Counter):
   """A protocol.Counter; its batches are eval.batch_size, rounded up to a multiple of the devices.
 
   Each batch has one permutation of PermuteNet, which depends on the seed, the training step and the
-  batch's number.
+  batch's number. check_stop() raises Interrupted where the process was told to stop.
   """
 
-  def __init__(self, config, model, task, test_set, devices):
+  def __init__(self, config, model, task, test_set, devices, *, check_stop):
+    self.check_stop = check_stop
     self.model, self.task, self.devices = model, task, devices
     n = len(devices)
     self.batch_size = -(-min(config.eval.batch_size, len(test_set)) // n) * n
@@ -39,17 +41,15 @@ class DeviceCounter:
       lambda image: self.model.init_with_output(jax.random.key(0), image, train=False), image)
     return features['pooled'].shape[-1]
 
-  def count(self, state, zeros, batches, *, common=(), local=False, stop=None, bar=None):
+  def count(self, state, zeros, batches, *, bar, common=(), local=False):
     """See protocol.Counter; `state` lies on the devices."""
     totals = self.devices.replicate(zeros)
     for number, (batch, examples) in enumerate(batches):
-      if stop is not None and stop.requested:
-        return None
+      self.check_stop()
       totals = self.step(totals, state, self.key, self.data,
                          {**dict(common), 'number': np.int32(number)},
                          self.devices.split(batch, local=local))
-      if bar is not None:
-        bar.update(examples)
+      bar.update(examples)
     return self.devices.to_host(totals)
 
   def predict(self, state, image) -> np.ndarray:

@@ -53,7 +53,9 @@ class StopSignals:
   """While entered, SIGTERM and Ctrl-C set `requested`; a second one acts as it always does.
 
   A request that nothing acted on inside raises Interrupted at the end: a suite must not go on.
+  `message` is what that says.
   """
+  message = 'stopped; what was finished is saved, and the same command goes on'
 
   def __init__(self):
     self.requested, self.code = False, 0
@@ -65,8 +67,13 @@ class StopSignals:
   def __exit__(self, kind, *_):
     for number, handler in self._old.items():
       signal.signal(number, handler)
-    if self.requested and kind is None:
-      raise Interrupted('stopped; what was finished is saved', code=self.code)
+    if kind is None:
+      self.check()
+
+  def check(self) -> None:
+    """Raises Interrupted after a request."""
+    if self.requested:
+      raise Interrupted(self.message, code=self.code)
 
   def _handle(self, number, _):
     self.requested, self.code = True, 0 if number == signal.SIGTERM else 130

@@ -78,7 +78,8 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     log.info('%s\n%s', describe(config, task, plan, devices),
              parameter_overview.get_parameter_overview(state.params, include_stats=False))
     train_steps = build.create_train_steps(model, task, rule, devices)
-    evaluation = build.create_evaluation(config, model, task, test_set, devices)
+    evaluation = build.create_evaluation(config, model, task, test_set, devices,
+                                         check_stop=stop.check if is_alone() else lambda: None)
 
     # ---- Resume, or begin: the workdir is this config's ----------------------------------------
     checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
@@ -124,14 +125,14 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
 
       # ---- Evaluate, as the authors do each epoch ----------------------------------------------
       if plan.evaluates(step) and not writer.evaluated(step) and not stopping:
-        with clock.paused():
-          result = evaluation.during(state, stop=stop if is_alone() else None)
-        if result is None:
-          stopping = True  # saved at this step, so that going on begins with the evaluation
-        else:
+        try:
+          with clock.paused():
+            result = evaluation.during(state)
           check_finite(result['loss'], step)
           writer.write(step, 'eval', **result)
           bar.set_postfix(test_accuracy=f'{result["accuracy"]:.3f}')
+        except Interrupted:
+          stopping = True  # saved at this step, so that going on begins with the evaluation
 
       # ---- Checkpoint --------------------------------------------------------------------------
       if plan.saves(step) or stopping:
@@ -159,31 +160,35 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
 
     # ---- Final: every test image at every location; consistency; mIoU --------------------------
     checkpoints.wait()
-    final = evaluation.final(state, stop=stop if is_alone() else None,
-                            progress=progress and is_first())
-    if final is None:
-      raise Interrupted(f'stopped in the final evaluation; training is complete in {workdir}; '
-                        'the same command evaluates', code=stop.code)
+    final = evaluation.final(state, progress=progress and is_first())
     check_finite(final['loss'], step)
     if is_first():
       for name, picture in evaluation.pictures(state).items():
         picture.save(workdir / name)
     writer.write(step, 'final', **final)
-    evaluations = [line for line in writer.lines if line['split'] == 'eval']
-    summary = {
-      'config': configs.as_json(config), 'step': step, **evaluation.summary(final, evaluations),
-      'wall_seconds': clock.wall_seconds(), 'images_per_second': clock.images_per_second(),
-      'device': describe_devices(devices.devices), 'versions': versions(),
-      'commit': commit()}
-    summary['sizes'] = {
-      'train_images': len(train_set), 'test_images': len(test_set),
-      'input_size': task.input_shape(train_set)[1],
-      'chance': 1 / task.num_classes,
-      'parameters': sum(x.size for x in jax.tree.leaves(state.params))}
+    finished = summary(
+      config, evaluation, train_set, final, writer.lines, clock, step=step,
+      device=describe_devices(devices.devices),
+      parameters=sum(x.size for x in jax.tree.leaves(state.params)))
     if is_first():
-      paths.write_json(workdir / 'summary.json', summary)
+      paths.write_json(workdir / 'summary.json', finished)
     wait_for_all('finished')
-    return summary
+    return finished
+
+
+def summary(config, evaluation, train_set, final: dict, lines: list[dict], clock: Clock, *,
+            step: int, device: str, parameters: int) -> dict:
+  """What summary.json says of a finished run: `lines` are those of metrics.jsonl, `final` the last
+  evaluation."""
+  task = evaluation.task
+  return {
+    'config': configs.as_json(config), 'step': step,
+    **evaluation.summary(final, [line for line in lines if line['split'] == 'eval']),
+    'wall_seconds': clock.wall_seconds(), 'images_per_second': clock.images_per_second(),
+    'device': device, 'versions': versions(), 'commit': commit(),
+    'sizes': {'train_images': len(train_set), 'test_images': len(evaluation.test_set),
+              'input_size': task.input_shape(train_set)[1], 'chance': 1 / task.num_classes,
+              'parameters': parameters}}
 
 
 def describe(config, task, plan, devices) -> str:
