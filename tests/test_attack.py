@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 
 from gapjax.errors import UsageError
 from gapjax.models.deeplab import DeepLab
-from gapjax.neurons import attack, network
+from gapjax.neurons import attack, network, sweeps
 from gapjax.neurons.network import Network
 from gapjax.report.plots import neurons as pictures
 from gapjax.tasks import segmentation
@@ -95,7 +95,7 @@ def test_one_pass_equals_zeroing_and_rerunning(deeplab):
     ours = cut._complete(variables, found[count], features)  # the logits
     np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
     assert count < 5 or np.abs(expected - clean).max() > 1e-2 * np.abs(clean).max()
-    for classes in (predicted['a' if count else attack.CLEAN, 0, count],
+    for classes in (predicted['a' if count else sweeps.CLEAN, 0, count],
                     cut.without(features, order[:count])):
       assert (classes == expected.argmax(-1)).mean() > .998  # but for ties
   # All blocks, of 4, 4, 4, 7 and 4 or 12 channels, were one program; the whole network another.
@@ -323,10 +323,10 @@ def test_records_csv_and_json_say_what_was_measured(swept, tmp_path):
                     'mean': random.mean(), 'std': np.std(random, ddof=1), 'n': 2}
   assert by_name['left', 6, 'miou']['std'] is None
   assert by_name['clean', 0, 'miou']['values'] == [swept.metrics['miou']['left'][0, 0]]
-  attack.write_json(tmp_path / 'a.json', swept)
-  again = attack.from_records(json.loads((tmp_path / 'a.json').read_text()))
+  sweeps.write_json(tmp_path / 'a.json', swept)
+  again = sweeps.from_records(json.loads((tmp_path / 'a.json').read_text()))
   assert again.counts == swept.counts and again.records() == records
-  attack.write_csv(tmp_path / 'a.csv', swept)
+  sweeps.write_csv(tmp_path / 'a.csv', swept)
   with open(tmp_path / 'a.csv', newline='') as file:
     lines = list(csv.DictReader(file))
   assert len(lines) == sum(len(r['values']) for r in records)
@@ -340,10 +340,10 @@ def test_a_region_without_a_label_is_empty_not_zero(tmp_path):
   result = attacked([batch], regions=['left', 'right'])
   record = next(r for r in result.records() if r['metric'] == 'miou_right')
   assert (record['values'], record['mean'], record['std'], record['n']) == ([None], None, None, 0)
-  attack.write_json(tmp_path / 'a.json', result)
-  again = attack.from_records(json.loads((tmp_path / 'a.json').read_text()))
+  sweeps.write_json(tmp_path / 'a.json', result)
+  again = sweeps.from_records(json.loads((tmp_path / 'a.json').read_text()))
   assert np.isnan(again.metrics['miou_right']['random']).all()
-  attack.write_csv(tmp_path / 'a.csv', result)
+  sweeps.write_csv(tmp_path / 'a.csv', result)
   assert 'random,2,1,miou_right,\n' in (tmp_path / 'a.csv').read_text()
   pictures.curves(again, tmp_path / 'a.png')
 
@@ -352,7 +352,7 @@ def test_a_region_without_a_label_is_empty_not_zero(tmp_path):
   lambda records: records[:-1], lambda records: records[1:], lambda records: []])
 def test_records_of_half_a_sweep_are_refused(swept, change):
   with pytest.raises(UsageError, match='run gapjax attack') as error:
-    attack.from_records(change(swept.records()))
+    sweeps.from_records(change(swept.records()))
   assert one_line(error)
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from gapjax.errors import UsageError
-from gapjax.neurons import attack
+from gapjax.neurons import sweeps
 from gapjax.report.plots import base as plots
 from gapjax.report.plots import neurons as pictures
 
@@ -19,7 +19,7 @@ def rows_of(path, color):
 
 def test_curves_are_drawn_where_the_values_are(tmp_path):
   high, low = np.full((1, 3), .9), np.full((1, 3), .2)
-  sweep = attack.Sweep((0, 10, 20), {'miou_0,0,1,0.3': {
+  sweep = sweeps.Sweep((0, 10, 20), {'miou_0,0,1,0.3': {
     'left': high, 'right': low, 'other': (high + low) / 2, 'random': np.array([[.4] * 3,
                                                                              [.8] * 3])}})
   for name in 'ab':
@@ -36,4 +36,4 @@ def test_curves_are_drawn_where_the_values_are(tmp_path):
 
 def test_a_sweep_without_a_metric_is_refused(tmp_path):
   with pytest.raises(UsageError, match='no metric'):
-    pictures.curves(attack.Sweep((0, 1), {}), tmp_path / 'a.png')
+    pictures.curves(sweeps.Sweep((0, 1), {}), tmp_path / 'a.png')

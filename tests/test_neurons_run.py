@@ -13,7 +13,7 @@ from gapjax import models as networks
 from gapjax.data import load_scenes
 from gapjax.errors import UsageError
 from gapjax.neurons import run as neurons
-from gapjax.neurons.attack import Sweep, from_records
+from gapjax.neurons.sweeps import Sweep, from_records
 from gapjax.report import page as report
 from gapjax.reproduce import records as rows
 from gapjax.reproduce import suites
@@ -229,11 +229,13 @@ def test_a_canvas_run_is_attacked_too(data_dir, tmp_path):
     np.testing.assert_array_equal(indices, np.flatnonzero(columns == column))
     assert subject.choose(region, limit=7) == indices[:7]
     # By the masks themselves, as for any other run.
-    assert indices == super(neurons.CanvasSubject, subject).choose(region, limit=None)
+    assert indices == subject.chosen([{'label': subject.mask(p)} for p in subject.locations], [1],
+                                     region=region)
   parts = list(subject.batches(range(50, 150), size=32))
   assert [len(part) for part in parts] == [32, 32, 32, 1, 1, 1, 1]
   np.testing.assert_array_equal(np.concatenate(parts),
-                                np.stack([subject.scenes[i]['image'] for i in range(50, 150)]))
+                                subject.canvases(subject.images[50:150],
+                                                 subject.locations[50:150]))
 
 
 def test_attacks_of_several_seeds_are_gathered(attacked):

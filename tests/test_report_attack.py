@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gapjax.neurons.attack import Sweep
+from gapjax.neurons.sweeps import Sweep
 from gapjax.report import attack as report_attack
 from gapjax.report import page as report
 from gapjax.report.plots import base as plots

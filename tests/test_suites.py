@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from gapjax import cli, config
 from gapjax.errors import UsageError
-from gapjax.neurons.attack import Sweep
+from gapjax.neurons.sweeps import Sweep
 from gapjax.report import page as report
 from gapjax.report import schema
 from gapjax.reproduce import loop, records, suites

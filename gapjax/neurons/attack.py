@@ -4,7 +4,8 @@ The channels of an order are zeroed, the first N of them for every N of a sweep,
 are counted: mIoU by region (`sweep`) or accuracy (`accuracy_sweep`). For any network:
 
     from gapjax import attack
-    from gapjax.neurons.attack import random_orders, write_csv
+    from gapjax.neurons.attack import random_orders
+    from gapjax.neurons.sweeps import write_csv
     orders = {'overall': overall, 'left': left, 'right': right,    # from gapjax.rank, (c,) each
               'random': random_orders(2048, 5, seed=0)}            # five orders: mean and band
     result = attack(features, head, batches, orders=orders, counts=range(100, 2001, 100))
@@ -16,9 +17,6 @@ their running sums, from the last block backwards, are the convolutions for ever
 and the whole network's convolutions are shared by all orders; only the rest runs for every N.
 """
 
-import csv
-import dataclasses
-import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -28,95 +26,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from gapjax import paths
 from gapjax.errors import UsageError
 from gapjax.neurons.network import Network
+from gapjax.neurons.sweeps import CLEAN, Sweep
 from gapjax.tasks import segmentation
 
-CLEAN = 'clean'  # the name of N = 0, which all orders share
 ATTACK_REGIONS = ('all', 'left', 'right', 'center')
 # A block's convolution costs about as much as this many channels more than it has: what its result
 # costs to write and to add.
 OVERHEAD = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Sweep:
-  """What a sweep measured.
-
-  Attributes:
-    counts: (0, N_1, ..., N_m), ascending: how many channels were removed.
-    metrics: {metric: {order: (repeats, m + 1) fractions in [0, 1]}}, repeats the orders of that
-      name. NaN where no pixel counted.
-    matrices: {order: (repeats, m + 1, regions, K, K) int64} confusion counts, [true, predicted],
-      regions in the order of `metrics`; empty for accuracies.
-  """
-  counts: tuple[int, ...]
-  metrics: dict[str, dict[str, np.ndarray]]
-  matrices: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-
-  def records(self) -> list[dict]:
-    """{'order', 'N', 'metric', 'values', 'mean', 'std', 'n'} for every order, N and metric.
-
-    N = 0 is order 'clean'. `values` has one value a repeat, None where nothing counted; `std` is
-    the sample's, None of one value.
-    """
-    records = []
-    for metric, by_order in self.metrics.items():
-      first = next(iter(by_order.values()))
-      records.append(_record(CLEAN, 0, metric, first[:1, 0]))
-      for name, values in by_order.items():
-        records += [_record(name, count, metric, values[:, i])
-                    for i, count in enumerate(self.counts) if i]
-    return records
-
-
-def _record(order, count, metric, values):
-  values = [float(v) if np.isfinite(v) else None for v in values]
-  known = [v for v in values if v is not None]
-  return {'order': order, 'N': count, 'metric': metric, 'values': values,
-          'mean': float(np.mean(known)) if known else None,
-          'std': float(np.std(known, ddof=1)) if len(known) > 1 else None,
-          'n': len(known)}
-
-
-def from_records(records: Iterable[Mapping]) -> Sweep:
-  """The Sweep, without matrices, that has these records: `Sweep.records` backwards.
-
-  Raises UsageError unless the records are a whole sweep.
-  """
-  metrics = {}
-  try:
-    values = {(r['metric'], r['order'], r['N']): r['values'] for r in records}
-    counts = tuple(sorted({key[2] for key in values}))
-    for metric, name in dict.fromkeys(key[:2] for key in values if key[1] != CLEAN):
-      columns = [values[metric, name, count] for count in counts[1:]]
-      clean = values[metric, CLEAN, 0]  # one a seed; the orders of a seed follow each other
-      clean = np.repeat(clean, len(columns[0]) // len(clean))
-      metrics.setdefault(metric, {})[name] = np.array([clean, *columns], float).T
-  except (KeyError, ValueError, IndexError) as error:
-    raise UsageError(f'the records of the attack are not a whole sweep ({error!r}); '
-                     'run gapjax attack again') from None
-  if not metrics:
-    raise UsageError('there are no records of an attack; run gapjax attack first')
-  return Sweep(counts, metrics)
-
-
-def write_json(path, sweep: Sweep, **about) -> None:
-  """Writes `sweep.records()`, a list of objects, what is said `about` them in each."""
-  paths.write_json(path, [{**record, **about} for record in sweep.records()])
-
-
-def write_csv(path, sweep: Sweep) -> None:
-  """Writes one line for every value: order,N,repeat,metric,value; empty where nothing counted."""
-  text = io.StringIO()
-  lines = csv.writer(text, lineterminator='\n')
-  lines.writerow(['order', 'N', 'repeat', 'metric', 'value'])
-  for record in sweep.records():
-    lines.writerows([record['order'], record['N'], repeat, record['metric'],
-                     '' if value is None else value]
-                    for repeat, value in enumerate(record['values']))
-  paths.write_bytes(path, text.getvalue().encode())
 
 
 def attack(features: Callable, head: Callable, batches: Iterable[Mapping], *,
@@ -320,12 +238,8 @@ def sweep(network: Network, batches: Iterable[Mapping], *, orders: Mapping[str, 
   """
   rectangles = tuple(segmentation.region(name) for name in regions)
   names = ['miou' if name == 'all' else f'miou_{name}' for name in regions]
-  tables = {}
-  for step, batch in enumerate(batches):
-    if not isinstance(batch, Mapping) or not {'images', 'labels'} <= set(batch):
-      raise UsageError("batches are dicts of 'images' (b, h, w, 3) and 'labels' (b, h, w), not "
-                       f'{sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__}')
-    features = network.features(batch['images'], step)
+
+  def confusions_of(batch, features):
     labels = jnp.asarray(batch['labels'])
     if labels.ndim != 3:
       raise UsageError(f'labels are (b, h, w), a class number a pixel, not {labels.shape}')
@@ -334,14 +248,10 @@ def sweep(network: Network, batches: Iterable[Mapping], *, orders: Mapping[str, 
     if classes < 2:
       raise UsageError('logits of one class are right whatever is removed; give (b, h, w, K)')
     regional = _by_region(labels, sizes, rectangles)
-    for key, predicted in predictions(network, features, orders=orders, counts=counts,
-                                      one_pass=one_pass):
-      if predicted.shape != labels.shape:
-        raise UsageError(f'the network predicts classes {predicted.shape} for labels '
-                         f'{labels.shape}; resize its logits to the labels')
-      table = np.asarray(_confusions(predicted, regional, classes), np.int64)
-      tables[key] = tables.get(key, 0) + table
-  counts, matrices = _assemble(tables)
+    return lambda predicted: _confusions(predicted, regional, classes)
+
+  counts, matrices = _sums(network, batches, confusions_of, orders=orders, counts=counts,
+                           one_pass=one_pass, advice='resize its logits to the labels')
   metrics = {metric: {name: np.array([[segmentation.iou(m[r])[1] for m in row] for row in rows])
                       for name, rows in matrices.items()}
              for r, metric in enumerate(names)}
@@ -370,33 +280,41 @@ def accuracy_sweep(network: Network, batches: Iterable[Mapping], *, orders: Mapp
   Raises:
     UsageError: an order or a count is no good, or there is no batch.
   """
-  tables = {}
-  for step, batch in enumerate(batches):
+  def hits_of(batch, _):
     labels = np.asarray(batch['labels'])
     mask = np.asarray(batch.get('mask', np.ones(labels.shape, bool)), bool)
-    features = network.features(batch['images'], step)
-    for key, predicted in predictions(network, features, orders=orders, counts=counts,
-                                      one_pass=one_pass):
-      if predicted.shape != labels.shape:
-        raise UsageError(f'the network predicts classes {predicted.shape} for labels '
-                         f'{labels.shape}; it should return one row of logits an image')
-      hits = (np.asarray(predicted) == labels) & mask
-      tables[key] = tables.get(key, 0) + np.array([hits.sum(), mask.sum()], np.int64)
-  counts, sums = _assemble(tables)
+    return lambda predicted: (((np.asarray(predicted) == labels) & mask).sum(), mask.sum())
+
+  counts, sums = _sums(network, batches, hits_of, orders=orders, counts=counts, one_pass=one_pass,
+                       advice='it should return one row of logits an image')
   return Sweep(counts, {metric: {name: rows[..., 0] / np.maximum(rows[..., 1], 1)
                                  for name, rows in sums.items()}})
 
 
-def _assemble(tables):
-  """{(name, repeat, N): array} -> counts (0, ...) and {name: (repeats, counts, ...)}."""
+def _sums(network, batches, counter, *, orders, counts, one_pass, advice):
+  """Counts (0, ...) and {name: (repeats, counts, ...) int64}, sums over the batches.
+
+  counter: (batch, features) -> a function of the predicted classes, the array that is summed.
+  advice: on a network whose logits do not fit the labels.
+  """
+  tables = {}
+  for step, batch in enumerate(batches):
+    if not isinstance(batch, Mapping) or not {'images', 'labels'} <= set(batch):
+      raise UsageError("batches are dicts of 'images' (b, h, w, 3) and 'labels' (b, h, w), not "
+                       f'{sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__}')
+    features = network.features(batch['images'], step)
+    count = counter(batch, features)
+    for key, predicted in predictions(network, features, orders=orders, counts=counts,
+                                      one_pass=one_pass):
+      if predicted.shape != np.shape(batch['labels']):
+        raise UsageError(f'the network predicts classes {predicted.shape} for labels '
+                         f'{np.shape(batch["labels"])}; {advice}')
+      tables[key] = tables.get(key, 0) + np.asarray(count(predicted), np.int64)
   if not tables:
     raise UsageError('there is no batch of images to attack the network with; pass at least one')
   clean = tables[CLEAN, 0, 0]
   counts = tuple(sorted({key[2] for key in tables}))
-  repeats = {}
-  for name, i, _ in tables:
-    if name != CLEAN:
-      repeats[name] = i + 1
+  repeats = {name: i + 1 for name, i, _ in tables if name != CLEAN}
   return counts, {name: np.stack([np.stack([clean, *(tables[name, i, n] for n in counts[1:])])
                                   for i in range(number)])
                   for name, number in repeats.items()}

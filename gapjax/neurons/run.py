@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import logging
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ from gapjax import config as configs
 from gapjax import paths
 from gapjax.data import load_scenes, sheet
 from gapjax.errors import UsageError, check_choice
-from gapjax.neurons import attack, network, rank
+from gapjax.neurons import attack, network, rank, sweeps
 from gapjax.tasks.canvas import every_location
 from gapjax.tasks.images import index_batches
 from gapjax.tasks.segmentation import object_classes, region, scene_batches, spread_out
@@ -41,7 +40,7 @@ class Ranking(NamedTuple):
 class Attack(NamedTuple):
   """What removing the channels of a ranking cost; chance: {metric: what guessing gets}."""
   ranking: Ranking
-  sweep: attack.Sweep
+  sweep: sweeps.Sweep
   chance: dict[str, float]
 
 
@@ -75,7 +74,7 @@ def rank_run(workdir, *, data_dir=None, regions=SIDES, ids=None, neurons=()) -> 
 
 def _rank(subject, workdir, regions, ids):
   n = subject.config.neurons.images or None
-  most = min(n or len(subject.scenes), len(subject.scenes))
+  most = min(n or len(subject.images), len(subject.images))
   chosen = {name: subject.choose(name, limit=n, ids=ids.get(name)) for name in regions}
   features = subject.features
   needed = sorted({*range(most), *itertools.chain(*chosen.values())})  # each scene once a mirror
@@ -133,8 +132,8 @@ def attack_run(workdir, *, data_dir=None, ranking=None, regions=None, neurons=()
                                                             seed=subject.config.seed)}
   counts = np.unique(np.linspace(0, c.largest * channels, c.counts + 1).round().astype(int))[1:]
   sweep = subject.sweep(orders=orders, counts=counts.tolist(), regions=regions)
-  attack.write_json(workdir / SWEEP, sweep, step=subject.run.step)
-  attack.write_csv(workdir / 'attack.csv', sweep)
+  sweeps.write_json(workdir / SWEEP, sweep, step=subject.run.step)
+  sweeps.write_csv(workdir / 'attack.csv', sweep)
   scenes = workdir / 'attack_scenes.png'
   if scenes.exists():  # of an earlier attack: this one may have none to draw
     scenes.unlink()
@@ -156,9 +155,7 @@ class Subject:
 
   Attributes:
     network: cut behind the last stage.
-    scenes: a sequence of dicts 'image' (h, w, 3), normalised.
-    masks: a sequence of dicts 'label' (h, w) and 'id', of the same scenes.
-    classes: the labels of the object of interest.
+    images: those that rank the channels, as the dataset has them.
     chance: what guessing gets, {metric: fraction}, where it is known.
   """
 
@@ -173,41 +170,18 @@ class Subject:
 
   @property
   def num_channels(self) -> int:
-    image = self.scenes[0]['image'][None]
+    image = next(self.batches([0]))
     return jax.eval_shape(lambda: self.features(image)).shape[-1]
 
-  def choose(self, region, *, limit, ids=None) -> list[int]:
-    if ids is not None:
-      return rank.with_ids(self.masks, ids)
+  def chosen(self, masks, classes, *, region, limit=None) -> list[int]:
+    """rank.choose with the run's settings."""
     c = self.config.neurons
-    return rank.choose(self.masks, region=region, classes=self.classes, limit=limit,
+    return rank.choose(masks, region=region, classes=classes, limit=limit,
                        least_area=c.least_area, purity=c.purity)
-
-  def batches(self, indices, size: int = 8):
-    """The images of scenes, those of one size that follow each other together."""
-    images = (self.scenes[int(i)]['image'] for i in indices)
-    for _, same in itertools.groupby(images, key=np.shape):
-      while batch := list(itertools.islice(same, size)):
-        yield np.stack(batch)
 
   def lost(self, sweep, orders) -> list[dict]:
     """Scenes before and after channels are removed, as sheet.scenes takes them: none here."""
     return []
-
-
-class Mapped(Sequence):
-  """A sequence whose items are made when they are asked for."""
-
-  def __init__(self, length, make):
-    self._length, self._make = length, make
-
-  def __len__(self):
-    return self._length
-
-  def __getitem__(self, i):
-    if not 0 <= i < self._length:
-      raise IndexError(i)
-    return self._make(i)
 
 
 class SceneSubject(Subject):
@@ -216,16 +190,25 @@ class SceneSubject(Subject):
   def __init__(self, run, data_dir):
     super().__init__(run)
     self.network = network.deeplab(run.model, self.variables)
-    c, known = self.config, run.test_set.class_names
+    c, names = self.config, run.test_set.class_names
     if not c.neurons.classes:
       raise UsageError('neurons.classes names no object of interest; give '
-                       f'--config.neurons.classes="(\'{known[-1]}\',)": {c.data.name} has '
-                       f'{", ".join(known)}')
-    self.classes = object_classes(c.neurons.classes, known, dataset=c.data.name)
-    scenes = load_scenes(c.data.name, split=c.neurons.split, data_dir=data_dir,
-                         image_size=c.data.image_size or None)
-    self.masks = scenes
-    self.scenes = Mapped(len(scenes), lambda i: {'image': self.normalised(scenes[i]['image'])})
+                       f'--config.neurons.classes="(\'{names[-1]}\',)": {c.data.name} has '
+                       f'{", ".join(names)}')
+    self.classes = object_classes(c.neurons.classes, names, dataset=c.data.name)
+    self.images = load_scenes(c.data.name, split=c.neurons.split, data_dir=data_dir,
+                              image_size=c.data.image_size or None)
+
+  def choose(self, region, *, limit, ids=None) -> list[int]:
+    return (self.chosen(self.images, self.classes, region=region, limit=limit) if ids is None else
+            rank.with_ids(self.images, ids))
+
+  def batches(self, indices, size: int = 8):
+    """The images of scenes, those of one size that follow each other together."""
+    images = (self.normalised(self.images[int(i)]['image']) for i in indices)
+    for _, same in itertools.groupby(images, key=np.shape):
+      while batch := list(itertools.islice(same, size)):
+        yield np.stack(batch)
 
   def normalised(self, images):
     return np.asarray(self.task.normalised(images), np.float32)
@@ -266,18 +249,13 @@ class CanvasSubject(Subject):
   """GAPNet or PermuteNet; the object is the image on its canvas."""
 
   def __init__(self, run, data_dir):
-    del data_dir  # the run's own images
     super().__init__(run)
     self.network = network.classifier(run.model, self.variables, seed=self.config.seed)
-    self.classes, self.images, k = [1], run.train_set.images, self.task.grid
+    self.images, k = run.train_set.images, self.task.grid
     self.locations = np.random.default_rng(self.config.seed).integers(k * k, size=len(self.images))
     self.canvases = jax.jit(self.task.canvases)
     self.metric = f'{self.task.target}_accuracy'
     self.chance = {self.metric: 1 / self.task.num_classes}
-    self.masks = Mapped(len(self.images), lambda i: {'label': self.mask(self.locations[i]),
-                                                     'id': str(i)})
-    self.scenes = Mapped(len(self.images), lambda i: {
-      'image': np.asarray(self.canvases(self.images[i][None], self.locations[i:i + 1])[0])})
 
   def mask(self, location) -> np.ndarray:
     """The object at one location: (k * s, k * s) of 0 and 1."""
@@ -287,10 +265,9 @@ class CanvasSubject(Subject):
 
   def choose(self, region, *, limit, ids=None) -> list[int]:
     if ids is not None:
-      return super().choose(region, limit=limit, ids=ids)
-    c, masks = self.config.neurons, [{'label': self.mask(p)} for p in range(self.task.grid ** 2)]
-    locations = rank.choose(masks, region=region, classes=self.classes, purity=c.purity,
-                         least_area=c.least_area)  # images at one location share a mask
+      return rank.with_ids([{'id': i} for i in range(len(self.images))], ids)
+    masks = [{'label': self.mask(location)} for location in range(self.task.num_locations)]
+    locations = self.chosen(masks, [1], region=region)  # images at one location share a mask
     return np.flatnonzero(np.isin(self.locations, locations))[:limit].tolist()
 
   def batches(self, indices, size: int = 48):

@@ -6,7 +6,7 @@ Its cells differ in one thing: permute_at, the rows of a table with a column a t
 
 import dataclasses
 
-from gapjax.report.parts import DASH, drawn, number, ours, suite
+from gapjax.report.parts import DASH, number, ours, pictured, suite
 from gapjax.report.plots import ablations as plots_ablations
 from gapjax.report.plots import base as plots
 from gapjax.report.render import Section, Table
@@ -118,12 +118,10 @@ def results(source, _):
 def _picture(field, heading, text):
   def section(source, folder):
     rows = [row for row in source.cells if row.field == field]
-    if not rows:
-      return None
-    return Section(heading, text=[text], pictures=[drawn(
-      plots_ablations.dots, [_column(row) for row in rows], folder / f'{field}.png',
-      alt=f'Accuracy for every value of {field}, a dot a seed',
-      caption='A dot is a seed, a bar their mean, a dotted line guessing.')])
+    return pictured(
+      heading, plots_ablations.dots, [_column(row) for row in rows], folder / f'{field}.png',
+      text=[text], alt=f'Accuracy for every value of {field}, a dot a seed',
+      caption='A dot is a seed, a bar their mean, a dotted line guessing.')
   return section
 
 

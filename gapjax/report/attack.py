@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from gapjax.neurons import attack
+from gapjax.neurons import sweeps
 from gapjax.report.parts import (
   DASH,
   detail_curves,
@@ -44,7 +44,7 @@ def match(record):
 
 def place(record):
   """Sort key: suite, cell, what is removed, how much."""
-  known, order = [attack.CLEAN, *pictures.LOOKS], record.get('order')
+  known, order = [sweeps.CLEAN, *pictures.LOOKS], record.get('order')
   return (suite(record), record['cell'], 'N' in record, record.get('N', 0),
           known.index(order) if order in known else len(known))
 
@@ -96,11 +96,11 @@ def _attacks(source):
   for record in _removed(source):
     by_cell.setdefault(record['cell'], []).append(record)
   for records in by_cell.values():
-    sweep = attack.from_records(records)
+    sweep = sweeps.from_records(records)
     metrics, chance = found.setdefault((subject(records[0]), sweep.counts), ({}, {}))
     metrics.update(sweep.metrics)
     chance.update({r['metric']: r['chance'] for r in records if r.get('chance') is not None})
-  return [(name, attack.Sweep(counts, dict(sorted(metrics.items(), key=_column))), chance)
+  return [(name, sweeps.Sweep(counts, dict(sorted(metrics.items(), key=_column))), chance)
           for (name, counts), (metrics, chance) in found.items()]
 
 
@@ -141,7 +141,7 @@ def table(records):
         (record.get('order'), record.get('N')), {})[record['metric']] = record
   for network, removed in found.items():
     chosen = shown(sorted({count for _, count in removed if count}))
-    whole = next(key for key in ((None, None), (attack.CLEAN, 0)) if key in removed)
+    whole = next(key for key in ((None, None), (sweeps.CLEAN, 0)) if key in removed)
     for (order, count), values in removed.items():
       if not count and (order, count) != whole:  # the network's own row says the same
         continue

@@ -1,13 +1,14 @@
 """The report's first claim (the paper's section 3): position survives global pooling."""
 
 from gapjax.report.parts import (
+  by_cell,
   detail_curves,
-  drawn,
   first,
   learned,
   number,
   ours,
   picture,
+  pictured,
   pytorch,
   several_seeds,
   suite,
@@ -72,9 +73,7 @@ def lead(source):
 
 def table(records):
   """One row a cell; the paper's number stands next to its protocol."""
-  found = {}
-  for record in records:
-    found.setdefault((suite(record), record['cell']), {})[record['metric']] = record
+  found = by_cell(records)
   torch = any(r.get('torch') is not None for r in records)
   several = len({name for name, _ in found}) > 1
   blocks, rows = [], []
@@ -132,13 +131,11 @@ def samples(source, _):
 
 def heatmaps(source, folder):
   panels = [cell for cell in source.cells if cell.per_location is not None]
-  if not panels:
-    return None
-  return Section('Where it succeeds', pictures=[drawn(
-    locations.heatmaps, panels, folder / 'locations.png',
+  return pictured(
+    'Where it succeeds', locations.heatmaps, panels, folder / 'locations.png',
     alt='Accuracy at every location of the canvas, one map a network',
     caption='Accuracy in percent of every test image at every location'
-    f'{", mean over seeds" if several_seeds(source) else ""}; beside each name the mean.')])
+    f'{", mean over seeds" if several_seeds(source) else ""}; beside each name the mean.')
 
 
 def curves(source, folder):

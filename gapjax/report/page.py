@@ -12,18 +12,13 @@ import json
 
 from gapjax import paths
 from gapjax.errors import UsageError
-from gapjax.report import ablations as report_ablations
-from gapjax.report import attack as report_attack
-from gapjax.report import canvas as report_canvas
-from gapjax.report import compared as report_compared
-from gapjax.report import runs, schema
-from gapjax.report import shifts as report_shifts
+from gapjax.report import ablations, attack, canvas, compared, runs, schema, shifts
 from gapjax.report.parts import DASH, Source, number, ours, pytorch, suite
 from gapjax.report.render import Page, Section, Table, html_page, markdown, markdown_table
 
-CLAIMS = (report_canvas, report_shifts, report_attack)
+CLAIMS = (canvas, shifts, attack)
 # What a report can tell: the paper's claims, and what it leaves open.
-PARTS = (*CLAIMS, report_ablations)
+PARTS = (*CLAIMS, ablations)
 PAPER = ('Islam, Kowal, Jia, Derpanis, Bruce: Global Pooling, More than Meets the Eye: Position '
          'Information is Encoded Channel-Wise in CNNs. ICCV 2021, arXiv 2108.07884.')
 COMPARE = 'so compare the order of the rows with the paper\'s, not the values.'
@@ -109,7 +104,7 @@ def table(records):
 
 
 def _tables(claim, records):
-  if claim in (report_attack, report_ablations):  # whose cells are not all of one kind
+  if claim in (attack, ablations):  # whose cells are not all of one kind
     return claim.tables(records)
   return [(claim.table if claim else _plain_table)(records)]
 
@@ -141,7 +136,7 @@ def _sections(parts, folder):
     opening = claim.results(source, folder)
     if several:
       opening = dataclasses.replace(opening, heading=claim.HEADING, text=claim.lead(source))
-    below = [section for make in (report_compared.section, *claim.SECTIONS)
+    below = [section for make in (compared.section, *claim.SECTIONS)
              if (section := make(source, folder))]
     sections += [opening, *(dataclasses.replace(section, level=2 + several) for section in below)]
   return sections

@@ -89,15 +89,26 @@ def drawn(draw, what, path, *, alt, caption):
   return Picture(path, alt, caption)
 
 
+def pictured(heading, draw, panels, path, *, text=(), **said):
+  """A section of one picture of panels, of which `drawn` says the rest; false without a panel."""
+  return panels and Section(heading, text=text, pictures=[drawn(draw, panels, path, **said)])
+
+
+def by_cell(records):
+  """{(suite, cell): {metric: record}}."""
+  found = {}
+  for record in records:
+    found.setdefault((suite(record), record['cell']), {})[record['metric']] = record
+  return found
+
+
 def learned(source, path, *, remark=''):
   """The section of learning curves, drawn to `path`; `remark` ends its caption. None without."""
   panels = [cell for cell in source.cells if any(len(getattr(cell, name)) for name in CURVES)]
-  if not panels:
-    return None
   said = ('Training loss, evaluation accuracy and consistency'
           if any(len(cell.eval_consistency) for cell in panels)
           else 'Training loss and evaluation accuracy')
-  return Section('How it learned', pictures=[drawn(
-    learning.curves, panels, path, alt=f'{said} against the training step',
+  return pictured(
+    'How it learned', learning.curves, panels, path, alt=f'{said} against the training step',
     caption=f'{said}{" of the first seed" if several_seeds(source) else ""}; the dotted line is '
-    f'guessing.{remark}')])
+    f'guessing.{remark}')

@@ -2,13 +2,14 @@
 
 from gapjax.report.parts import (
   DASH,
+  by_cell,
   detail_curves,
-  drawn,
   first,
   learned,
   number,
   ours,
   picture,
+  pictured,
   pytorch,
   several_seeds,
   suite,
@@ -53,18 +54,10 @@ def _panel(record, **more):
     settings={key: record[key] for key in SETTINGS if key in record})
 
 
-def _by_cell(records):
-  """{(suite, cell): {metric: record}}."""
-  found = {}
-  for record in records:
-    found.setdefault((suite(record), record['cell']), {})[record['metric']] = record
-  return found
-
-
 def cells(source):
   """What the pictures need."""
   found = []
-  for metrics in _by_cell(source.records).values():
+  for metrics in by_cell(source.records).values():
     detail, record = first(metrics.values(), 'detail') or {}, next(iter(metrics.values()))
     accuracy, consistency = (metrics.get(name, {}).get('mean')
                              for name in ('image_accuracy', 'consistency'))
@@ -134,7 +127,7 @@ def _protocols(source):
 
 def table(records):
   """One row a network and dataset; heads of consistencies, or a column, name the protocol."""
-  found = _by_cell(records)
+  found = by_cell(records)
   several = len({group for group, _ in found}) > 1
   torch, paper = (any(r.get(who) is not None for r in records) for who in ('torch', 'paper'))
   protocols = {metric: list(dict.fromkeys(
@@ -209,24 +202,20 @@ def samples(source, _):
 
 def consistency(source, folder):
   panels = [cell for cell in source.cells if any(map(len, cell.protocols.values()))]
-  if not panels:
-    return None
-  return Section('How far the image moves', pictures=[drawn(
-    plots_shifts.consistency_curves, panels, folder / 'consistency.png',
+  return pictured(
+    'How far the image moves', plots_shifts.consistency_curves, panels, folder / 'consistency.png',
     alt='Consistency against the size of the shift, one panel a protocol',
     caption='How often the top-1 class is the same for two random shifts of up to s pixels'
-    f'{_counted(source)}. The vertical axis does not begin at zero.')])
+    f'{_counted(source)}. The vertical axis does not begin at zero.')
 
 
 def maps(source, folder):
   panels = [cell for cell in source.cells if cell.accuracy_map is not None]
-  if not panels:
-    return None
-  return Section('Where accuracy is lost', pictures=[drawn(
-    plots_shifts.accuracy_maps, panels, folder / 'accuracy_maps.png',
+  return pictured(
+    'Where accuracy is lost', plots_shifts.accuracy_maps, panels, folder / 'accuracy_maps.png',
     alt='Accuracy for every shift of the image, one map a network',
     caption='Top-1 accuracy when every test image is moved by the same dx and dy, zero filled'
-    f'{_counted(source)}. The colours span the values of a dataset, not 0 to 100%.')])
+    f'{_counted(source)}. The colours span the values of a dataset, not 0 to 100%.')
 
 
 def _counted(source):
@@ -239,16 +228,14 @@ def _counted(source):
 
 
 def sweep(source, folder):
-  panels = [cell for cell in source.cells
-            if cell.accuracy is not None and cell.consistency is not None]
-  if not panels or not _is_sweep(source):
-    return None
-  return Section('Weight and shift', pictures=[drawn(
-    plots_shifts.sweep, panels, folder / 'sweep.png',
+  panels = [cell for cell in source.cells if _is_sweep(source)
+            and cell.accuracy is not None and cell.consistency is not None]
+  return pictured(
+    'Weight and shift', plots_shifts.sweep, panels, folder / 'sweep.png',
     alt='Consistency against accuracy, one point a setting of AugShift',
     caption='One point a setting: the number above it and its colour are the weight, its marker '
     'the largest shift in training. Crosses: networks without the pairwise loss. Neither axis '
-    'begins at zero.')])
+    'begins at zero.')
 
 
 def curves(source, folder):

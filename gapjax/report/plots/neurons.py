@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from gapjax.errors import UsageError
-from gapjax.neurons.attack import Sweep
+from gapjax.neurons.sweeps import Sweep
 from gapjax.report.plots import base as plots
 
 # An order's colour and its dashes; the baseline is grey. Others take what is left.
@@ -44,7 +44,7 @@ def curves(sweep: Sweep, path, *, chance: Mapping[str, float] | None = None):
   y axis begins at 0 and is the same for all panels.
 
   Args:
-    sweep: an `attack.Sweep`.
+    sweep: an `sweeps.Sweep`.
     path: where the PNG goes.
     chance: what guessing gets, {metric: fraction}: a dotted line.
 
