@@ -9,10 +9,11 @@ import runpy
 from typing import Any, NamedTuple
 
 from absl import flags
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict, config_flags
 
 from gapjax.errors import UsageError, check_choice, nearest
-from gapjax.models import BACKBONES, DEEPLABS, DTYPES, MODELS, OUTPUT_STRIDES, VGGS
+from gapjax.models import BACKBONES, DEEPLABS, DTYPES, MODELS, OUTPUT_STRIDES, stages
 from gapjax.models.downsample import DOWNSAMPLINGS
 from gapjax.models.heads import HEADS, PERMUTATIONS
 from gapjax.models.layers import PAD_MODES, PADDINGS
@@ -161,7 +162,14 @@ FIELDS = {
 
 def default() -> ConfigDict:
   """The config with the default of every field."""
-  return _nested({name: field.default for name, field in FIELDS.items()})
+  return ConfigDict(unflatten_dict({name: field.default for name, field in FIELDS.items()}, sep='.'))
+
+
+def replaced(c: ConfigDict, **fields) -> ConfigDict:
+  """A copy of a config with other fields: replaced(c, batch_size=8, model=dict(width=16))."""
+  c = ConfigDict(c.to_dict())
+  c.update(fields)
+  return c
 
 
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:
@@ -241,8 +249,8 @@ def with_fields(c: ConfigDict, argv: list[str], *, of: str = '') -> ConfigDict:
   Raises UsageError on any other flag, a field that is unknown or not one of those, or a value that
   cannot be.
   """
-  c = ConfigDict(c.to_dict())
-  fields = [name for name in _flatten(c.to_dict()) if name.startswith(of)]
+  c = replaced(c)
+  fields = [name for name in flatten_dict(c.to_dict(), sep='.') if name.startswith(of)]
   for name in named_fields(argv):
     if name not in fields:
       raise UsageError(f'config field `{name}` cannot be set for a run that is trained; these can: '
@@ -286,8 +294,8 @@ def from_json(there: dict) -> ConfigDict:
   unread = NOT_READ.get(fields.get('task'), ())
   rest = {name: field.default for name, field in FIELDS.items()
           if field.decides not in EVALUATION or name.startswith(unread)}
-  c = _nested({name: tuple(value) if isinstance(value, list) else value
-               for name, value in {**rest, **fields}.items()})
+  c = ConfigDict(unflatten_dict({name: tuple(value) if isinstance(value, list) else value
+                                 for name, value in {**rest, **fields}.items()}, sep='.'))
   validate(c)
   return c
 
@@ -313,25 +321,7 @@ def difference(ours: ConfigDict, theirs: dict, *, deciding: tuple[str, ...] = RE
 def _known(tree):
   """The fields of a config from disk, by their full names, with those that were added since."""
   added = {name: field.absent for name, field in FIELDS.items() if field.absent is not None}
-  return {**added, **_flatten(tree)}
-
-
-def _flatten(tree, prefix=''):
-  """{'model': {'width': 64}} -> {'model.width': 64}."""
-  flat = {}
-  for name, value in tree.items():
-    flat.update(_flatten(value, f'{prefix}{name}.') if isinstance(value, dict) else
-                {f'{prefix}{name}': value})
-  return flat
-
-
-def _nested(flat):
-  """{'model.width': 64} -> a ConfigDict with model.width = 64."""
-  tree = {}
-  for name, value in flat.items():
-    section, _, last = name.rpartition('.')
-    (tree.setdefault(section, {}) if section else tree)[last] = value
-  return ConfigDict(tree)
+  return {**added, **flatten_dict(tree, sep='.')}
 
 
 # ---- What can be ---------------------------------------------------------------------------------
@@ -339,7 +329,7 @@ def _nested(flat):
 
 def validate(c: ConfigDict) -> None:
   """Raises UsageError with one line on the first field that cannot be."""
-  fields = _flatten(c.to_dict())
+  fields = flatten_dict(c.to_dict(), sep='.')
   for name in sorted(set(fields) - set(FIELDS)):
     raise UsageError(f'unknown config field `{name}`{nearest(name, FIELDS)}')
   for name in sorted(set(FIELDS) - set(fields)):
@@ -405,7 +395,3 @@ def _conflicts(c, m, scenes):
      f'segmentation.crop must be whole pixels, not {crop}'),
     (scale[0] > scale[1], f'segmentation.scale must be (least, largest), not {scale}'))
 
-
-def stages(model_name: str) -> tuple[str, ...]:
-  """The names of a network's stages, in order."""
-  return tuple(f'stage{s}' for s in range(1, 6 if model_name in VGGS else 5))

@@ -5,7 +5,7 @@
 
 from ml_collections import ConfigDict
 
-from gapjax import config as configs
+from gapjax.config import default, replaced
 
 # ---- A canvas (section 3, table 1) ---------------------------------------------------------------
 
@@ -19,23 +19,16 @@ NETWORKS = {
 
 def on_canvas(network: str, base: ConfigDict, *, target: str, grid: int) -> ConfigDict:
   """A network (a key of NETWORKS), target and grid over a base config."""
-  c = ConfigDict(base.to_dict())
-  c.model.update(NETWORKS[network])
-  c.canvas.update(grid=grid, target=target)
-  return c
+  return replaced(base, model=NETWORKS[network], canvas=dict(grid=grid, target=target))
 
 
 def digits() -> ConfigDict:
   """The quickstart's recipe: scikit-learn's digits, a narrow ResNet-10, seconds an epoch."""
-  c = configs.default()
-  c.num_epochs = 20
-  c.data.update(name='digits', image_size=16, flip=False)
-  c.model.update(name='resnet10', width=16)
-  c.optimizer.lr = 2e-3
-  c.schedule.update(name='cosine', warmup_epochs=1.0)
-  c.eval.update(batch_size=200, every_epochs=4)
-  c.checkpoint.update(every_epochs=10.0)
-  return c
+  return replaced(
+    default(), num_epochs=20, data=dict(name='digits', image_size=16, flip=False),
+    model=dict(name='resnet10', width=16), optimizer=dict(lr=2e-3),
+    schedule=dict(name='cosine', warmup_epochs=1.0), eval=dict(batch_size=200, every_epochs=4),
+    checkpoint=dict(every_epochs=10.0))
 
 
 # ---- Accuracy and shift consistency (section 4, table 2) -----------------------------------------
@@ -62,10 +55,8 @@ def shifted(network: str, base: ConfigDict, **pair) -> ConfigDict:
   With two crops the loss is the sum of two cross entropies. So that a step of SGD is what the
   baseline's would be on both crops' mean, the rate is half of the base's and the decay twice.
   """
-  c = ConfigDict(base.to_dict())
   model, augshift = SHIFT_NETWORKS[network]
-  c.model.update(model)
-  c.augshift.update({**augshift, **pair})
+  c = replaced(base, model=model, augshift={**augshift, **pair})
   if c.augshift.crops == 2 and c.optimizer.name == 'sgd':
     c.optimizer.lr /= 2
     c.optimizer.weight_decay *= 2
@@ -74,17 +65,13 @@ def shifted(network: str, base: ConfigDict, **pair) -> ConfigDict:
 
 def cifar(dataset: str) -> ConfigDict:
   """ResNet-18's standard recipe on CIFAR-10 or CIFAR-100: SGD, cosine, random shifts and flips."""
-  c = configs.default()
-  c.task = 'classification'
-  c.data.name = dataset
-  c.num_epochs = 60
-  c.batch_size = 128
-  c.model.update(stem='cifar', head='linear')
-  c.optimizer.update(name='sgd', lr=0.1, weight_decay=5e-4)
-  c.schedule.update(name='cosine', warmup_epochs=2.0)
-  c.eval.update(batch_size=500, every_epochs=5, shift_images=500, map_step=2)
-  c.checkpoint.every_epochs = 5.0
-  return c
+  return replaced(
+    default(), task='classification', num_epochs=60, batch_size=128, data=dict(name=dataset),
+    model=dict(stem='cifar', head='linear'),
+    optimizer=dict(name='sgd', lr=0.1, weight_decay=5e-4),
+    schedule=dict(name='cosine', warmup_epochs=2.0),
+    eval=dict(batch_size=500, every_epochs=5, shift_images=500, map_step=2),
+    checkpoint=dict(every_epochs=5.0))
 
 
 def narrow_cifar(dataset: str) -> ConfigDict:
@@ -93,15 +80,11 @@ def narrow_cifar(dataset: str) -> ConfigDict:
   Large batches and a triangular rate (up over a fifth of the training, then down to 0), as those
   who train CIFAR-10 in few epochs have it.
   """
-  c = cifar(dataset)
-  c.num_epochs = 15
-  c.batch_size = 250
-  c.model.width = 16
-  c.optimizer.update(lr=0.2, nesterov=True)
-  c.schedule.update(name='poly', power=1.0, warmup_epochs=3.0)
-  c.eval.every_epochs = 3
-  c.checkpoint.every_epochs = 1.0
-  return c
+  return replaced(
+    cifar(dataset), num_epochs=15, batch_size=250, model=dict(width=16),
+    optimizer=dict(lr=0.2, nesterov=True),
+    schedule=dict(name='poly', power=1.0, warmup_epochs=3.0), eval=dict(every_epochs=3),
+    checkpoint=dict(every_epochs=1.0))
 
 
 def small_cifar(dataset: str) -> ConfigDict:
@@ -110,27 +93,19 @@ def small_cifar(dataset: str) -> ConfigDict:
   Adam, because in so few steps it gets further than SGD: after 3 epochs the baseline had 54.6%
   against 50.6% (batch 64) and 49.9% (batch 32) right.
   """
-  c = cifar(dataset)
-  c.num_epochs = 5
-  c.batch_size = 32
-  c.data.train_images = 10_000
-  c.model.width = 12
-  c.optimizer.update(name='adam', lr=2e-3, b1=0.9, weight_decay=0.0)
-  c.schedule.warmup_epochs = 0.5
-  c.eval.update(batch_size=250, images=4_000, every_epochs=3, shift_images=400, map_step=2)
-  c.checkpoint.every_epochs = 2.5
-  return c
+  return replaced(
+    cifar(dataset), num_epochs=5, batch_size=32, data=dict(train_images=10_000),
+    model=dict(width=12), optimizer=dict(name='adam', lr=2e-3, b1=0.9, weight_decay=0.0),
+    schedule=dict(warmup_epochs=0.5),
+    eval=dict(batch_size=250, images=4_000, every_epochs=3, shift_images=400, map_step=2),
+    checkpoint=dict(every_epochs=2.5))
 
 
 def digits_moved() -> ConfigDict:
   """The quickstart's recipe for shift consistency: digits moved by up to a quarter."""
-  c = digits()
-  c.task = 'classification'
-  c.num_epochs = 12
-  c.model.head = 'linear'
-  c.eval.update(every_epochs=6, map_step=2, shift_images=200)
-  c.checkpoint.every_epochs = 6.0
-  return c
+  return replaced(
+    digits(), task='classification', num_epochs=12, model=dict(head='linear'),
+    eval=dict(every_epochs=6, map_step=2, shift_images=200), checkpoint=dict(every_epochs=6.0))
 
 
 # ---- Segmentation, to be attacked (section 5) ----------------------------------------------------
@@ -138,48 +113,35 @@ def digits_moved() -> ConfigDict:
 
 def deeplab(dataset: str) -> ConfigDict:
   """DeepLabv3-ResNet-50 as the authors train it: SGD, the backbone at a tenth of the rate, poly."""
-  c = configs.default()
-  c.task = 'segmentation'
-  c.data.update(name=dataset, eval_split='val')
-  c.batch_size = 16
-  c.model.update(name='deeplabv3', stem='imagenet')
-  c.optimizer.update(name='sgd', lr=0.1, weight_decay=1e-4, backbone_factor=0.1)
-  c.schedule.name = 'poly'
-  c.eval.update(batch_size=4, every_epochs=5)
-  c.checkpoint.every_epochs = 5.0
-  return c
+  return replaced(
+    default(), task='segmentation', batch_size=16, data=dict(name=dataset, eval_split='val'),
+    model=dict(name='deeplabv3', stem='imagenet'),
+    optimizer=dict(name='sgd', lr=0.1, weight_decay=1e-4, backbone_factor=0.1),
+    schedule=dict(name='poly'), eval=dict(batch_size=4, every_epochs=5),
+    checkpoint=dict(every_epochs=5.0))
 
 
 def camvid(scale: str = 'full') -> ConfigDict:
   """CamVid from scratch: 367 street scenes of 480x360. Small: at half the size and width, with
   ResNet-18 and Adam, which gets further in so few steps."""
-  c = deeplab('camvid')
-  c.data.eval_split = 'test'
-  c.num_epochs, c.batch_size = 200, 8
-  c.segmentation.update(crop=(352, 480), scale=(0.75, 1.5))
-  c.model.backbone_momentum = 0.1  # the statistics start from nothing, too
-  c.optimizer.update(lr=0.02, backbone_factor=1.0)
-  c.eval.every_epochs, c.checkpoint.every_epochs = 20, 20.0
-  c.neurons.classes = ('pedestrian', 'car', 'bicyclist')
-  if scale == 'small':
-    c.num_epochs = 60
-    c.data.image_size = 180
-    c.segmentation.crop = (176, 240)
-    c.model.update(backbone='resnet18', width=32)
-    c.optimizer.update(name='adam', lr=2e-3, b1=0.9)
-  return c
+  full = replaced(
+    deeplab('camvid'), num_epochs=200, batch_size=8, data=dict(eval_split='test'),
+    segmentation=dict(crop=(352, 480), scale=(0.75, 1.5)),
+    model=dict(backbone_momentum=0.1),  # the statistics start from nothing, too
+    optimizer=dict(lr=0.02, backbone_factor=1.0), eval=dict(every_epochs=20),
+    checkpoint=dict(every_epochs=20.0), neurons=dict(classes=('pedestrian', 'car', 'bicyclist')))
+  return full if scale != 'small' else replaced(
+    full, num_epochs=60, data=dict(image_size=180), segmentation=dict(crop=(176, 240)),
+    model=dict(backbone='resnet18', width=32), optimizer=dict(name='adam', lr=2e-3, b1=0.9))
 
 
 def digit_scenes() -> ConfigDict:
   """The quickstart's recipe for segmentation: digits scattered over a scene."""
-  c = deeplab('digit_scenes')
-  c.data.eval_split = 'test'
-  c.num_epochs, c.batch_size = 10, 8
-  c.segmentation.update(crop=(64, 96), scale=(0.9, 1.1), flip=False)
-  c.model.update(backbone='resnet10', width=16, stem='canvas', output_stride=8,
-                 backbone_momentum=0.1)
-  c.optimizer.update(name='adam', lr=3e-3, b1=0.9, weight_decay=0.0, backbone_factor=1.0)
-  c.eval.update(batch_size=20, every_epochs=5)
-  c.checkpoint.every_epochs = 5.0
-  c.neurons.update(classes=tuple(map(str, range(10))), purity=0.75, counts=8)
-  return c
+  return replaced(
+    deeplab('digit_scenes'), num_epochs=10, batch_size=8, data=dict(eval_split='test'),
+    segmentation=dict(crop=(64, 96), scale=(0.9, 1.1), flip=False),
+    model=dict(backbone='resnet10', width=16, stem='canvas', output_stride=8,
+               backbone_momentum=0.1),
+    optimizer=dict(name='adam', lr=3e-3, b1=0.9, weight_decay=0.0, backbone_factor=1.0),
+    eval=dict(batch_size=20, every_epochs=5), checkpoint=dict(every_epochs=5.0),
+    neurons=dict(classes=tuple(map(str, range(10))), purity=0.75, counts=8))

@@ -132,7 +132,7 @@ def test_permutation_before_a_stage_changes_what_follows_only(name, place):
                      for where in ('pooled', place))
   variables, x = init(plain)
   (_, before), (_, after) = (apply(model, variables, x) for model in (plain, permuted))
-  stages = configs.stages(name)
+  stages = models.stages(name)
   assert {stage: np.allclose(before[stage], after[stage], atol=1e-6) for stage in stages} == {
     stage: stage < place for stage in stages}
 

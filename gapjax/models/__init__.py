@@ -14,6 +14,11 @@ MODELS = (*RESNETS, *VGGS, *DEEPLABS)
 OUTPUT_STRIDES, BACKBONES = tuple(RATES), (*RESNETS, *MOBILENETS)
 
 
+def stages(name: str) -> tuple[str, ...]:
+  """The names of a network's stages, in order."""
+  return tuple(f'stage{s}' for s in range(1, 6 if name in VGGS else 5))
+
+
 def create_network(model_config, *, num_classes: int, axis_name: str | None = None,
            device_axis: str | None = None, platform: str | None = None) -> nn.Module:
   """Builds the network of a `config.model` (fields: gapjax/config.py).

@@ -90,8 +90,9 @@ def drawn(draw, what, path, *, alt, caption):
 
 
 def pictured(heading, draw, panels, path, *, text=(), **said):
-  """A section of one picture of panels, of which `drawn` says the rest; false without a panel."""
-  return panels and Section(heading, text=text, pictures=[drawn(draw, panels, path, **said)])
+  """A section of one picture of panels, of which `drawn` says the rest; None without a panel."""
+  return Section(heading, text=text, pictures=[
+    drawn(draw, panels, path, **said)]) if panels else None
 
 
 def by_cell(records):
