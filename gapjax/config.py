@@ -162,7 +162,8 @@ FIELDS = {
 
 def default() -> ConfigDict:
   """The config with the default of every field."""
-  return ConfigDict(unflatten_dict({name: field.default for name, field in FIELDS.items()}, sep='.'))
+  return ConfigDict(unflatten_dict({name: field.default for name, field in FIELDS.items()},
+                                   sep='.'))
 
 
 def replaced(c: ConfigDict, **fields) -> ConfigDict:

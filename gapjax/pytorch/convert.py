@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from gapjax import config as configs
 from gapjax import data, models
 from gapjax.errors import UsageError
 from gapjax.tasks import TASKS
@@ -128,8 +129,7 @@ def initial_state(config: ConfigDict, num_classes: int) -> TrainState:
   Needs no images: parameters depend neither on their size nor on what a small map would be
   refused for, the padding and the downsampling.
   """
-  model = ConfigDict(config.model.to_dict())
-  model.update(padding='zero', downsample='stride')
+  model = configs.replaced(config.model, padding='zero', downsample='stride')
   build.image_dtype(config)
   network = models.create_network(model, num_classes=num_classes)
   rule = optimizer.create_optimizer(config, optimizer.create_schedule(config, steps_per_epoch=1,

@@ -56,8 +56,8 @@ class Case:
 
 def case(name: str, changes: dict, *, size=(8, 24, 24)) -> Case:
   """A case by the changes that make it from a narrow GAPNet, fields by their full names."""
-  c = configs.default()
-  c.update_from_flattened_dict({'model.name': 'resnet10', 'model.width': 4, **changes})
+  c = configs.replaced(configs.default(), model=dict(name='resnet10', width=4))
+  c.update_from_flattened_dict(changes)
   configs.validate(c)
   return of_config(name, c, size=size)
 
@@ -69,9 +69,8 @@ def of_config(name: str, config: ConfigDict, *, size: tuple[int, int, int] | Non
   num_classes: the dataset's. Dropout is off, since its masks are no part of what can be compared,
   and so is the clipping of gradients, in which PyTorch divides by the norm + 1e-6.
   """
-  config = ConfigDict(config.to_dict())
-  config.model.dropout = config.optimizer.clip_norm = 0.0
-  config.augshift.warm_up = 0.0
+  config = configs.replaced(config, model=dict(dropout=0.0), optimizer=dict(clip_norm=0.0),
+                            augshift=dict(warm_up=0.0))
   if config.task == 'canvas' and config.canvas.target == 'location':
     num_classes = config.canvas.grid ** 2
   if size is None:
@@ -162,8 +161,7 @@ def with_given_batches(task):
 
 def network_and_task(case: Case, dtype: str):
   """The network and the task of a case in a dtype."""
-  config = ConfigDict(case.config.to_dict())
-  config.model.dtype = dtype
+  config = configs.replaced(case.config, model=dict(dtype=dtype))
   _, h, w = case.size
   side = h // config.canvas.grid if config.task == 'canvas' else h
   image = np.zeros((1, side, side if config.task == 'canvas' else w, 3), np.uint8)
@@ -219,8 +217,7 @@ class Candidate:
 
   def train(self, rule: str) -> dict[str, np.ndarray]:
     """All parameters after STEPS steps of a key of OPTIMIZERS."""
-    config = ConfigDict(self.case.config.to_dict())
-    config.optimizer.update(OPTIMIZERS[rule])
+    config = configs.replaced(self.case.config, optimizer=OPTIMIZERS[rule])
     tx = optimizer.create_optimizer(config, optax.constant_schedule(config.optimizer.lr))
     update = jax.jit(tx.update)
     params, batch_stats = self.variables['params'], self.variables['batch_stats']

@@ -5,9 +5,9 @@ import logging
 import jax
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 
 from gapjax import paths
+from gapjax.config import replaced
 from gapjax.errors import CheckFailed
 from gapjax.pytorch import parity, recipe, twin
 from gapjax.report.render import markdown_table
@@ -61,9 +61,9 @@ class Reference:
                      if not name.endswith('num_batches_tracked')}}
 
   def train(self, rule: str) -> dict[str, np.ndarray]:
-    network, config = self.network(), ConfigDict(self.case.config.to_dict())
-    config.optimizer.update(parity.OPTIMIZERS[rule])
-    optimizer = recipe.create_optimizer(network, config)
+    network = self.network()
+    optimizer = recipe.create_optimizer(network, replaced(self.case.config,
+                                                          optimizer=parity.OPTIMIZERS[rule]))
     for number in range(parity.STEPS):
       self.backward(network, number)
       optimizer.step()

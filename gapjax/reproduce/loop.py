@@ -4,9 +4,8 @@ import datetime
 import logging
 import time
 
-from ml_collections import ConfigDict
-
 from gapjax import paths
+from gapjax.config import replaced
 from gapjax.errors import UsageError, check_choice
 from gapjax.neurons.run import attack_run
 from gapjax.report import page as report
@@ -96,8 +95,7 @@ def _train(left, records, *, suite, scale, workdir, data_dir, command, train_twi
   previous = paths.read_json(workdir / 'run.json') if (workdir / 'run.json').exists() else {}
   for number, (seed, cell, parts) in enumerate(left, 1):
     log.warning('%s seed %d (%d of %d)', cell.name, seed, number, len(left))
-    config = ConfigDict(cell.config.to_dict())
-    config.seed = seed
+    config = replaced(cell.config, seed=seed)
     folder = workdir / 'cells' / cell.name / f'seed{seed}'
     if parts & {'trained', 'attacked'}:
       summary = train(config, workdir=folder, data_dir=data_dir, progress=progress)

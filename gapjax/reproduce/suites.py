@@ -139,13 +139,11 @@ def table1(scale: str) -> list[Cell]:
   not the paper's numbers. Scale 'narrow' is the paper's recipe, images and steps at width 16;
   GAPNet finds every location after one epoch, and has two.
   """
-  base = configs.default()
-  if scale != 'full':
-    base.model.width = 16
-  if scale == 'small':
-    base.data.update(image_size=16, train_images=10_000)
-    base.schedule.name = 'cosine'
-    base.eval.images = 500
+  narrow = {} if scale == 'full' else dict(model=dict(width=16))
+  small = {} if scale != 'small' else dict(
+    data=dict(image_size=16, train_images=10_000), schedule=dict(name='cosine'),
+    eval=dict(images=500))
+  base = configs.replaced(configs.default(), **narrow, **small)
   cells = [canvas_cell(network, target, grid, base)
            for grid in GRIDS for target in configs.TARGETS for network in ('gapnet', 'permutenet')]
   for cell in cells:
@@ -195,9 +193,8 @@ def augshift_sweep(scale: str) -> list[Cell]:
   accuracy, the most consistent), so it is measured on training images that were left out, never on
   test images; headline metrics only.
   """
-  base = CIFAR[scale]('cifar10')
-  base.data.held_out = 4_000 if scale == 'small' else 5_000
-  base.eval.update(images=0, max_shift=0)
+  base = configs.replaced(CIFAR[scale]('cifar10'), eval=dict(images=0, max_shift=0),
+                          data=dict(held_out=4_000 if scale == 'small' else 5_000))
   settings = [(3.0, 4, 0.0), (1.0, 4, 0.0), (1.0, 8, 0.0), (3.0, 8, 0.0), (10.0, 4, 0.0),
               (5.0, 4, 0.0), (10.0, 4, 0.5), (0.0, 4, 0.0)]
   return [shift_cell('resnet18', base), *(
@@ -231,17 +228,14 @@ def quickstart(scale: str) -> list[Cell]:
   canvas, moved, scenes = recipes.digits(), recipes.digits_moved(), recipes.digit_scenes()
   shifted = ['resnet18', 'blurpool', 'two_crops', 'augshift']
   if scale == 'tiny':  # for continuous integration: shows that it runs, not what it finds
-    for base in (canvas, moved):
-      base.num_epochs = 2
-      base.data.image_size = 8
-      base.model.width = 8
-      base.eval.update(images=100, every_epochs=1)
-    moved.eval.update(max_shift=4, shift_images=20)
-    scenes.num_epochs = 1
-    scenes.data.train_images, scenes.model.width = 40, 4
-    scenes.eval.images = scenes.neurons.images = 20
-    for base in (canvas, scenes):
-      base.neurons.update(counts=3, random_orders=2)
+    few, digits = dict(counts=3, random_orders=2), dict(
+      num_epochs=2, data=dict(image_size=8), model=dict(width=8))
+    canvas = configs.replaced(canvas, **digits, eval=dict(images=100, every_epochs=1), neurons=few)
+    moved = configs.replaced(moved, **digits, eval=dict(images=100, every_epochs=1, max_shift=4,
+                                                        shift_images=20))
+    scenes = configs.replaced(scenes, num_epochs=1, data=dict(train_images=40),
+                              model=dict(width=4), eval=dict(images=20),
+                              neurons=dict(few, images=20))
     shifted = ['resnet18', 'augshift']
   cells = [('gapnet', 'location'), ('permutenet', 'location'), ('permutenet_fixed', 'location'),
            ('gapnet', 'image'), ('permutenet', 'image')]
@@ -275,8 +269,7 @@ def ablations(scale: str) -> list[Cell]:
 
   def cell(target, model, **identity):
     config = recipes.on_canvas('gapnet', base, target=target, grid=3)
-    config.model.update(model)
-    return Cell(config, identity)
+    return Cell(configs.replaced(config, model=model), identity)
 
   longer, wider = ([cell(target, PERMUTED['pooled'], permute_at=f'pooled_{what}')
                     for target in configs.TARGETS] for what in ('5x', 'wide'))

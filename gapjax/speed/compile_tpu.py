@@ -123,8 +123,7 @@ class Step(inputs.Program):
   def __init__(self, config, devices, data_dir):
     super().__init__(config, devices, data_dir)
     self.seconds = 0.0
-    single = self.config.copy_and_resolve_references()
-    single.update(batch_size=1, steps_per_call=1)
+    single = configs.replaced(self.config, batch_size=1, steps_per_call=1)
     feed = build.create_feed(single, self.task, self.train_set,
                              Plan.of(single, num_images=len(self.train_set)))
     self.example, self.constant = jax.eval_shape(  # (1, 1, ...), and what no batch changes

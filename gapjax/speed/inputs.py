@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from gapjax.config import replaced
 from gapjax.data import CLASSES, ImageDataset, prepared
 from gapjax.speed import flops
 from gapjax.training import build, steps, workdirs
@@ -59,9 +60,7 @@ def training_set(config, data_dir):
   """
   name = config.data.name
   if name not in STAND_INS or prepared.newest(prepared.data_root(data_dir) / name) != (None, ''):
-    config = config.copy_and_resolve_references()
-    config.eval.images = 1  # nothing is evaluated
-    train_set, _, task = build.load_data(config, data_dir=data_dir)
+    train_set, _, task = build.load_data(replaced(config, eval=dict(images=1)), data_dir=data_dir)
     return train_set, task, name
   train_set = _random(config)
   return train_set, build.create_task(config, train_set), (
