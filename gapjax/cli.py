@@ -224,13 +224,10 @@ def reproduce(arguments, changes):
   if arguments.with_torch and arguments.suite not in WITH_TORCH:
     raise UsageError(f'--with_torch: the tables of {arguments.suite} have no column for PyTorch; '
                      f'those of {", ".join(WITH_TORCH)} do')
-  command = (f'gapjax reproduce {arguments.suite} --scale={arguments.scale} '
-             f'--seeds={arguments.seeds}')
-  if arguments.cells:
-    command += f' --cells={shlex.quote(arguments.cells)}'
-  if arguments.with_torch:
-    command += ' --with_torch'
-  command = ' '.join([command, *map(shlex.quote, changes)])
+  command = ' '.join([
+    'gapjax reproduce', arguments.suite, f'--scale={arguments.scale}', f'--seeds={arguments.seeds}',
+    *([f'--cells={shlex.quote(arguments.cells)}'] if arguments.cells else []),
+    *(['--with_torch'] if arguments.with_torch else []), *map(shlex.quote, changes)])
   run_suite(arguments.suite, arguments, seeds=arguments.seeds, command=command,
             only=arguments.cells, with_torch=arguments.with_torch, changes=changes)
 

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from gapjax import config as configs
-from gapjax.errors import UsageError, check_choice
+from gapjax.errors import UsageError
 from gapjax.pytorch import recipe, twin
 from gapjax.speed import inputs
-from gapjax.speed.bench import MODES, peak_rss
+from gapjax.speed.bench import peak_rss
 from gapjax.training import build, workdirs
 from gapjax.training.plan import Plan
 from gapjax.training.system import keep_freed_memory, usable_cores
@@ -34,7 +34,6 @@ class TimedTwin:
   """The twin in training; `run` takes steps. `ready`: what the parent is told of it."""
 
   def __init__(self, config, mode, data_dir):
-    check_choice(mode, MODES, what='mode')
     cuda = torch.cuda.is_available()
     self.config, self.mode, self.device = config, mode, torch.device('cuda' if cuda else 'cpu')
     torch.set_num_threads(usable_cores())

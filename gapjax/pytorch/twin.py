@@ -73,9 +73,16 @@ def pad(x, border, mode):
   return x[:, :, rows][..., columns]
 
 
-def halve(x, component=None, *, downsample, blur_size, padding):
+def dense(stride, how):
+  """The stride that is left to what strides: 1 where a map is halved otherwise."""
+  return stride if how['downsample'] == 'stride' else 1
+
+
+def halved(x, stride, component=None, *, downsample, blur_size, padding):
   """(b, c, h, w) -> (b, c, h / 2, w / 2) by a blur, or its strongest polyphase component, and that
-  component (b,)."""
+  component (b,); x itself where the stride is 1, or was taken."""
+  if stride == 1 or downsample == 'stride':
+    return x, None
   taps = torch.tensor(tables.BINOMIAL[blur_size], dtype=x.dtype, device=x.device)
   taps = taps / taps.sum()
   window = torch.outer(taps, taps).expand(x.shape[1], 1, blur_size, blur_size)
@@ -99,7 +106,6 @@ class Block(nn.Module):
 
   def __init__(self, channels, width, stride, bottleneck, how, dilation, momentum, shortcut):
     super().__init__()
-    self.dense, self.stride = how['downsample'] != 'stride', stride
     self.how, self.projection = how, None
     out = width * (4 if bottleneck else 1)
     path = [(width, 1, 1), (width, 3, stride), (out, 1, 1)] if bottleneck else [
@@ -108,14 +114,14 @@ class Block(nn.Module):
     before = channels
     for i, (features, kernel, step) in enumerate(path, 1):
       setattr(self, f'conv{i}', Conv(
-        before, features, kernel, 1 if self.dense else step, padding=how['padding'],
+        before, features, kernel, dense(step, how), padding=how['padding'],
         dilation=dilation if kernel > 1 else 1))
       setattr(self, f'bn{i}', nn.BatchNorm2d(features, momentum=momentum))
       before = features
     if stride != 1 or channels != out:
       self.projection = shortcut
       setattr(self, shortcut, nn.Sequential(
-        Conv(channels, out, 1, 1 if self.dense else stride),
+        Conv(channels, out, 1, dense(stride, how)),
         nn.BatchNorm2d(out, momentum=momentum)))
 
   def forward(self, x):
@@ -124,9 +130,8 @@ class Block(nn.Module):
       y = getattr(self, f'bn{i}')(getattr(self, f'conv{i}')(y))
       if i < len(self.strides):
         y = F.relu(y)
-      if self.dense and stride == 2:
-        y, component = halve(y, **self.how)
-        x, _ = halve(x, component, **self.how)
+      y, component = halved(y, stride, **self.how)
+      x, _ = halved(x, stride, component, **self.how)
     x = getattr(self, self.projection)(x) if self.projection else x
     top, left = ((a - b) // 2 for a, b in zip(x.shape[2:], y.shape[2:], strict=True))
     return F.relu(x[..., top:top + y.shape[2], left:left + y.shape[3]] + y)
@@ -182,12 +187,11 @@ class ResNet(Backbone):
   def __init__(self, c, how, *, variant=None, output_stride=None, momentum=0.1):
     super().__init__()
     counts, bottleneck = tables.RESNETS[variant or c.name]
-    kernel, stride, self.pools = tables.STEMS[c.stem]
-    self.how, self.dense = how, how['downsample'] != 'stride'
-    self.halves = self.dense and stride == 2
-    self.conv1 = Conv(3, c.width, kernel, 1 if self.dense else stride, padding=how['padding'])
+    kernel, self.stride, self.pools = tables.STEMS[c.stem]
+    self.how = how
+    self.conv1 = Conv(3, c.width, kernel, dense(self.stride, how), padding=how['padding'])
     self.bn1 = nn.BatchNorm2d(c.width, momentum=momentum)
-    whole, dilation, channels = stride * (2 if self.pools else 1), 1, c.width
+    whole, dilation, channels = self.stride * (2 if self.pools else 1), 1, c.width
     self.inputs = []
     for s, (count, stride) in enumerate(zip(counts, tables.STRIDES, strict=True), 1):
       first = dilation
@@ -205,14 +209,12 @@ class ResNet(Backbone):
     self.channels, self.low_channels = channels, c.width * (4 if bottleneck else 1)
 
   def stages(self, x, permute=None):
-    x = F.relu(self.bn1(self.conv1(x)))
-    if self.halves:
-      x, _ = halve(x, **self.how)
+    x, _ = halved(F.relu(self.bn1(self.conv1(x))), self.stride, **self.how)
     if self.pools:
       circular = self.how['padding'] == 'circular'
-      x = F.max_pool2d(F.pad(x, [1] * 4, 'circular') if circular else x, 3, 1 if self.dense else 2,
+      x = F.max_pool2d(F.pad(x, [1] * 4, 'circular') if circular else x, 3, dense(2, self.how),
                        padding=0 if circular else 1)
-      x = halve(x, **self.how)[0] if self.dense else x
+      x, _ = halved(x, 2, **self.how)
     features = {'stem': x}
     for s in range(1, 5):
       if permute and permute[0] == f'stage{s}':
@@ -234,7 +236,7 @@ class VGG(Backbone):
         layers += [Conv(channels, out, 3, padding=how['padding'], bias=True), nn.BatchNorm2d(out),
                    nn.ReLU()]
         channels = out
-      layers.append(nn.MaxPool2d(2, 2 if how['downsample'] == 'stride' else 1))
+      layers.append(nn.MaxPool2d(2, dense(2, how)))
       self.ends.append(len(layers))
     self.features, self.channels = nn.Sequential(*layers), channels
 
@@ -248,9 +250,7 @@ class VGG(Backbone):
       if self.how['downsample'] == 'polyphase':  # a dense pool would lose a row and a column
         mode = 'circular' if self.how['padding'] == 'circular' else 'replicate'
         x = pad(x, (0, 1), tables.NUMPY_MODES[mode])
-      x = self.features[end - 1](x)
-      if self.how['downsample'] != 'stride':
-        x, _ = halve(x, **self.how)
+      x, _ = halved(self.features[end - 1](x), 2, **self.how)
       features[f'stage{s}'], start = x, end
     return features
 
@@ -261,13 +261,13 @@ class InvertedResidual(nn.Module):
   def __init__(self, inputs, features, stride, expansion, how, *, dilation, momentum,
                early_padding):
     super().__init__()
-    self.how, self.halves = how, stride == 2 and how['downsample'] != 'stride'
+    self.how, self.stride = how, stride
     self.shortcut = stride == 1 and inputs == features
     self.border = dilation if early_padding else 0
     hidden, norm = inputs * expansion, lambda n: nn.BatchNorm2d(n, momentum=momentum)
     layers = [] if expansion == 1 else [
       nn.Sequential(Conv(inputs, hidden, 1), norm(hidden), nn.ReLU6())]
-    depthwise = Conv(hidden, hidden, 3, 1 if self.halves else stride, dilation=dilation,
+    depthwise = Conv(hidden, hidden, 3, dense(stride, how), dilation=dilation,
                      padding='none' if early_padding else how['padding'], groups=hidden)
     layers.append(nn.Sequential(depthwise, norm(hidden), nn.ReLU6()))
     self.conv = nn.Sequential(*layers, Conv(hidden, features, 1), norm(features))
@@ -277,9 +277,7 @@ class InvertedResidual(nn.Module):
     if self.border:
       mode = self.how['padding']
       y = F.pad(x, [self.border] * 4, 'constant' if mode == 'zero' else mode)
-    y = self.conv[:-2](y)
-    if self.halves:
-      y, _ = halve(y, **self.how)
+    y, _ = halved(self.conv[:-2](y), self.stride, **self.how)
     y = self.conv[-2:](y)
     return x + y if self.shortcut else y
 
@@ -289,9 +287,9 @@ class MobileNetV2(nn.Module):
 
   def __init__(self, c, how):
     super().__init__()
-    momentum, self.how, self.halves = c.backbone_momentum, how, how['downsample'] != 'stride'
+    momentum, self.how = c.backbone_momentum, how
     last = tables.mobile_channels(32, c.width)
-    stem = Conv(3, last, 3, 1 if self.halves else 2,
+    stem = Conv(3, last, 3, dense(2, how),
                 padding='none' if c.early_padding else how['padding'])
     items = [nn.Sequential(stem, nn.BatchNorm2d(last, momentum=momentum), nn.ReLU6())]
     whole, dilation, self.ends = 2, 1, []
@@ -319,7 +317,7 @@ class MobileNetV2(nn.Module):
     for i, layer in enumerate([*self.low_level_features, *self.high_level_features]):
       x = layer(x)
       if i == 0:
-        features['stem'] = x = halve(x, **self.how)[0] if self.halves else x
+        features['stem'] = x = halved(x, 2, **self.how)[0]
       if i in self.ends:
         features[f'stage{self.ends.index(i) + 1}'] = x
     return features
