@@ -107,7 +107,7 @@ class TimedTwin:
 
 def permutations(network, config, device):
   """A function that gives a step its permutation, drawn on the device: None without one."""
-  if config.task == 'segmentation' or config.model.head != 'permuted':
+  if getattr(network, 'head', None) != 'permuted':
     return lambda: None
   fixed = network.draw().to(device)
   if config.model.permutation == 'fixed':

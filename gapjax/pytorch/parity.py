@@ -25,6 +25,7 @@ from gapjax import models
 from gapjax.data.images import ImageDataset
 from gapjax.models.heads import Permute
 from gapjax.report.render import Table
+from gapjax.tasks import TASKS
 from gapjax.tasks.segmentation import VOID
 from gapjax.training import build, optimizer, steps
 from gapjax.training.devices import AXIS, Devices
@@ -71,13 +72,10 @@ def of_config(name: str, config: ConfigDict, *, size: tuple[int, int, int] | Non
   """
   config = configs.replaced(config, model=dict(dropout=0.0), optimizer=dict(clip_norm=0.0),
                             augshift=dict(warm_up=0.0))
-  if config.task == 'canvas' and config.canvas.target == 'location':
-    num_classes = config.canvas.grid ** 2
-  if size is None:
-    side = (config.data.image_size or 32) * (config.canvas.grid if config.task == 'canvas' else 1)
-    size = (min(config.batch_size, 8),
-            *(config.segmentation.crop if config.task == 'segmentation' else (side, side)))
-  return Case(name, config, num_classes, size)
+  train_set = stand_in(config, num_classes)
+  task = build.create_task(config, train_set)
+  return Case(name, config, task.num_classes,
+              size or (min(config.batch_size, 8), *task.input_shape(train_set)))
 
 
 def cases() -> list[Case]:
@@ -129,7 +127,7 @@ def draw_weights(case: Case) -> dict[str, np.ndarray]:
 def draw_batch(case: Case, step: int) -> dict[str, np.ndarray]:
   """The batch of a step, as the task's loss takes it: noise, and any target at all."""
   rng, (b, h, w) = draw(f'{case.name} {step}'), case.size
-  if case.config.task == 'segmentation':
+  if TASKS[case.config.task].dense:
     labels = rng.integers(case.num_classes, size=case.size)
     return {'images': rng.standard_normal((b, h, w, 3)),
             'labels': np.where(rng.random(case.size) < 0.1, VOID, labels)}
@@ -159,15 +157,17 @@ def with_given_batches(task):
   return types.SimpleNamespace(train_batch=lambda keys, data, examples: examples, loss=loss)
 
 
+def stand_in(config: ConfigDict, num_classes: int) -> ImageDataset:
+  """One image of CIFAR's normalisation, in the config's size: all that a task is made from."""
+  side = config.data.image_size or 32
+  return ImageDataset('cifar10', np.zeros((1, side, side, 3), np.uint8), np.zeros(1, np.int32),
+                      tuple(map(str, range(num_classes))))
+
+
 def network_and_task(case: Case, dtype: str):
   """The network and the task of a case in a dtype."""
   config = configs.replaced(case.config, model=dict(dtype=dtype))
-  _, h, w = case.size
-  side = h // config.canvas.grid if config.task == 'canvas' else h
-  image = np.zeros((1, side, side if config.task == 'canvas' else w, 3), np.uint8)
-  train_set = ImageDataset('cifar10', image, np.zeros(1, np.int32),
-                           tuple(map(str, range(case.num_classes))))
-  task = build.create_task(config, train_set)
+  task = build.create_task(config, stand_in(config, case.num_classes))
   return models.create_network(config.model, num_classes=case.num_classes, axis_name=AXIS), task
 
 
@@ -231,7 +231,7 @@ class Candidate:
   @functools.cached_property
   def permutations(self) -> np.ndarray | None:
     """What PermuteNet draws at each step: (STEPS, c) integers, or None."""
-    if self.case.config.model.head != 'permuted' or self.case.config.task == 'segmentation':
+    if getattr(self.model, 'permute', None) is None:
       return None
     image = jnp.zeros((1, *self.case.size[1:], 3), self.model.dtype)
 

@@ -5,6 +5,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from gapjax.tasks import TASKS
 from gapjax.tasks.canvas import CanvasTask
 from gapjax.tasks.segmentation import VOID
 
@@ -80,7 +81,7 @@ def loss_of(network, batch, config, permutation=None, *, weight=None):
   if config.task == 'canvas':
     logits, _ = network(batch['canvases'], permutation)
     return F.cross_entropy(logits, batch['targets']), logits
-  if config.task == 'segmentation':
+  if TASKS[config.task].dense:
     logits, _ = network(batch['images'])
     return segmentation_loss(logits, batch['labels'], config.segmentation), logits
   crops, labels = batch['images'], batch['labels']

@@ -10,13 +10,10 @@ import contextlib
 import dataclasses
 import operator
 import pathlib
-import sys
 
 import jax
 import numpy as np
 import torch
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gapjax import config as configs
 from gapjax import paths
@@ -26,7 +23,7 @@ from gapjax.tasks import TASKS
 from gapjax.tasks.augshift import AugShiftTask, warm_up
 from gapjax.tasks.protocol import Counter
 from gapjax.training import build, optimizer, workdirs
-from gapjax.training.log import Writer
+from gapjax.training.log import Writer, progress_bar
 from gapjax.training.plan import Plan
 from gapjax.training.system import Clock, StopSignals, describe_devices, usable_cores
 from gapjax.training.train import summary
@@ -93,10 +90,7 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
 
     clock = Clock(0.0)
     writer = stack.enter_context(Writer(workdir, step=-1))
-    stack.enter_context(logging_redirect_tqdm())
-    bar = stack.enter_context(tqdm(
-      total=plan.total_steps * config.batch_size, unit='img', unit_scale=True, desc='PyTorch',
-      disable=not progress, file=sys.stderr, dynamic_ncols=True))
+    bar = stack.enter_context(progress_bar(plan, show=progress, title='PyTorch'))
     pending = []  # losses still on the device
 
     for step in range(1, plan.total_steps + 1):

@@ -3,6 +3,7 @@ and `report` tell of a run alone, as the suite with one cell."""
 
 from gapjax import paths, recipes
 from gapjax.report.schema import SCHEMA
+from gapjax.tasks import TASKS
 from gapjax.tasks.consistency import CIRCULAR_SHIFT
 
 # What a detail has of a summary, averaged over seeds.
@@ -29,7 +30,7 @@ def records(summary, lines, *, seed: int) -> list[dict]:
 
 def single(workdir, summary) -> list[dict]:
   """The records of a run alone, and of the attack on its last checkpoint if there was one."""
-  config, sizes = summary['config'], summary['sizes']
+  config = summary['config']
   canvas = config['canvas'] if config['task'] == 'canvas' else {}
   asked = {key: canvas[key] for key in ('target', 'grid') if canvas}
   network, dataset = network_of(config), config['data']['name']
@@ -37,7 +38,8 @@ def single(workdir, summary) -> list[dict]:
     'schema': SCHEMA, 'task': config['task'], 'network': network, 'dataset': dataset, **asked,
     'cell': '/'.join([network, asked['target'], '{0}x{0}'.format(asked['grid'])] if asked
                      else [network, dataset]),
-    'config': config, **({'chance': sizes['chance']} if config['task'] != 'segmentation' else {})}
+    'config': config, **(
+      {} if TASKS[config['task']].dense else {'chance': summary['sizes']['chance']})}
   attack = workdir / 'attack.json'
   removed = paths.read_json(attack, list) if attack.exists() else []
   lines = paths.read_lines(workdir / 'metrics.jsonl')
@@ -53,7 +55,7 @@ def network_of(config) -> str:
     return next((name for name, fields in recipes.NETWORKS.items()
                  if fields.items() <= model.items()), model['name'])
   plain = DOWNSAMPLING.get(model['downsample'])
-  if config['task'] == 'segmentation' or augshift['crops'] == 1:
+  if TASKS[config['task']].dense or augshift['crops'] == 1:
     return plain or model['name']
   return '_'.join(['augshift' if augshift['weight'] else 'two_crops', *([plain] if plain else [])])
 
@@ -82,7 +84,7 @@ def detail(summary, lines) -> dict:
     'images_per_second': summary['images_per_second'], 'epochs': config['num_epochs'],
     'steps': summary['step'], 'batch_size': config['batch_size'],
     'model': ' '.join([model['name'], *(
-      [model['backbone']] if config['task'] == 'segmentation' else []),
+      [model['backbone']] if TASKS[config['task']].dense else []),
       f'width {model["width"]}']), **summary['sizes']}
 
 

@@ -11,6 +11,7 @@ from gapjax import paths
 from gapjax.errors import UsageError
 from gapjax.report import runs
 from gapjax.report.schema import SCHEMA, read
+from gapjax.tasks import TASKS
 
 
 def write(path, records) -> None:
@@ -62,8 +63,7 @@ def add(records, cell, *, seed: int, summary, lines, suite: str, scale: str) -> 
 def add_attack(records, cell, *, seed: int, summary, sweep, suite: str, scale: str) -> list[dict]:
   """The records with what one seed's attack left of a cell. Random orders have several values a
   seed. Of a classifier they say what guessing gets."""
-  chance = ({} if cell.config.task == 'segmentation' else
-            {'chance': summary['sizes']['chance']})
+  chance = {} if TASKS[cell.config.task].dense else {'chance': summary['sizes']['chance']}
   for new in sweep.records():
     records = _merged(records, {
       **_about(cell, summary, suite=suite, scale=scale), 'order': new['order'], 'N': new['N'],

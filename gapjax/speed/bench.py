@@ -84,10 +84,7 @@ def bench(config, *, steps_per_round=None, rounds=5, against=None, mode='plain',
     trace = ours.profile(profile) if profile else None
     counts = {name: ours.whole_calls(steps_per_round or ROUND_SECONDS / side.step_seconds)
               for name, side in sides.items()}
-    times = {name: [] for name in sides}
-    for number in range(rounds):
-      for name in list(sides)[::-1 if number % 2 else 1]:
-        times[name].append(sides[name].run(counts[name]))
+    times = in_turns(sides, counts, rounds=rounds)
     measures = {name: {**figures(times[name], steps_taken=counts[name],
                                  batch_size=config.batch_size), **side.facts()}
                 for name, side in sides.items()}
@@ -102,6 +99,15 @@ def bench(config, *, steps_per_round=None, rounds=5, against=None, mode='plain',
     'model_flops': ours.flops, 'peak': {'flops_per_second': most, 'what': what}, 'profile': trace,
     'torch': None, **measures, 'ratio': against and spread([
       a / b for a, b in zip(*(side['by_round'] for side in measures.values()), strict=True)])}
+
+
+def in_turns(sides, counts: dict[str, int], *, rounds: int) -> dict[str, list]:
+  """What each side's rounds of so many steps took; every other round begins with the last side."""
+  times = {name: [] for name in sides}
+  for number in range(rounds):
+    for name in list(sides)[::-1 if number % 2 else 1]:
+      times[name].append(sides[name].run(counts[name]))
+  return times
 
 
 def figures(times, *, steps_taken: int, batch_size: int) -> dict:

@@ -5,6 +5,7 @@ import numpy as np
 from gapjax.config import replaced
 from gapjax.data import CLASSES, ImageDataset, prepared
 from gapjax.speed import flops
+from gapjax.tasks import TASKS
 from gapjax.training import build, steps, workdirs
 from gapjax.training.plan import Plan
 
@@ -75,7 +76,7 @@ def _random(config):
   n = config.data.train_images or n
   draw, names = np.random.default_rng(0), tuple(map(str, range(num_classes)))
   images = draw.integers(0, 256, (n, height, width, 3), np.uint8)
-  if config.task != 'segmentation':
+  if not TASKS[config.task].dense:
     return ImageDataset(config.data.name, images, draw.integers(0, num_classes, n, np.int32), names)
   labels = draw.integers(0, num_classes, (n, height, width), np.uint8)
   return RandomScenes(

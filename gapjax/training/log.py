@@ -1,8 +1,13 @@
 """Where metrics are written: JSON lines and TensorBoard event files."""
 
+import contextlib
 import json
+import sys
 import time
 import warnings
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gapjax import paths
 from gapjax.training.devices import decided, is_first
@@ -69,6 +74,15 @@ class Writer:
   def evaluated(self, step: int) -> bool:
     """Whether the evaluation of this step is written already."""
     return any(line['step'] == step and line['split'] == 'eval' for line in self.lines)
+
+
+@contextlib.contextmanager
+def progress_bar(plan, *, step: int = 0, show: bool = True, title: str | None = None):
+  """A bar over training images, which log lines do not break; it stands where `step` does."""
+  with logging_redirect_tqdm(), tqdm(
+      total=plan.total_steps * plan.batch_size, initial=step * plan.batch_size, unit='img',
+      unit_scale=True, desc=title, disable=not show, file=sys.stderr, dynamic_ncols=True) as bar:
+    yield bar
 
 
 class EventFile:

@@ -2,14 +2,11 @@
 
 import contextlib
 import logging
-import sys
 
 import jax
 import numpy as np
 from clu import metrics as clu_metrics
 from clu import parameter_overview
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gapjax import config as configs
 from gapjax import paths
@@ -25,7 +22,7 @@ from gapjax.training.devices import (
   is_first,
   wait_for_all,
 )
-from gapjax.training.log import Writer
+from gapjax.training.log import Writer, progress_bar
 from gapjax.training.plan import Plan
 from gapjax.training.system import Clock, StopSignals, commit, describe_devices, versions
 
@@ -101,10 +98,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     state = devices.replicate(state)
     key = devices.replicate(steps.stream(config.seed, steps.TRAIN))
 
-    stack.enter_context(logging_redirect_tqdm())
-    bar = stack.enter_context(tqdm(
-      total=plan.total_steps * config.batch_size, initial=step * config.batch_size, unit='img',
-      unit_scale=True, disable=not (progress and is_first()), file=sys.stderr, dynamic_ncols=True))
+    bar = stack.enter_context(progress_bar(plan, step=step, show=progress and is_first()))
     pending = []  # (call, metrics still on the device)
     batches, call = feed.batches(step), range(step, step)
 

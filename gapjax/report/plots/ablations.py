@@ -25,7 +25,9 @@ def dots(columns, path):
   """
   names = list(dict.fromkeys(name for column in columns for name in column.series))
   colors, guesses = dict(zip(names, plots.LINES, strict=False)), {}
-  with plots.drawing(path, size=(7.8, 3.4)) as figure:
+  handles = [Line2D([], [], color=color, marker='o', linewidth=2.4, label=name)
+             for name, color in colors.items()]
+  with plots.drawing(path, size=(7.8, 3.4), handles=handles) as figure:
     axis = figure.subplots()
     for at, column in enumerate(columns):
       for name, (values, chance) in column.series.items():
@@ -45,5 +47,3 @@ def dots(columns, path):
     axis.set(xlim=(-.5, len(columns) - .5), ylim=(0, 1.1), yticks=[0, .25, .5, .75, 1],
              ylabel='accuracy')
     axis.yaxis.set_major_formatter(plots.PERCENT)
-    plots.legend(figure, [Line2D([], [], color=color, marker='o', linewidth=2.4, label=name)
-                          for name, color in colors.items()])

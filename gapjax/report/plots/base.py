@@ -155,8 +155,14 @@ def rows_of(cells):
 
 
 @contextlib.contextmanager
-def drawing(path, *, size):
+def drawing(path, *, size, handles=(), **pads):
   """Yields an empty figure of `size` inches in the house style and writes it to `path`.
+
+  Args:
+    path: where the PNG goes.
+    size: width and height, of which a legend takes `legend_height`.
+    handles: of the legend above all panels, in as many rows as its names need; none without.
+    pads: between panels, as matplotlib's constrained layout has them.
 
   The PNG has 256 colours, which is as many as lines and maps need, and a third of the bytes.
   """
@@ -164,7 +170,11 @@ def drawing(path, *, size):
   with matplotlib.style.context(['default', STYLE]):
     figure = Figure(figsize=size, dpi=DPI, layout='constrained')
     canvas = FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(**pads)
     yield figure
+    if handles:
+      figure.legend(handles=handles, loc='outside upper left', ncols=_legend_columns(handles),
+                    handlelength=2.2)
     canvas.draw()
   image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
   with paths.opened(path) as file:
@@ -184,13 +194,7 @@ def _legend_columns(handles):
                if sum(map(max, np.array_split(widths, n))) < 7.8), 1)
 
 
-def legend(figure, handles):
-  """A legend above all panels, in as many rows as its names need."""
-  figure.legend(handles=handles, loc='outside upper left', ncols=_legend_columns(handles),
-                handlelength=2.2)
-
-
 def legend_height(handles):
-  """Inches that `legend` takes."""
+  """Inches that a legend takes."""
   return .15 + .2 * -(-len(handles) // _legend_columns(handles))
 

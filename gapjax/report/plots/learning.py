@@ -24,8 +24,8 @@ def curves(cells, path):
   handles = plots.handles_of(look)
   if any(cell.chance is not None for cell in cells):
     handles.append(Line2D([], [], label='chance', **plots.CHANCE))
-  with plots.drawing(path, size=(7.8, 2.55 * len(rows) + plots.legend_height(handles))) as figure:
-    figure.get_layout_engine().set(w_pad=.08, h_pad=.09)
+  size = (7.8, 2.55 * len(rows) + plots.legend_height(handles))
+  with plots.drawing(path, size=size, handles=handles, w_pad=.08, h_pad=.09) as figure:
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for panels, row in zip(axes, rows, strict=True):
       _losses(panels[0], row, look)
@@ -35,11 +35,9 @@ def curves(cells, path):
       for axis in panels[2:]:  # no value of it is a natural zero
         _fractions(axis, row, 'eval_consistency', look, fitted=True)
       for axis, title in zip(panels, titles, strict=True):
-        axis.set_title(f'{row[0].task_name}: {title}')
-        axis.margins(x=.02)
+        axis.set(title=f'{row[0].task_name}: {title}', xmargin=.02)
     for axis in axes[-1]:
       axis.set_xlabel('step')
-    plots.legend(figure, handles)
 
 
 def _losses(axis, row, look):

@@ -19,8 +19,7 @@ def heatmaps(cells, path):
   rows = plots.rows_of(cells)
   columns = max(map(len, rows))
   size = (2.6 * columns if columns > 1 else 3.3, (2.95 if columns > 1 else 3.5) * len(rows) + .5)
-  with plots.drawing(path, size=size) as figure:
-    figure.get_layout_engine().set(w_pad=.02, h_pad=.05, hspace=.09, wspace=.03)
+  with plots.drawing(path, size=size, w_pad=.02, h_pad=.05, hspace=.09, wspace=.03) as figure:
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for axis in axes.ravel():
       axis.set_axis_off()

@@ -61,8 +61,8 @@ def curves(sweep: Sweep, path, *, chance: Mapping[str, float] | None = None):
   if chance:
     handles.append(Line2D([], [], label='chance', **plots.CHANCE))
   size = (7.8, 2.6 * rows + plots.legend_height(handles))  # the legend's width
-  with plots.drawing(path, size=size) as figure:
-    figure.get_layout_engine().set(w_pad=.06, h_pad=.07, wspace=.03)
+  with plots.drawing(path, size=size, handles=handles, w_pad=.06, h_pad=.07,
+                     wspace=.03) as figure:
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axis in axes.ravel()[len(sweep.metrics):]:
       axis.set_axis_off()
@@ -71,14 +71,11 @@ def curves(sweep: Sweep, path, *, chance: Mapping[str, float] | None = None):
         _curve(axis, sweep.counts, values, look[name])
       if metric in (chance or {}):
         axis.axhline(chance[metric], **plots.CHANCE)
-      axis.set_title(metric_name(metric))
+      axis.set(title=metric_name(metric), xlabel='channels removed', xmargin=.02)
       axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
       axis.yaxis.set_major_formatter(plots.PERCENT)
       axis.tick_params(labelbottom=True)
-      axis.margins(x=.02)
-      axis.set_xlabel('channels removed')
     axes[0, 0].set_ylim(bottom=0)
-    plots.legend(figure, handles)
 
 
 def _curve(axis, counts, values, look):
@@ -127,7 +124,7 @@ def activations(groups: Mapping[str, np.ndarray], path, *, channels: Mapping[str
   handles = [Line2D([], [], marker='o', linestyle='', color=style['color'], label=f'object {name}')
              for name, style in look.items()]
   height = .24 * max(map(len, chosen.values())) + .8 + plots.legend_height(handles)
-  with plots.drawing(path, size=(3.9 * len(chosen), height)) as figure:
+  with plots.drawing(path, size=(3.9 * len(chosen), height), handles=handles) as figure:
     axes = figure.subplots(1, len(chosen), squeeze=False, sharex=True)[0]
     for axis, (name, order) in zip(axes, chosen.items(), strict=True):
       rows = np.arange(len(order))
@@ -140,12 +137,10 @@ def activations(groups: Mapping[str, np.ndarray], path, *, channels: Mapping[str
                       color=look[group]['color'])
       axis.set_yticks(rows, order.tolist())
       axis.invert_yaxis()
-      axis.set_title(f'top {order_name(name)}')
-      axis.set_xlabel('mean activation')
+      axis.set(title=f'top {order_name(name)}', xlabel='mean activation')
       axis.grid(False, axis='y')
       axis.grid(True, axis='x')
     axes[0].set_ylabel('channel')
-    plots.legend(figure, handles)
 
 
 def save(workdir, ranking, sweep: Sweep | None = None, chance=None) -> None:

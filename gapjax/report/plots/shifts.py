@@ -48,20 +48,19 @@ def consistency_curves(cells, path):
   look = plots.looks([cell for row in rows for cell in row])
   handles = plots.handles_of(look)
   size = (7.8 if len(names) > 1 else 4.2, 2.75 * len(rows) + plots.legend_height(handles))
-  with plots.drawing(path, size=size) as figure:
-    figure.get_layout_engine().set(w_pad=.06, h_pad=.07, wspace=.03)
+  with plots.drawing(path, size=size, handles=handles, w_pad=.06, h_pad=.07,
+                     wspace=.03) as figure:
     axes = figure.subplots(len(rows), len(names), squeeze=False, sharex=True, sharey='row')
     for panels, row in zip(axes, rows, strict=True):
       for axis, name in zip(panels, names, strict=True):
         _consistency_panel(axis, row, name, look)
       low = min(min(v) for cell in row for v in cell.protocols.values() if len(v))
-      panels[0].set_ylim(max(0, low - .08 * (1 - low)) if low < 1 else .9, 1 + .03 * (1 - low))
-      panels[0].set_ylabel('same top-1 class')
+      panels[0].set(ylabel='same top-1 class', ylim=(
+        max(0, low - .08 * (1 - low)) if low < 1 else .9, 1 + .03 * (1 - low)))
       panels[0].text(0, 1.17, row[0].task_name, transform=panels[0].transAxes, weight='bold',
                      size=10)
     for axis in axes[-1]:
       axis.set_xlabel('s, pixels')
-    plots.legend(figure, handles)
 
 
 def _consistency_panel(axis, row, protocol, look):
@@ -90,8 +89,7 @@ def accuracy_maps(cells, path):
   columns = min(MAPS_IN_A_ROW, max(map(len, groups)))
   size = (1.78 * columns + .7 if columns > 1 else 3.3,
           (2.12 if columns > 1 else 2.75) * sum(heights) + .5 * len(groups))
-  with plots.drawing(path, size=size) as figure:
-    figure.get_layout_engine().set(w_pad=.03, h_pad=.06, wspace=.04, hspace=.04)
+  with plots.drawing(path, size=size, w_pad=.03, h_pad=.06, wspace=.04, hspace=.04) as figure:
     parts = figure.subfigures(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, group, height in zip(parts, groups, heights, strict=True):
       _group_of_maps(part, group, part.subplots(height, columns, squeeze=False))
@@ -141,12 +139,11 @@ def sweep(cells, path):
   look = plots.looks([cell for group in groups for cell in group])
   handles = [Line2D([], [], color=plots.SOFT, marker=marker, markersize=6.5, linewidth=1.2,
                     label=f'shifts up to {shift:g} pixels') for shift, marker in markers.items()]
-  with plots.drawing(path, size=(7.8 if len(groups) > 1 else 6.2, 4.3)) as figure:
-    figure.get_layout_engine().set(w_pad=.08, h_pad=.08)
+  with plots.drawing(path, size=(7.8 if len(groups) > 1 else 6.2, 4.3), handles=handles,
+                     w_pad=.08, h_pad=.08) as figure:
     axes = figure.subplots(1, len(groups), squeeze=False)[0]
     for axis, group in zip(axes, groups, strict=True):
       _sweep_panel(axis, group, markers, look)
-    plots.legend(figure, handles)
 
 
 def _sweep_panel(axis, group, markers, look):
