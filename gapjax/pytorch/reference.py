@@ -87,12 +87,6 @@ def measure(case: parity.Case) -> dict[str, tuple[float, float]]:
   return differences
 
 
-def provenance() -> dict:
-  """What made a table: device and versions."""
-  return {'device': describe_devices(jax.local_devices()[:1]),
-          'versions': {**versions(), 'torch': torch.__version__}}
-
-
 def check(config, *, output=None) -> None:
   """Prints the tables of differences, and writes them to `output`, a path of JSON, if it is given.
 
@@ -105,7 +99,9 @@ def check(config, *, output=None) -> None:
     differences[case.name] = measure(case)
   print('\n\n'.join(map(markdown_table, parity.tables(differences))))
   if output:
-    paths.write_json(output, {**provenance(), 'networks': differences})
+    paths.write_json(output, {
+      'device': describe_devices(jax.local_devices()[:1]),
+      'versions': {**versions(), 'torch': torch.__version__}, 'networks': differences})
   bad = {name: columns for name, row in differences.items() if (columns := parity.too_large(row))}
   if bad:
     raise CheckFailed('more than rounding: ' + '; '.join(

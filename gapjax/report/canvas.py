@@ -71,7 +71,7 @@ def lead(source):
   return [text]
 
 
-def table(records):
+def tables(records):
   """One row a cell; the paper's number stands next to its protocol."""
   found = by_cell(records)
   torch = any(r.get('torch') is not None for r in records)
@@ -90,11 +90,11 @@ def table(records):
   head = [*(['suite'] if several else []), 'network', 'target', 'grid', 'paper',
           *(['PyTorch'] if torch else []), 'gapjax: best epoch, random placement',
           'gapjax: every location, final weights', 'chance']
-  return Table(
+  return [Table(
     head, rows, text=3 + several, breaks=breaks, strong=frozenset({len(head) - 3, len(head) - 2}),
     caption='In percent. gapjax: mean \N{PLUS-MINUS SIGN} sample standard deviation (seeds). The '
     'paper quotes the best epoch under random placement; the stricter column places every test '
-    f'image at every location with the final weights.{PYTORCH if torch else ""}')
+    f'image at every location with the final weights.{PYTORCH if torch else ""}')]
 
 
 # --- sections: (Source, folder for pictures) -> Section or None -------------------------------
@@ -112,7 +112,7 @@ def results(source, _):
         facts.append((f'{number(exact[k, network])}%',
                       f'location accuracy of {plots.NETWORKS[network]}, {plots.square(k)}'))
     facts.append((f'{100 / k ** 2:.1f}%', f'location accuracy of guessing, {plots.square(k)}'))
-  return Section('Results', facts=facts, tables=[table(source.records)])
+  return Section('Results', facts=facts, tables=tables(source.records))
 
 
 def samples(source, _):

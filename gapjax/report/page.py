@@ -100,13 +100,7 @@ def table(records):
   one row a record in the last. `records`: a suite's results.json (schema.py).
   """
   return '\n\n'.join(markdown_table(table) for claim, some in _split(records)
-                     for table in _tables(claim, some))
-
-
-def _tables(claim, records):
-  if claim in (attack, ablations):  # whose cells are not all of one kind
-    return claim.tables(records)
-  return [(claim.table if claim else _plain_table)(records)]
+                     for table in (claim.tables(some) if claim else [_plain_table(some)]))
 
 
 def scale_notes(records):

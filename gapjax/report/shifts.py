@@ -86,7 +86,7 @@ def title(source):
 
 def lead(source):
   """The claim, what is compared and what is measured, in paragraphs."""
-  protocols = _protocols(source)
+  protocols = dict.fromkeys(r['protocol'] for r in source.records if r.get('protocol'))
   measure = ('Consistency is how often the top-1 class is the same for two random shifts of the '
              f'same image{"" if protocols else "."}')
   if protocols:
@@ -121,11 +121,7 @@ def _compared(source):
     yield 'Weight 0, which sees each image twice too, is the fair control.'
 
 
-def _protocols(source):
-  return list(dict.fromkeys(r['protocol'] for r in source.records if r.get('protocol')))
-
-
-def table(records):
+def tables(records):
   """One row a network and dataset; heads of consistencies, or a column, name the protocol."""
   found = by_cell(records)
   several = len({group for group, _ in found}) > 1
@@ -154,14 +150,14 @@ def table(records):
   for what, protocol in (('top-1', ''), ('consistency', '' if apart else names['consistency'])):
     head += [*([f'paper: {what}'] if paper else []), *([f'PyTorch: {what}'] if torch else []),
              f'gapjax: {what}{protocol}']
-  return Table(
+  return [Table(
     [*head, *(f'gapjax: consistency{names[metric]}' for metric in others),
      'gapjax: feature distance'], rows, text=2 + several + apart,
     strong=frozenset({len(head) - 2 - torch - paper, len(head) - 1}),
     breaks=frozenset(i for i in range(1, len(rows)) if blocks[i] != blocks[i - 1]),
     caption='Top-1 and consistency in percent. gapjax: mean \N{PLUS-MINUS SIGN} sample standard '
     f'deviation (seeds), final weights.{unstated} Feature distance: {DISTANCE}; lower is '
-    f'more invariant.{PYTORCH if torch else ""}')
+    f'more invariant.{PYTORCH if torch else ""}')]
 
 
 # --- sections: (Source, folder for pictures) -> Section or None -------------------------------
@@ -171,7 +167,7 @@ def results(source, _):
   """Facts and the table of a suite."""
   groups = plots.rows_of([cell for cell in source.cells if cell.consistency is not None])
   return Section('Results', facts=[_fact(cell) for group in groups for cell in _told(group)],
-                 tables=[table(source.records)])
+                 tables=tables(source.records))
 
 
 def _told(group):

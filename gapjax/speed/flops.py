@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gapjax import models
-
 # A training step over a forward pass: the gradients of inputs and of kernels cost one each.
 TRAINING = 3
 
@@ -42,13 +40,6 @@ def forward_flops(model, image_shape: tuple[int, int, int]) -> int:
   program = jax.make_jaxpr(
     lambda image: model.init_with_output(jax.random.key(0), image, train=False))(image)
   return _count(program.jaxpr)
-
-
-def step_flops(config, *, num_classes: int, image_shape: tuple[int, int, int],
-               images: int) -> int:
-  """Those of a training step on so many images (a pair of crops are two), on any platform."""
-  model = models.create_network(config.model, num_classes=num_classes)
-  return TRAINING * images * forward_flops(model, image_shape)
 
 
 def _count(jaxpr):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from gapjax import models
 from gapjax.config import replaced
 from gapjax.data import CLASSES, ImageDataset, prepared
 from gapjax.speed import flops
@@ -44,9 +45,9 @@ class Program:
     plan = Plan.of(config, num_images=len(self.train_set))
     model, self.state, rule, _ = build.create_learner(config, self.task, self.train_set, plan,
                                               platform=devices.platform)
-    self.flops = flops.step_flops(
-      config, num_classes=self.task.num_classes, images=config.batch_size * self.task.crops,
-      image_shape=(*self.task.input_shape(self.train_set), 3))
+    self.flops = flops.TRAINING * config.batch_size * self.task.crops * flops.forward_flops(
+      models.create_network(config.model, num_classes=self.task.num_classes),
+      (*self.task.input_shape(self.train_set), 3))
     self.count = np.int32(config.steps_per_call)
     self.key = steps.stream(config.seed, steps.TRAIN)
     self.feed = build.create_feed(config, self.task, self.train_set, plan)
