@@ -15,7 +15,7 @@ from gapjax.training.devices import decided, is_first
 METRICS = 'metrics.jsonl'
 
 
-class Writer:
+class Writer(contextlib.ExitStack):
   """Appends metrics to `workdir/metrics.jsonl` and to TensorBoard event files.
 
   Lines of steps beyond `step` are those of a run that was killed after its last checkpoint, and
@@ -27,28 +27,17 @@ class Writer:
   """
 
   def __init__(self, workdir, *, step: int):
+    super().__init__()
     self.lines = decided(lambda: [
       line for line in paths.read_lines(paths.of(workdir) / METRICS)
       if line['step'] <= step and line['split'] != 'final'])
     if not is_first():
       return
-    self._staged = paths.Staged(workdir)
+    self._staged = self.enter_context(contextlib.closing(paths.Staged(workdir)))
     path = self._staged.folder / METRICS
     paths.write_bytes(path, ''.join(map(self._text, self.lines)).encode())
-    self._file = path.open('a')
-    self._events = EventFile(self._staged.folder, step=step)
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    if not is_first():
-      return
-    try:
-      self._file.close()
-    finally:
-      self._events.close()
-      self._staged.close()
+    self._events = self.enter_context(contextlib.closing(EventFile(self._staged.folder, step=step)))
+    self._file = self.enter_context(path.open('a'))
 
   def write(self, step: int, split: str, **values) -> None:
     """One line; numbers go to the event files too, as `split/name`."""
