@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from gapjax.tasks.canvas import CanvasTask, every_location, paste, random_locations
-from gapjax.tasks.metrics import EvalMetrics
+from gapjax.tasks.canvas import (
+  CanvasTask,
+  accuracies,
+  every_location,
+  paste,
+  random_locations,
+)
 from gapjax.training.plan import Plan
 from gapjax.training.workdirs import settled
 
@@ -81,7 +86,7 @@ def test_counts_by_location_leave_out_the_filling():
   logits = np.float32([[9, 0, 0, 0], [0, 9, 0, 0], [0, 9, 0, 0], [0, 0, 0, 9]])
   batch = {'location': np.array([0, 2, 1, 3]), 'mask': np.array([True, True, True, False])}
   counts = task.eval_counts(logits, {}, {}, {}, batch)
-  result = jax.tree.map(lambda *x: sum(x), EvalMetrics.zeros(4), counts, counts).compute()
+  result = accuracies(jax.tree.map(lambda *x: sum(x), counts, counts))
   assert result['per_location'] == [[1.0, 1.0], [0.0, None]]
   assert result['accuracy'] == 2 / 3 and result['canvases'] == 6
   losses = np.log(np.exp(logits.astype(np.float64)).sum(1)) - logits[range(4), [0, 2, 1, 3]]

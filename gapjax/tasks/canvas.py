@@ -17,7 +17,7 @@ from gapjax import data as datasets
 from gapjax.data.sheet import Sheet
 from gapjax.errors import UsageError
 from gapjax.tasks.images import index_batches, random_flips
-from gapjax.tasks.metrics import EvalMetrics, TrainMetrics
+from gapjax.tasks.metrics import TrainMetrics
 from gapjax.tasks.protocol import Evaluation, evaluated
 from gapjax.tasks.resident import ResidentImages
 
@@ -132,15 +132,18 @@ class CanvasTask(ResidentImages):
     """Canvases of the test examples batch['index'] (b,) of data at batch['location'] (b,)."""
     return self.canvases(data['images'][batch['index']], batch['location'])
 
-  def eval_counts(self, logits, features, data, common, batch) -> EvalMetrics:
-    """Counts by location; padding (batch['mask'] false) counts for nothing."""
+  def eval_counts(self, logits, features, data, common, batch) -> dict[str, jax.Array]:
+    """Exact counts by location, 'correct' and 'count' (k * k,) int32, and 'loss' (), their sum.
+
+    Padding (batch['mask'] false) counts for nothing.
+    """
     targets = (batch['location'] if self.target == 'location'
                else data['labels'][batch['index']])
     correct = (logits.argmax(-1) == targets) & batch['mask']
     losses = jnp.where(batch['mask'], cross_entropy(logits, targets), 0)
     at = jax.nn.one_hot(batch['location'], self.num_locations, dtype=jnp.int32)  # (b, k * k)
-    return EvalMetrics(correct=correct.astype(jnp.int32) @ at,
-                       count=batch['mask'].astype(jnp.int32) @ at, loss=losses.sum())
+    return {'correct': correct.astype(jnp.int32) @ at,
+            'count': batch['mask'].astype(jnp.int32) @ at, 'loss': losses.sum()}
 
   def evaluation(self, config, test_set, counter) -> 'CanvasEvaluation':
     return CanvasEvaluation(config, self, test_set, counter)
@@ -177,9 +180,10 @@ class CanvasEvaluation(Evaluation):
 
   def _count(self, state, index, location, *, progress):
     batches = index_batches({'index': index, 'location': location}, self.counter.batch_size)
-    zeros = EvalMetrics.zeros(self.task.num_locations, self.task.dtype)
+    none = np.zeros(self.task.num_locations, np.int32)
+    zeros = {'correct': none, 'count': none.copy(), 'loss': np.zeros((), self.task.dtype)}
     with evaluated(len(index), progress=progress) as bar:
-      return self.counter.count(state, zeros, batches, bar=bar).compute()
+      return accuracies(self.counter.count(state, zeros, batches, bar=bar))
 
   def summary(self, final: dict, evaluations: list[dict]) -> dict:
     best = max(evaluations, key=lambda line: line['accuracy'])
@@ -194,6 +198,18 @@ class CanvasEvaluation(Evaluation):
     random = self.random(state, passes=self.task.num_locations, progress=True)
     return {self.metric: exact['accuracy'], f'{self.metric}_random': random['accuracy'],
             'loss': exact['loss'], 'per_location': exact['per_location']}
+
+
+def accuracies(counts: Mapping[str, np.ndarray]) -> dict:
+  """{'accuracy', 'loss', 'canvases' (how many were counted), 'per_location' (k, k) lists} of the
+  sums of eval_counts. A location at which nothing was counted is None."""
+  correct, count = (np.asarray(counts[name], np.int64) for name in ('correct', 'count'))
+  grid = round(len(count) ** 0.5)
+  per_location = [[c / n if n else None for c, n in zip(*rows, strict=True)] for rows in zip(
+    correct.reshape(grid, grid).tolist(), count.reshape(grid, grid).tolist(), strict=True)]
+  return {'accuracy': float(correct.sum() / count.sum()),
+          'loss': float(counts['loss'] / count.sum()), 'canvases': int(count.sum()),
+          'per_location': per_location}
 
 
 def every_location(num_images: int, num_locations: int) -> tuple[np.ndarray, np.ndarray]:
