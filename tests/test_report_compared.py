@@ -84,5 +84,5 @@ def test_a_comparison_holds_by_students_interval_of_three_seeds_and_more(values,
 
 
 def test_nothing_to_compare_is_no_section(tmp_path):
-  assert report_compared.section(Source(tmp_path), tmp_path) is None
+  assert not report_compared.section(Source(tmp_path), tmp_path).tables
   assert rows([on_canvas('gapnet', 'location', 'location_accuracy_best_random', [1.0])]) == []

@@ -48,9 +48,8 @@ def place(record):
   """Sort key: fields, their values, series, each in order."""
   field, value, series = _place(record)
   _, values, _, names = FIELDS[field]
-  known = [list(FIELDS).index(field)]
-  for one, every in ((value, values), (series, names)):
-    known.append(list(every).index(one) if one in every else len(every))
+  known = (list(every).index(one) if one in every else len(every)
+           for one, every in ((field, FIELDS), (value, values), (series, names)))
   return suite(record), *known, value, series
 
 

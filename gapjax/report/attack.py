@@ -165,9 +165,7 @@ def table(records):
 
 def results(source, _):
   """Facts and the table of a suite."""
-  facts = []
-  for _, sweep, _ in _attacks(source):
-    facts += _facts(sweep)
+  facts = [fact for _, sweep, _ in _attacks(source) for fact in _facts(sweep)]
   return Section('Results', facts=facts, tables=tables(source.records))
 
 
@@ -187,19 +185,20 @@ def _facts(sweep):
 
 def removed(source, folder):
   """Also of a single canvas run that was attacked."""
-  found = []
-  for i, (name, sweep, chance) in enumerate(_attacks(source)):
-    what = 'Accuracy' if set(sweep.metrics) <= set(CLASSIFIED) else 'mIoU'
-    found.append(drawn(
-      functools.partial(pictures.curves, chance=chance), sweep, folder / f'attack{i or ""}.png',
-      alt=f'{what} against the number of removed channels',
-      caption=f'{name}: {what} in percent against the number of '
-      f'removed channels{", every test image at every place" if chance else ""}; the band of the '
-      'random orders is from the lowest to the highest'
-      f'{", the dotted line is guessing" if chance else ""}.{_beside(sweep)}'))
-  if not found:
-    return None
-  return Section('What removing channels costs', pictures=found)
+  return Section('What removing channels costs', pictures=[
+    _removed_from(name, sweep, chance, folder / f'attack{i or ""}.png')
+    for i, (name, sweep, chance) in enumerate(_attacks(source))])
+
+
+def _removed_from(name, sweep, chance, path):
+  what = 'Accuracy' if set(sweep.metrics) <= set(CLASSIFIED) else 'mIoU'
+  return drawn(
+    functools.partial(pictures.curves, chance=chance), sweep, path,
+    alt=f'{what} against the number of removed channels',
+    caption=f'{name}: {what} in percent against the number of '
+    f'removed channels{", every test image at every place" if chance else ""}; the band of the '
+    'random orders is from the lowest to the highest'
+    f'{", the dotted line is guessing" if chance else ""}.{_beside(sweep)}')
 
 
 def _beside(sweep):
@@ -218,14 +217,12 @@ def _beside(sweep):
 
 def classes(source, _):
   """IoU of every class, a column a network."""
-  found = {r['cell']: r['detail'].get('per_class') for r in source.records if r.get('detail')}
-  found = {name: per_class for name, per_class in found.items() if per_class}
-  if not found:
-    return None
+  found = {r['cell']: per_class for r in source.records
+           if (per_class := (r.get('detail') or {}).get('per_class'))}
   names = list(dict.fromkeys(name for per_class in found.values() for name in per_class))
   return Section('Class by class', tables=[Table(
     ['class', *found], [[name, *(number(per_class.get(name)) for per_class in found.values())]
-                        for name in names], caption='IoU in percent.')])
+                        for name in names], caption='IoU in percent.')] if found else [])
 
 
 def scenes(source, _):
@@ -233,7 +230,7 @@ def scenes(source, _):
   found = [Picture(path, alt, caption) for name, alt, caption in LEFT
            if (path := picture(source, name, marked))
            and (name != 'attack_scenes.png' or _removed(source))]
-  return Section('What the network sees, and what is left', pictures=found) if found else None
+  return Section('What the network sees, and what is left', pictures=found)
 
 
 def curves(source, folder):

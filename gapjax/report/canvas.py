@@ -117,16 +117,14 @@ def results(source, _):
 
 def samples(source, _):
   """The training's inputs, one picture a grid."""
-  pictures = []
-  for k in sorted({record['grid'] for record in source.records}) or [None]:
-    path = picture(source, 'samples.png', [r for r in source.records if r['grid'] == k])
-    if path:
-      name = f'Samples of the {plots.square(k)} canvas' if k else 'Samples of the canvas'
-      pictures.append(Picture(path, name, f'{name}. Thin lines mark the locations.'))
+  named = {f'Samples of the {plots.square(k)} canvas': picture(
+    source, 'samples.png', [r for r in source.records if r['grid'] == k])
+           for k in sorted({record['grid'] for record in source.records})}
   return Section('What the network sees', text=[
     'Each image stands at one random place on an otherwise empty canvas. The location networks '
     'must name the place, the image networks what stands there.'],
-                 pictures=pictures) if pictures else None
+                 pictures=[Picture(path, name, f'{name}. Thin lines mark the locations.')
+                           for name, path in named.items() if path])
 
 
 def heatmaps(source, folder):

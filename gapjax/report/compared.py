@@ -53,10 +53,10 @@ def compared(records) -> list[Comparison]:
   return [comparison for comparison in found if comparison.found]
 
 
-def section(source, _) -> Section | None:
+def section(source, _) -> Section:
   """A suite's section of them."""
   found = compared(source.records)
-  return Section('What the paper compares', tables=[table(found)]) if found else None
+  return Section('What the paper compares', tables=[table(found)] if found else [])
 
 
 def table(comparisons: Sequence[Comparison]) -> Table:

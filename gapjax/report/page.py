@@ -2,9 +2,10 @@
 
 A report is a list of sections. The paper's claims are a module each, canvas, shifts and attack,
 which know their cells, tables and words; each function in a module's `SECTIONS`
-looks at the `Source` and returns one `Section` (text, facts, tables, pictures) or None when it has
-nothing to say. Markdown and HTML are both rendered from that list. A new figure of the paper is one
-more function in `SECTIONS`. Nothing here depends on the clock: the same JSON gives the same bytes.
+looks at the `Source` and returns one `Section` (text, facts, tables, pictures), which is left out
+without a table or a picture. Markdown and HTML are both rendered from that list. A new figure of
+the paper is one more function in `SECTIONS`. Nothing here depends on the clock: the same JSON gives
+the same bytes.
 """
 
 import dataclasses
@@ -81,10 +82,9 @@ def _parts(source):
 def _plain_table(records):
   torch = any(r.get('torch') is not None for r in records)
   several = len({suite(r) for r in records}) > 1
-  rows = []
-  for r in records:
-    rows.append([*([suite(r)] if several else []), r['cell'], r['metric'],
-                 number(r.get('paper'), r['metric']), *([pytorch([r])] if torch else []), ours(r)])
+  rows = [[*([suite(r)] if several else []), r['cell'], r['metric'],
+           number(r.get('paper'), r['metric']), *([pytorch([r])] if torch else []), ours(r)]
+          for r in records]
   head = [*(['suite'] if several else []), 'cell', 'metric', 'paper',
           *(['PyTorch'] if torch else []), 'gapjax']
   return Table(head, rows, text=2 + several, strong=frozenset({len(head) - 1}),
@@ -131,7 +131,7 @@ def _sections(parts, folder):
     if several:
       opening = dataclasses.replace(opening, heading=claim.HEADING, text=claim.lead(source))
     below = [section for make in (compared.section, *claim.SECTIONS)
-             if (section := make(source, folder))]
+             if (section := make(source, folder)).tables or section.pictures]
     sections += [opening, *(dataclasses.replace(section, level=2 + several) for section in below)]
   return sections
 

@@ -90,9 +90,9 @@ def drawn(draw, what, path, *, alt, caption):
 
 
 def pictured(heading, draw, panels, path, *, text=(), **said):
-  """A section of one picture of panels, of which `drawn` says the rest; None without a panel."""
-  return Section(heading, text=text, pictures=[
-    drawn(draw, panels, path, **said)]) if panels else None
+  """A section of one picture of panels, if there are any; `drawn` says the rest."""
+  return Section(heading, text=text,
+                 pictures=[drawn(draw, panels, path, **said)] if panels else [])
 
 
 def by_cell(records):
@@ -104,7 +104,7 @@ def by_cell(records):
 
 
 def learned(source, path, *, remark=''):
-  """The section of learning curves, drawn to `path`; `remark` ends its caption. None without."""
+  """The section of learning curves, drawn to `path`; `remark` ends its caption."""
   panels = [cell for cell in source.cells if any(len(getattr(cell, name)) for name in CURVES)]
   said = ('Training loss, evaluation accuracy and consistency'
           if any(len(cell.eval_consistency) for cell in panels)

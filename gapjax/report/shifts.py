@@ -189,11 +189,9 @@ def samples(source, _):
   """The training's inputs; of a suite those of a network that sees pairs, if there is one."""
   pairs = [r for r in source.records if r['network'].startswith(('augshift', 'two_crops'))]
   path = picture(source, 'samples.png', pairs) or picture(source, 'samples.png')
-  if not path:
-    return None
   return Section('What the network sees', pictures=[Picture(
     path, 'Training images', 'Training images as the network sees them; with two crops, pairs '
-    'stand one above the other.')])
+    'stand one above the other.')] if path else [])
 
 
 def consistency(source, folder):
