@@ -15,9 +15,9 @@ import gapjax
 DOCS = pathlib.Path(__file__).parent
 PAGE = DOCS / 'api.md'
 # What there is to import beside gapjax's own names; a package stands for what its __all__ says.
-MODULES = ('config', 'data', 'models', 'models.resnet', 'models.vgg', 'models.deeplab',
-           'models.mobilenet', 'models.heads', 'models.downsample', 'models.layers',
-           'tasks.augshift', 'tasks.canvas', 'tasks.consistency', 'tasks.segmentation',
+MODULES = ('config', 'data', 'models', 'models.base', 'models.resnet', 'models.vgg',
+           'models.deeplab', 'models.mobilenet', 'models.heads', 'models.downsample',
+           'models.layers', 'tasks.augshift', 'tasks.canvas', 'tasks.consistency', 'tasks.segmentation',
            'neurons.network', 'neurons.rank', 'neurons.attack', 'neurons.sweeps', 'weights.files',
            'training.train', 'training.evaluate')
 LEAD = """# Reference

@@ -157,21 +157,19 @@ def _how(source):
   """What is the same everywhere goes into one list, what differs into a row a cell."""
   about = source.run
   days = dict.fromkeys(filter(None, [about.get('began'), about.get('ended')]))
-  rows = [['date', ' to '.join(days)]] if days else []
-  for key, name, show in (
-      ('device', 'device', str), ('wall_seconds', 'duration', _seconds),
-      ('versions', 'versions', lambda v: ', '.join(f'{k} {n}' for k, n in v.items()))):
-    if about.get(key):
-      rows.append([name, show(about[key])])
+  of_run = {'date': ' to '.join(days), 'device': about.get('device'),
+            'duration': about.get('wall_seconds') and _seconds(about['wall_seconds']),
+            'versions': ', '.join(f'{k} {n}' for k, n in about.get('versions', {}).items())}
+  rows = [[name, str(value)] for name, value in of_run.items() if value]
   trained = [{**r['detail'], 'seeds': r.get('seeds'), 'cell': r['cell']}
              for r in source.records if r.get('detail')]
   differ = []
   for key, name, show in DETAIL:
-    said = [show(t[key]) if t.get(key) is not None else DASH for t in trained]
-    if len(set(said)) == 1 and said[0] != DASH:
-      rows.append([name, said[0]])
-    elif len(set(said)) > 1:
-      differ.append((name, said))
+    column = [show(t[key]) if t.get(key) is not None else DASH for t in trained]
+    if len(set(column)) == 1 and column[0] != DASH:
+      rows.append([name, column[0]])
+    elif len(set(column)) > 1:
+      differ.append((name, column))
   tables = [Table(['', ''], rows, text=2)] if rows else []
   if differ:
     names, columns = zip(*differ, strict=True)

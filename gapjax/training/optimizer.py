@@ -10,16 +10,13 @@ def create_schedule(config: ConfigDict, *, steps_per_epoch: float, total_steps: 
   c, peak = config.schedule, config.optimizer.lr
   warmup = round(c.warmup_epochs * steps_per_epoch)
   rest = max(total_steps - warmup, 1)
-  if c.name == 'constant':
-    schedule = optax.constant_schedule(peak)
-  elif c.name == 'cosine':
-    schedule = optax.cosine_decay_schedule(peak, rest)
-  elif c.name == 'poly':
-    schedule = optax.polynomial_schedule(peak, 0.0, c.power, rest)
-  else:
-    boundaries = [round(epoch * steps_per_epoch) - warmup for epoch in c.step_epochs]
-    schedule = optax.piecewise_constant_schedule(
-      peak, {step: c.step_factor ** boundaries.count(step) for step in boundaries})
+  boundaries = [round(epoch * steps_per_epoch) - warmup for epoch in c.step_epochs]
+  schedule = {
+    'constant': lambda: optax.constant_schedule(peak),
+    'cosine': lambda: optax.cosine_decay_schedule(peak, rest),
+    'poly': lambda: optax.polynomial_schedule(peak, 0.0, c.power, rest),
+    'step': lambda: optax.piecewise_constant_schedule(
+      peak, {step: c.step_factor ** boundaries.count(step) for step in boundaries})}[c.name]()
   if not warmup:
     return schedule
   return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), schedule], [warmup])
