@@ -17,9 +17,9 @@ PAGE = DOCS / 'api.md'
 # What there is to import beside gapjax's own names; a package stands for what its __all__ says.
 MODULES = ('config', 'data', 'models', 'models.base', 'models.resnet', 'models.vgg',
            'models.deeplab', 'models.mobilenet', 'models.heads', 'models.downsample',
-           'models.layers', 'tasks.augshift', 'tasks.canvas', 'tasks.consistency', 'tasks.segmentation',
-           'neurons.network', 'neurons.rank', 'neurons.attack', 'neurons.sweeps', 'weights.files',
-           'training.train', 'training.evaluate')
+           'models.layers', 'tasks.augshift', 'tasks.canvas', 'tasks.consistency',
+           'tasks.segmentation', 'neurons.network', 'neurons.rank', 'neurons.attack',
+           'neurons.sweeps', 'weights.files', 'training.train', 'training.evaluate')
 LEAD = """# Reference
 
 Made from the docstrings by `python docs/make_api.py`; do not edit it by hand. The first part is

@@ -55,7 +55,7 @@ def test_config_takes_a_step(path):
   key, state = devices.replicate((steps.stream(0, steps.TRAIN), state))
   for batch in itertools.islice(feed.batches(0), 2):  # a warm-up's first step has rate 0
     state, metrics = step(state, key, data, devices.split(batch, axis=1), np.int32(1))
-  loss = metrics['batch'].loss
+  loss = metrics['batch']['loss']
   assert np.isfinite(loss.total).all()
   assert int(loss.count[0]) == (8 if not scenes else 8 * 17 * 17 - int(
     (batch['labels'] == 255).sum()))

@@ -28,8 +28,7 @@ def take_steps(config, data_dir, *, devices, count):
   for batch in itertools.islice(feed.batches(0), count):
     state, metrics = step(state, key, data, here.split(batch, axis=1),
                           np.int32(config.steps_per_call or 1))
-  batch = metrics['batch']  # without clu's count of merges, which is the number of devices
-  return state, {'loss': batch.loss, 'accuracy': batch.accuracy, 'grad_norm': metrics['grad_norm']}
+  return state, {**metrics['batch'], 'grad_norm': metrics['grad_norm']}
 
 
 def assert_close(a, b, *, relative):

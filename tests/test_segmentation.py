@@ -102,7 +102,7 @@ def test_loss_by_its_definition(name):
   loss, metrics = task.loss(Constant(jnp.asarray(logits)), batch, 0)
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
   right = (logits.argmax(-1) == labels)[valid].mean()
-  np.testing.assert_allclose(metrics.compute()['accuracy'], right, rtol=1e-5)
+  np.testing.assert_allclose(metrics['accuracy'].compute(), right, rtol=1e-5)
 
 
 @pytest.mark.parametrize('gamma', [0., .5, 2.])

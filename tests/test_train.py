@@ -21,7 +21,6 @@ from gapjax import data
 from gapjax.errors import Interrupted, TrainingFailed, UsageError
 from gapjax.paths import read_lines
 from gapjax.tasks.canvas import random_locations
-from gapjax.tasks.metrics import TrainMetrics
 from gapjax.training import build, optimizer, workdirs
 from gapjax.training import train as train_module
 from gapjax.training.checkpoint import Checkpoints, digest
@@ -212,7 +211,7 @@ def test_a_line_averages_over_what_counts_and_void_is_nothing():
   def metrics(totals, counts):
     totals, counts, norms = (jax.numpy.float32(x) for x in (totals, counts, [1, 3]))
     mean = clu_metrics.Average(totals, counts)
-    batch = TrainMetrics.empty().replace(loss=mean, accuracy=mean)
+    batch = {'loss': mean, 'accuracy': mean}
     return {'batch': batch, 'grad_norm': norms}
 
   def line(*pending):

@@ -26,7 +26,7 @@ from gapjax.data.sheet import Sheet
 from gapjax.errors import UsageError
 from gapjax.tasks import consistency
 from gapjax.tasks.images import check_images, check_shift, random_flips
-from gapjax.tasks.metrics import PairMetrics, TrainMetrics
+from gapjax.tasks.metrics import averages
 from gapjax.tasks.resident import ResidentImages
 
 
@@ -182,7 +182,7 @@ class AugShiftTask(ResidentImages):
             'labels': data['labels'][indices]}
 
   def loss(self, network, batch: Mapping[str, jax.Array],
-           step: jax.Array) -> tuple[jax.Array, TrainMetrics | PairMetrics]:
+           step: jax.Array) -> tuple[jax.Array, dict]:
     """The training loss of a batch, a scalar, and its metrics; network: a TrainingNetwork."""
     images, labels = batch['images'], batch['labels']
     if self.stacked:
@@ -195,11 +195,11 @@ class AugShiftTask(ResidentImages):
     correct = (logits.argmax(-1) == labels).mean(0).astype(logits.dtype)  # (b,), over the crops
     if self.crops == 1:
       losses = cross_entropy(logits[0], labels)
-      return losses.mean(), TrainMetrics.single_from_model_output(loss=losses, correct=correct)
+      return losses.mean(), averages(loss=losses, accuracy=correct)
     weight = warm_up(step, self.weight, steps=self.warm_up_steps)
     loss, parts = augshift_loss(logits, z, labels, weight=weight)
-    return loss, PairMetrics.single_from_model_output(
-      loss=jnp.broadcast_to(loss, labels.shape), correct=correct,
+    return loss, averages(
+      loss=jnp.broadcast_to(loss, labels.shape), accuracy=correct,
       relative_distance=jnp.broadcast_to(parts['relative_distance'], labels.shape))
 
   def samples(self, train_set, *, seed: int, count: int = 12) -> Sheet:

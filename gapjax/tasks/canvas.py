@@ -17,7 +17,7 @@ from gapjax import data as datasets
 from gapjax.data.sheet import Sheet
 from gapjax.errors import UsageError
 from gapjax.tasks.images import index_batches, random_flips
-from gapjax.tasks.metrics import TrainMetrics
+from gapjax.tasks.metrics import averages
 from gapjax.tasks.protocol import Evaluation, evaluated
 from gapjax.tasks.resident import ResidentImages
 
@@ -112,12 +112,12 @@ class CanvasTask(ResidentImages):
       lambda key: jax.random.randint(jax.random.fold_in(key, 0), (), 0, self.num_locations))(keys)
 
   def loss(self, network, batch: Mapping[str, jax.Array],
-           step: jax.Array) -> tuple[jax.Array, TrainMetrics]:
+           step: jax.Array) -> tuple[jax.Array, dict]:
     """Mean cross entropy of a batch, a scalar, and its metrics; network: a TrainingNetwork."""
     logits, _ = network(batch['canvases'])
     losses = cross_entropy(logits, batch['targets'])  # (b, k), (b,) -> (b,)
     correct = (logits.argmax(-1) == batch['targets']).astype(losses.dtype)
-    return losses.mean(), TrainMetrics.single_from_model_output(loss=losses, correct=correct)
+    return losses.mean(), averages(loss=losses, accuracy=correct)
 
   def samples(self, train_set, *, seed: int, count: int = 12) -> Sheet:
     """Training canvases as the network sees them, each with its class and location."""

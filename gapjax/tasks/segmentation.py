@@ -19,7 +19,7 @@ from gapjax.data import sheet
 from gapjax.data.catalogue import VOID
 from gapjax.errors import UsageError, check_choice
 from gapjax.tasks.images import IMAGENET
-from gapjax.tasks.metrics import TrainMetrics
+from gapjax.tasks.metrics import averages
 from gapjax.tasks.protocol import Evaluation, Task, evaluated
 
 # name -> (top, left, bottom, right), fractions of the image's size, rounded down to pixels: left
@@ -217,7 +217,7 @@ class SegmentationTask(Task):
       losses = factor * losses
     return jnp.where(valid, losses, 0), valid
 
-  def loss(self, network, batch, step) -> tuple[jax.Array, TrainMetrics]:
+  def loss(self, network, batch, step) -> tuple[jax.Array, dict]:
     """The mean loss of the batch's pixels, and its metrics; network: see steps.TrainingNetwork."""
     logits, _ = network(batch['images'])
     losses, valid = self.losses(logits, batch['labels'])
@@ -225,8 +225,8 @@ class SegmentationTask(Task):
     if self.axis_name is not None:  # gradients are averaged over devices, pixels are not equal
       total, share = lax.psum((total, 1), self.axis_name)
     correct = (logits.argmax(-1) == batch['labels']).astype(losses.dtype)
-    return losses.sum() * share / jnp.maximum(total, 1), TrainMetrics.single_from_model_output(
-      loss=losses.ravel(), correct=correct.ravel(), mask=valid.ravel())
+    return losses.sum() * share / jnp.maximum(total, 1), averages(
+      loss=losses.ravel(), accuracy=correct.ravel(), mask=valid.ravel())
 
   def eval_inputs(self, data, common, batch) -> jax.Array:
     """Whole images, batch['images'] (b, h, w, 3) uint8."""

@@ -5,7 +5,6 @@ import logging
 
 import jax
 import numpy as np
-from clu import metrics as clu_metrics
 from clu import parameter_overview
 
 from gapjax import config as configs
@@ -211,7 +210,7 @@ def summarise(pending, schedule, clock, batch_size) -> dict:
   for call, metrics in pending:
     metrics, n = Devices.to_host(metrics), len(call)  # of the rows, those of the call's steps
     batch, norms = metrics['batch'], metrics['grad_norm'][:n]
-    losses = (batch.loss.total / np.maximum(batch.loss.count, 1))[:n]
+    losses = (batch['loss'].total / np.maximum(batch['loss'].count, 1))[:n]
     bad = ~(np.isfinite(losses) & np.isfinite(norms))
     if bad.any():
       first = int(bad.argmax())
@@ -219,8 +218,7 @@ def summarise(pending, schedule, clock, batch_size) -> dict:
         f'the loss or its gradient is not finite at step {call[first] + 1} (loss {losses[first]}, '
         f'gradient norm {norms[first]}); the last good checkpoint is kept: try a lower '
         'optimizer.lr, schedule.warmup_epochs or optimizer.clip_norm in a new workdir')
-    means = {name: (mean.total[:n], mean.count[:n]) for name, mean in vars(batch).items()
-             if isinstance(mean, clu_metrics.Average)}
+    means = {name: (mean.total[:n], mean.count[:n]) for name, mean in batch.items()}
     for name, sums in {**means, 'grad_norm': (norms, np.ones_like(norms))}.items():
       totals.setdefault(name, []).append(np.array(sums, np.float64))  # (2, steps in the call)
   line = {name: total / max(count, 1)
