@@ -46,27 +46,23 @@ class Parser(argparse.ArgumentParser):
     raise UsageError(f'{message} ({self.prog} --help)')
 
 
-def folder(path):
-  """A folder on this machine, `~` expanded, or in a bucket."""
-  if not path:  # such as of an unset variable; pathlib takes it for the current folder
-    raise argparse.ArgumentTypeError('a folder is named by nothing; the current one is `.`')
-  path = os.path.expanduser(path)
-  try:
-    paths.of(path)
-  except UsageError as error:  # a ValueError, of which argparse would not give the words
-    raise argparse.ArgumentTypeError(str(error)) from None
-  return path
-
-
 def local(path):
   """A file or folder on this machine, `~` expanded."""
-  if not path:
+  if not path:  # such as of an unset variable; pathlib takes it for the current folder
     raise argparse.ArgumentTypeError('a file or folder is named by nothing; the current folder is '
                                      '`.`')
   if '://' in path:
     raise argparse.ArgumentTypeError(f'{path}: remote folders are not supported here; give a local '
                                      'path')
   return os.path.expanduser(path)
+
+
+def folder(path):
+  """A folder on this machine, as `local` has it, or in a bucket."""
+  try:
+    return os.fspath(paths.of(path)) if '://' in path else local(path)
+  except UsageError as error:  # a ValueError, of which argparse would not give the words
+    raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def flag(*names, **how):

@@ -4,7 +4,6 @@ The background is transparent and the letters are grey, readable on a white page
 """
 
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -52,9 +51,8 @@ class Sheet:
     for top, row in zip(tops, rows, strict=False):
       for left, part in row:
         sheet.paste(part, (left, int(top)))
-    png = io.BytesIO()
-    sheet.save(png, 'PNG')
-    paths.write_bytes(path, png.getvalue())
+    with paths.opened(path) as file:
+      sheet.save(file, 'PNG')
 
 
 def scenes(rows: Sequence[Mapping], *, class_names: Sequence[str], palette: np.ndarray) -> Sheet:

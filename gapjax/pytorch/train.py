@@ -17,7 +17,7 @@ import torch
 
 from gapjax import config as configs
 from gapjax import paths
-from gapjax.errors import TrainingFailed, UsageError
+from gapjax.errors import UsageError
 from gapjax.pytorch import recipe, twin
 from gapjax.tasks import TASKS
 from gapjax.tasks.augshift import AugShiftTask, warm_up
@@ -26,11 +26,11 @@ from gapjax.training import build, optimizer, workdirs
 from gapjax.training.log import Writer, progress_bar
 from gapjax.training.plan import Plan
 from gapjax.training.system import Clock, StopSignals, describe_devices, usable_cores
-from gapjax.training.train import summary
+from gapjax.training.train import check_finite, summary
 from gapjax.weights import files as weights
 from gapjax.weights import names
 
-WEIGHTS = 'weights.pth'
+WEIGHTS, LOSS = 'weights.pth', 'the loss of the PyTorch twin'
 
 
 def train(config, *, workdir, data_dir=None, progress=True) -> dict:
@@ -109,7 +109,7 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
       if plan.logs(range(step - 1, step)) or plan.evaluates(step):
         losses = torch.stack(pending).tolist()
         for number, value in enumerate(losses, step - len(losses) + 1):
-          check_finite(value, number)
+          check_finite(value, number, what=LOSS)
         writer.write(step, 'train', loss=sum(losses) / len(losses), learning_rate=rates[step - 1],
                      images_per_second=clock.lap(config.batch_size * len(losses)))
         bar.set_postfix(loss=f'{losses[-1]:.3f}')
@@ -122,12 +122,12 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
       if plan.evaluates(step):
         with clock.paused():
           result = evaluation.during(Trained(step, network))
-        check_finite(result['loss'], step)
+        check_finite(result['loss'], step, what=LOSS)
         writer.write(step, 'eval', **result)
 
     # ---- Final: every test image at every location; consistency ----------------------------------
     final = evaluation.final(Trained(step, network), progress=progress, brief=True)
-    check_finite(final['loss'], step)
+    check_finite(final['loss'], step, what=LOSS)
     writer.write(step, 'final', **final)
     arrays = {name: x.cpu().numpy() for name, x in network.state_dict().items()}
     (workdir / WEIGHTS).unlink(missing_ok=True)  # of a run that was killed just here
@@ -151,14 +151,6 @@ def schedules(config, task, plan) -> tuple[list[float], list[float]]:
   if isinstance(task, AugShiftTask):
     weight = warm_up(np.arange(n), task.weight, steps=task.warm_up_steps)
   return tuple(np.broadcast_to(x, n).tolist() for x in (rate(np.arange(n)), weight))
-
-
-def check_finite(loss: float, step: int) -> None:
-  """Raises TrainingFailed when a loss is not finite."""
-  if not np.isfinite(loss):
-    raise TrainingFailed(
-      f'the loss of the PyTorch twin is {loss} at step {step}: try a lower optimizer.lr, '
-      'schedule.warmup_epochs or optimizer.clip_norm in a new workdir')
 
 
 # ---- Evaluation: gapjax's protocols and counts, PyTorch's passes ---------------------------------

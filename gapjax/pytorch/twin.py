@@ -173,10 +173,7 @@ class Backbone(nn.Module):
 
   def draw(self):
     """A permutation of as many channels as there are where it is applied."""
-    if self.at == 'pooled':
-      n = self.channels
-    else:
-      n = self.inputs[int(self.at.removeprefix('stage')) - 1]
+    n = {**self.inputs, 'pooled': self.channels}[self.at]
     generator = None if self.fixed is None else torch.Generator().manual_seed(self.fixed)
     return torch.randperm(n, generator=generator)
 
@@ -192,13 +189,13 @@ class ResNet(Backbone):
     self.conv1 = Conv(3, c.width, kernel, dense(self.stride, how), padding=how['padding'])
     self.bn1 = nn.BatchNorm2d(c.width, momentum=momentum)
     whole, dilation, channels = self.stride * (2 if self.pools else 1), 1, c.width
-    self.inputs = []
+    self.inputs = {}  # channels before each stage
     for s, (count, stride) in enumerate(zip(counts, tables.STRIDES, strict=True), 1):
       first = dilation
       if output_stride and whole * stride > output_stride:
         stride, dilation = 1, dilation * stride
       whole *= stride
-      self.inputs.append(channels)
+      self.inputs[f'stage{s}'] = channels
       blocks = []
       for i in range(count):
         blocks.append(Block(channels, c.width * 2 ** (s - 1), 1 if i else stride, bottleneck, how,
@@ -228,9 +225,10 @@ class VGG(Backbone):
 
   def __init__(self, c, how):
     super().__init__()
-    self.how, layers, self.ends, channels, self.inputs = how, [], [], 3, []
-    for count, multiple in zip(tables.VGGS[c.name], tables.MULTIPLES, strict=True):
-      self.inputs.append(channels)
+    self.how, layers, self.ends, channels, self.inputs = how, [], [], 3, {}
+    stages = zip(tables.VGGS[c.name], tables.MULTIPLES, strict=True)
+    for s, (count, multiple) in enumerate(stages, 1):
+      self.inputs[f'stage{s}'] = channels
       for _ in range(count):
         out = c.width * multiple
         layers += [Conv(channels, out, 3, padding=how['padding'], bias=True), nn.BatchNorm2d(out),

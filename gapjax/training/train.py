@@ -192,12 +192,12 @@ def describe(config, task, plan, devices) -> str:
           f'{config.batch_size} on {describe_devices(devices.devices)}')
 
 
-def check_finite(loss: float, step: int) -> None:
-  """Raises TrainingFailed when an evaluation's loss is not finite."""
+def check_finite(loss: float, step: int, *,
+                 what: str = 'the evaluated loss (the last good checkpoint is kept)') -> None:
+  """Raises TrainingFailed when a loss is not finite."""
   if not np.isfinite(loss):
-    raise TrainingFailed(
-      f'the evaluation after step {step} has loss {loss}; the last good checkpoint is kept: try a '
-      'lower optimizer.lr, schedule.warmup_epochs or optimizer.clip_norm in a new workdir')
+    raise TrainingFailed(f'{what} is {loss} at step {step}: try a lower optimizer.lr, '
+                         'schedule.warmup_epochs or optimizer.clip_norm in a new workdir')
 
 
 def summarise(pending, schedule, clock, batch_size) -> dict:
