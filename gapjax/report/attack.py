@@ -143,9 +143,7 @@ def table(records):
     chosen = shown(sorted({count for _, count in removed if count}))
     whole = next(key for key in ((None, None), (sweeps.CLEAN, 0)) if key in removed)
     for (order, count), values in removed.items():
-      if not count and (order, count) != whole:  # the network's own row says the same
-        continue
-      if count and count not in chosen:
+      if count not in chosen and (order, count) != whole:  # of N = 0, one row says it all
         continue
       if not count or order == next(iter(pictures.LOOKS)):
         breaks.add(len(rows))
