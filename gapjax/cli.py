@@ -1,7 +1,6 @@
 """The verbs and their flags; each verb is one call into the module that does the job."""
 
 import argparse
-import contextlib
 import json
 import logging
 import os
@@ -10,7 +9,7 @@ import sys
 
 from gapjax import paths
 from gapjax.errors import CheckFailed, Interrupted, TrainingFailed, UsageError, check_choice
-from gapjax.training.system import keep_freed_memory
+from gapjax.training.system import Unbreakable, keep_freed_memory
 
 USAGE = """usage: gapjax VERB [flags]
 
@@ -63,6 +62,14 @@ def folder(path):
     return os.fspath(paths.of(path)) if '://' in path else local(path)
   except UsageError as error:  # a ValueError, of which argparse would not give the words
     raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def positive(text):
+  """A whole number from 1 on."""
+  number = int(text)
+  if number < 1:
+    raise argparse.ArgumentTypeError(f'must be at least 1, not {number}')
+  return number
 
 
 def flag(*names, **how):
@@ -205,7 +212,7 @@ def attack(arguments, neurons):
 
 
 @verb(WORKDIR, DATA, flag('suite', help=', '.join(SUITES)),
-      flag('--seeds', type=int, default=1, help='train with seeds 0 to SEEDS - 1'),
+      flag('--seeds', type=positive, default=1, help='train with seeds 0 to SEEDS - 1'),
       flag('--scale', choices=['small', 'narrow', 'full'], default='full'),
       flag('--cells', help="only these, such as 'augshift/* resnet18/cifar10'"),
       flag('--with_torch', action='store_true', help='train the same networks in plain PyTorch '
@@ -214,8 +221,6 @@ def attack(arguments, neurons):
       '(fields: gapjax/config.py)')
 def reproduce(arguments, changes):
   """Trains every cell of a suite."""
-  if arguments.seeds < 1:
-    raise UsageError(f'--seeds must be at least 1, not {arguments.seeds}')
   check_choice(arguments.suite, SUITES, what='suite')
   if arguments.with_torch and arguments.suite not in WITH_TORCH:
     raise UsageError(f'--with_torch: the tables of {arguments.suite} have no column for PyTorch; '
@@ -288,9 +293,9 @@ def compile(arguments, chosen):
 
 
 @verb(DATA, CONFIG, OUTPUT,
-      flag('--steps', type=int, help='training steps a round (default: as many as take about 5 '
-           'seconds)'),
-      flag('--rounds', type=int, default=5, help='how often to measure (default 5)'),
+      flag('--steps', type=positive, help='training steps a round (default: as many as take '
+           'about 5 seconds)'),
+      flag('--rounds', type=positive, default=5, help='how often to measure (default 5)'),
       flag('--against', help='torch: the same network in PyTorch, in turns with gapjax'),
       flag('--torch', default='plain', help='how it runs: plain (float32, the default), compiled '
            '(channels_last, autocast to bfloat16, torch.compile)'),
@@ -365,25 +370,6 @@ def main(argv=None) -> int:
   except KeyboardInterrupt:
     return complain('interrupted', code=130)
   return 0
-
-
-class Unbreakable:
-  """What is written to stderr, whether it is closed or its reader has gone: no reason to end."""
-
-  def __init__(self, stream):
-    self._stream = stream
-
-  def __getattr__(self, name):
-    return getattr(self._stream, name)
-
-  def write(self, text):
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-      self._stream.write(text)
-    return len(text)
-
-  def flush(self):
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-      self._stream.flush()
 
 
 def complain(message, *, code):

@@ -240,8 +240,8 @@ def complaint(capsys, *argv, code=2):
 @pytest.mark.parametrize(('argv', 'expected'), [
   (['--against=tensorflow'], 'unknown --against `tensorflow`; known: torch'),
   (['--against=torch', '--torch=compile'], '(did you mean `compiled`?)'),
-  (['--steps=0'], '--steps must be at least 1, not 0'),
-  (['--rounds=0'], '--rounds must be at least 1, not 0'),
+  (['--steps=0'], '--steps: must be at least 1, not 0'),
+  (['--rounds=0'], '--rounds: must be at least 1, not 0'),
   (['--config.batch_size=30'], '30 cannot be shared by 8 devices'),
   (['--config.model.widht=8'], '(did you mean `model.width`?)'),
   (['--output=nowhere/bench.json'], 'there is no such folder'),

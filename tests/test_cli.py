@@ -103,7 +103,7 @@ def complaint(capsys, *argv, code=2):
   (['reproduce', 'table2', '--workdir=w', '--config.num_epoch=1'],
    'unknown config field `num_epoch` (did you mean `num_epochs`?)'),
   (['reproduce', 'table1', '--workdir=w', '--seed=2'], 'unexpected argument `--seed=2`'),
-  (['reproduce', 'table1', '--workdir=w', '--seeds=0'], '--seeds must be at least 1'),
+  (['reproduce', 'table1', '--workdir=w', '--seeds=0'], '--seeds: must be at least 1'),
   (['quickstart', '--sclae=tiny'], 'sclae'),
 ])
 def test_mistakes(capsys, monkeypatch, tmp_path, argv, expected):

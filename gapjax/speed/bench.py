@@ -43,7 +43,7 @@ def bench(config, *, steps_per_round=None, rounds=5, against=None, mode='plain',
     config: see gapjax/config.py.
     steps_per_round: training steps in a round, rounded up to whole calls; None for as many as take
       ROUND_SECONDS.
-    rounds: how many rounds.
+    rounds: how many rounds, from 1 on.
     against: None or 'torch'.
     mode: how the twin runs, one of MODES.
     profile: a folder for a trace of PROFILED_CALLS calls, or None.
@@ -62,9 +62,6 @@ def bench(config, *, steps_per_round=None, rounds=5, against=None, mode='plain',
     CheckFailed: PyTorch's process failed.
   """
   configs.validate(config)
-  for name, value in (('--steps', steps_per_round), ('--rounds', rounds)):
-    if value is not None and value < 1:
-      raise UsageError(f'{name} must be at least 1, not {value}')
   check_choice(mode, MODES, what='--torch')
   if against:
     check_choice(against, AGAINST, what='--against')

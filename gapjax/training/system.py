@@ -80,6 +80,25 @@ class StopSignals:
     signal.signal(number, self._old[number])
 
 
+class Unbreakable:
+  """What is written to stderr, whether it is closed or its reader has gone: no reason to end."""
+
+  def __init__(self, stream):
+    self._stream = stream
+
+  def __getattr__(self, name):
+    return getattr(self._stream, name)
+
+  def write(self, text):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+      self._stream.write(text)
+    return len(text)
+
+  def flush(self):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+      self._stream.flush()
+
+
 def keep_freed_memory() -> bool:
   """Tells glibc to keep what is freed. Returns whether there was a glibc to tell.
 
