@@ -70,8 +70,8 @@ def of_config(name: str, config: ConfigDict, *, size: tuple[int, int, int] | Non
   num_classes: the dataset's. Dropout is off, since its masks are no part of what can be compared,
   and so is the clipping of gradients, in which PyTorch divides by the norm + 1e-6.
   """
-  config = configs.replaced(config, model=dict(dropout=0.0), optimizer=dict(clip_norm=0.0),
-                            augshift=dict(warm_up=0.0))
+  config = configs.replaced(config, model=dict(dropout=0.0, dtype='float32'),
+                            optimizer=dict(clip_norm=0.0), augshift=dict(warm_up=0.0))
   train_set = stand_in(config, num_classes)
   task = build.create_task(config, train_set)
   return Case(name, config, task.num_classes,
