@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from gapjax.errors import UsageError
 from gapjax.models.convolution import convolve
-from gapjax.models.downsample import halve
+from gapjax.models.downsample import blur, polyphase
 from gapjax.models.heads import Permute, make_head
 from gapjax.models.layers import BatchNorm, Conv, SeparableConv
 
@@ -56,11 +56,17 @@ class Convolutional(nn.Module, kw_only=True):
     return BatchNorm(self.momentum, axis_name=self.axis_name, dtype=self.dtype, **more)
 
   def halved(self, x: jax.Array, stride: int, component: jax.Array | None = None):
-    """x (b, h, w, c), halved if the stride is 2 and was not taken, and its polyphase component."""
+    """x (b, h, w, c), halved if the stride is 2 and was not taken, and its polyphase component.
+
+    Circular networks blur circularly, the others with reflection; 'polyphase' blurs first if
+    blur_size > 1. Sizes become ceil(h / 2), ceil(w / 2). The component (b,) is None but there.
+    """
+    mode = 'circular' if self.padding == 'circular' else 'reflect'
     if stride == self.strided(stride):
       return x, None
-    return halve(x, method=self.downsample, blur_size=self.blur_size, padding=self.padding,
-                 component=component)
+    if self.downsample == 'blur':
+      return blur(x, self.blur_size, stride=2, mode=mode), None
+    return polyphase(blur(x, self.blur_size, stride=1, mode=mode), component)
 
 
 class Classifier(Convolutional, kw_only=True):

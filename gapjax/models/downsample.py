@@ -2,8 +2,8 @@
 
 `blur`: Zhang 2019, *Making Convolutional Networks Shift-Invariant Again*. `polyphase`: Chaman &
 Dokmanic 2021, *Truly Shift-Invariant Convolutional Neural Networks*. What strides in a network
-(a convolution, a max-pool) becomes dense, and the result, after its ReLU, is halved by `halve`. In
-a network of your own do the same with `BlurPool` or `AdaptivePolyphase`.
+(a convolution, a max-pool) becomes dense, and the result, after its ReLU, is halved: base.py's
+`halved`. In a network of your own do the same with `BlurPool` or `AdaptivePolyphase`.
 """
 
 import flax.linen as nn
@@ -67,21 +67,6 @@ def polyphase(x: jax.Array, component: jax.Array | None = None) -> tuple[jax.Arr
     component = jnp.square(parts.astype(jnp.promote_types(x.dtype, jnp.float32))).sum(
       (2, 3, 4)).argmax(1)
   return jnp.take_along_axis(parts, component[:, None, None, None, None], 1)[:, 0], component
-
-
-def halve(x: jax.Array, *, method: str, blur_size: int, padding: str,
-          component: jax.Array | None = None) -> tuple[jax.Array, jax.Array | None]:
-  """Halves x (b, h, w, c) by 'blur' or 'polyphase'; the latter blurs first if blur_size > 1.
-
-  padding: the network's; its circular networks blur circularly, the others with reflection.
-
-  Returns:
-    (b, ceil(h / 2), ceil(w / 2), c) and the polyphase component, None under 'blur'.
-  """
-  mode = 'circular' if padding == 'circular' else 'reflect'
-  if method == 'blur':
-    return blur(x, blur_size, stride=2, mode=mode), None
-  return polyphase(blur(x, blur_size, stride=1, mode=mode), component)
 
 
 class BlurPool(nn.Module):

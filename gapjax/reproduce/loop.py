@@ -60,7 +60,8 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
   if with_torch and paths.is_remote(workdir):
     raise UsageError(f'--with_torch trains in a local folder only, not in {workdir}; leave it out, '
                      'or give another --workdir')
-  train_twin = twin_of() if with_torch else None
+  if with_torch:
+    require_torch('--with_torch', 'leave it out')
   for c in (cell.config for cell in cells):  # before hours of training, not after
     TASKS[c.task].check_data(c, data_dir=data_dir)
   with workdirs.lock(workdir):  # results.json is read once, and written after every cell
@@ -76,7 +77,7 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
         check_commit([r['commit'] for r in records if r['cell'] == cell.name], here,
                      name=cell.name)
     _train(left, records, suite=suite, scale=scale, workdir=workdir, data_dir=data_dir,
-           command=command, train_twin=train_twin, progress=progress)
+           command=command, progress=progress)
     return report.build(workdir)
 
 
@@ -89,7 +90,7 @@ def missing(records, cell, seed: int, *, twin: bool) -> set[str]:
   return {'trained', *(['attacked'] if cell.attack else []), *(['twinned'] if twin else [])} - there
 
 
-def _train(left, records, *, suite, scale, workdir, data_dir, command, train_twin, progress):
+def _train(left, records, *, suite, scale, workdir, data_dir, command, progress):
   """Trains what is left, and writes results.json and run.json after each."""
   start = time.perf_counter()
   previous = paths.read_json(workdir / 'run.json') if (workdir / 'run.json').exists() else {}
@@ -108,7 +109,8 @@ def _train(left, records, *, suite, scale, workdir, data_dir, command, train_twi
         records = add_attack(records, cell, sweep=attacked.sweep, **about)
       write(workdir / 'results.json', records)
     if 'twinned' in parts:
-      summary = train_twin(config, workdir=folder / 'torch', data_dir=data_dir, progress=progress)
+      from gapjax.pytorch import train as twin
+      summary = twin.train(config, workdir=folder / 'torch', data_dir=data_dir, progress=progress)
       records = add_torch(records, cell, seed=seed, summary=summary)
       write(workdir / 'results.json', records)
     today = datetime.date.today().isoformat()
@@ -120,9 +122,3 @@ def _train(left, records, *, suite, scale, workdir, data_dir, command, train_twi
       'versions': {**previous.get('versions', {}), **summary.get('versions', versions())},
       'wall_seconds': previous.get('wall_seconds', 0.0) + time.perf_counter() - start})
 
-
-def twin_of():
-  """What trains a cell's PyTorch twin. Raises UsageError where PyTorch is not installed."""
-  require_torch('--with_torch', 'leave it out')
-  from gapjax.pytorch.train import train
-  return train
