@@ -27,18 +27,19 @@ def digit_scenes():
   20 pixels high and do not overlap.
   """
   arrays = sources.read_digits()
-  splits = {}
-  for number, (split, count) in enumerate(SCENES.items()):
-    digits, classes = arrays.images[split][..., 0], arrays.labels[split]['label']
-
-    def draw(i, *, digits=digits, classes=classes, number=number):
-      return _draw(np.random.default_rng((_SEED, number, i)), digits, classes)
-
-    splits[split] = [
-        Scene(id=f'{split}_{i:05d}', image=lambda i=i, draw=draw: png(draw(i)[0]),
-              label=lambda i=i, draw=draw: draw(i)[1]) for i in range(count)]
   return SceneSet(class_names=('background', *arrays.class_names['label']),
-                  palette=np.array(_COLOURS, np.uint8), splits=splits)
+                  palette=np.array(_COLOURS, np.uint8), splits={
+                      split: [_scene(arrays, number, split, i) for i in range(count)]
+                      for number, (split, count) in enumerate(SCENES.items())})
+
+
+def _scene(arrays, number, split, i):
+  """The i-th Scene of a split, which is the SCENES' of this number."""
+  def draw():
+    return _draw(np.random.default_rng((_SEED, number, i)), arrays.images[split][..., 0],
+                 arrays.labels[split]['label'])
+
+  return Scene(id=f'{split}_{i:05d}', image=lambda: png(draw()[0]), label=lambda: draw()[1])
 
 
 def _draw(rng, digits, classes):

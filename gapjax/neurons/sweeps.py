@@ -37,14 +37,10 @@ class Sweep:
     N = 0 is order 'clean'. `values` has one value a repeat, None where nothing counted; `std` is
     the sample's, None of one value.
     """
-    records = []
-    for metric, by_order in self.metrics.items():
-      first = next(iter(by_order.values()))
-      records.append(_record(CLEAN, 0, metric, first[:1, 0]))
-      for name, values in by_order.items():
-        records += [_record(name, count, metric, values[:, i])
-                    for i, count in enumerate(self.counts) if i]
-    return records
+    return [record for metric, by_order in self.metrics.items() for record in (
+      _record(CLEAN, 0, metric, next(iter(by_order.values()))[:1, 0]),
+      *(_record(name, count, metric, values[:, i]) for name, values in by_order.items()
+        for i, count in enumerate(self.counts) if i))]
 
 
 def _record(order, count, metric, values):

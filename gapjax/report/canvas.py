@@ -36,13 +36,10 @@ def place(record):
 
 def cells(source):
   """What the pictures need, from the records that carry a detail."""
-  found = {}
-  for record in source.records:
-    if detail := record.get('detail'):
-      target, grid = record['target'], record['grid']
-      found[record['cell']] = plots.Panel(
-        record['network'], target, grid, _chance(target, grid, detail),
-        detail.get('per_location'), **detail_curves(detail))
+  found = {r['cell']: plots.Panel(
+    r['network'], r['target'], r['grid'], _chance(r['target'], r['grid'], detail),
+    detail.get('per_location'), **detail_curves(detail))
+           for r in source.records if (detail := r.get('detail'))}
   return list(found.values())
 
 

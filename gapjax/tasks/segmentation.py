@@ -259,9 +259,9 @@ class SceneEvaluation(Evaluation):
   Raises UsageError where neurons.classes names no class: before an epoch of training, not after.
   """
 
-  def __post_init__(self):
-    object_classes(self.config.neurons.classes, self.test_set.class_names,
-                   dataset=self.config.data.name)
+  def __init__(self, config, task, test_set, counter):
+    super().__init__(config, task, test_set, counter)
+    object_classes(config.neurons.classes, test_set.class_names, dataset=config.data.name)
 
   def during(self, state) -> dict:
     return self.final(state)
