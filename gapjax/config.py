@@ -25,7 +25,7 @@ TASKS = ('canvas', 'classification', 'segmentation')
 # Beginnings of the fields that a task does not read, and that only deeplab networks do.
 _DEEPLAB = ('model.backbone', 'model.pretrained', 'model.output_stride', 'model.dropout',
             'model.separable', 'model.early_padding', 'optimizer.backbone')
-_SHIFTS = ('augshift.', 'eval.shift', 'eval.max_shift', 'eval.map_step')
+_SHIFTS = ('augshift.', 'eval.shift', 'eval.pairs', 'eval.max_shift', 'eval.map_step')
 _SCENES = ('segmentation.', 'eval.padded', *_DEEPLAB)
 NOT_READ = {
   'canvas': (*_SHIFTS, *_SCENES, 'neurons.classes', 'neurons.split'),
@@ -151,6 +151,7 @@ FIELDS = {
   'eval.every_epochs': evaluates(1, POSITIVE),  # between evaluations, whose best is reported
   # Task 'classification', shift consistency; the protocols stand in gapjax/tasks/consistency.py:
   'eval.shift': evaluates(4, NATURAL),  # s of the headline, protocol `pad`; in the end `crop` too
+  'eval.pairs': evaluates(1, POSITIVE, absent=1),  # of shifts of every image, for the headline
   'eval.max_shift': evaluates(8, NATURAL),  # curves for s = 1 .. max_shift and a map; 0: none
   'eval.shift_images': evaluates(0, NATURAL),  # for curves and map, the first so many; 0: `images`
   'eval.map_step': evaluates(1, POSITIVE),  # pixels between two points of the accuracy map

@@ -104,8 +104,9 @@ def small_cifar(dataset: str) -> ConfigDict:
 def digits_moved() -> ConfigDict:
   """The quickstart's recipe for shift consistency: digits moved by up to a quarter."""
   return replaced(
-    digits(), task='classification', num_epochs=12, model=dict(head='linear'),
-    eval=dict(every_epochs=6, map_step=2, shift_images=200), checkpoint=dict(every_epochs=6.0))
+    digits(), task='classification', num_epochs=6, model=dict(head='linear'),
+    augshift=dict(weight=3.0), checkpoint=dict(every_epochs=6.0),
+    eval=dict(every_epochs=6, pairs=10, map_step=2, shift_images=200))
 
 
 # ---- Segmentation, to be attacked (section 5) ----------------------------------------------------

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def test_commands_for_some_cells_add_up(monkeypatch, tmp_path, data_dir):
 
   trained = _stub(monkeypatch, suites.quickstart('tiny'))
   (tmp_path / 'run.json').write_text(json.dumps({'began': '2026-01-31', 'ended': '2026-01-31'}))
-  for only in ('resnet10/*', 'augshift/*', '*/digits'):
+  for only in ('resnet10/*', 'augshift/*', 'resnet10/* augshift/*'):
     loop.run('quickstart', scale='tiny', seeds=1, workdir=tmp_path, data_dir=data_dir,
                command=f'only {only}', only=only)
   assert trained == ['resnet10/digits 0', 'augshift/digits 0']
@@ -118,6 +119,31 @@ def test_commands_for_some_cells_add_up(monkeypatch, tmp_path, data_dir):
   page = (tmp_path / 'report' / 'README.md').read_text()
   assert '](../cells/augshift/digits/seed0/samples.png)' in page  # of the first pair
   assert '    only resnet10/*\n    only augshift/*' in page
+
+
+def test_cells_that_are_trained_at_the_same_time(monkeypatch, tmp_path, data_dir, caplog):
+  """Two at once: the second begins before the first has ended; both stop on one signal; the records
+  are those of one after the other."""
+  cells = suites.quickstart('tiny')
+  trained, both = _stub(monkeypatch, cells), threading.Barrier(2, timeout=60)
+  one, stops = loop.train, set()
+
+  def train(config_, *, stop=None, **how):
+    if stop:
+      stops.add(stop)
+      both.wait()
+    return one(config_, **how)
+
+  monkeypatch.setattr(loop, 'train', train)
+  monkeypatch.setattr(loop.jax, 'device_count', lambda: 1)
+  for at_once in (1, 2):
+    loop.run('quickstart', scale='tiny', seeds=1, workdir=tmp_path / str(at_once), command='',
+             data_dir=data_dir, only='resnet10/* augshift/*', at_once=at_once)
+  assert len(trained) == 4 and len(stops) == 1
+  first, second = (sorted((r['cell'], r['metric'], r['mean']) for r in json.loads(
+    (tmp_path / name / 'results.json').read_text())) for name in '12')
+  assert first == second
+  assert sum('AugShift names' in line for line in caplog.messages) == 2
 
 
 def test_reproduce_trains_in_a_clone_that_holds_results(monkeypatch, tmp_path, capsys):
@@ -335,7 +361,7 @@ def test_a_suite_in_use_is_left_alone(tmp_path, data_dir):
 
 
 def test_classes_that_the_dataset_lacks_are_found_before_training(monkeypatch, tmp_path, data_dir):
-  wrong = suites.quickstart('tiny')[-1]
+  [wrong] = [c for c in suites.quickstart('tiny') if c.config.task == 'segmentation']
   wrong.config.neurons.classes = ('0', 'ten')
   monkeypatch.setitem(suites.SUITES, 'quickstart', lambda scale: [wrong])
   with pytest.raises(UsageError, match=r'neurons\.classes `ten`'):

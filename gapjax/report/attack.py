@@ -120,6 +120,18 @@ def shown(counts):
                                        .astype(int))[:-1]]
 
 
+def told(records):
+  """A sentence on one network, for a terminal."""
+  name = plots.network_name(records[0]['network'])
+  removed = [record for record in records if 'N' in record]
+  if not removed:
+    miou = next(record['mean'] for record in records if record['metric'] == 'miou')
+    return f'{name}: mIoU {number(miou)}%'
+  sweep = sweeps.from_records(removed)
+  facts = ', '.join(f'{value} {words}' for value, words in _facts(sweep))
+  return f'{name}: {facts or _beside(sweep).strip()}'
+
+
 def tables(records):
   """One table of the networks that mark pixels, one of those that classify."""
   parts = [[r for r in records if (r['metric'] in CLASSIFIED) == classify]

@@ -68,6 +68,16 @@ def lead(source):
   return [text]
 
 
+def told(records):
+  """A sentence on one network, for a terminal."""
+  record = next(r for r in records if r['metric'] in ('location_accuracy', 'image_accuracy'))
+  network, target, grid = (record[key] for key in ('network', 'target', 'grid'))
+  does, what = ('finds', 'places') if target == 'location' else ('names', 'images')
+  chance = _chance(target, grid, record['detail'])
+  return (f'{plots.network_name(network)} {does} {number(record["mean"])}% of the {what}; guessing '
+          f'{does} {number(chance)}%')
+
+
 def tables(records):
   """One row a cell; the paper's number stands next to its protocol."""
   found = by_cell(records)

@@ -121,6 +121,15 @@ def _compared(source):
     yield 'Weight 0, which sees each image twice too, is the fair control.'
 
 
+def told(records):
+  """A sentence on one network, for a terminal."""
+  found = {r['metric']: r for r in records}
+  accuracy, consistency = found['image_accuracy'], found['consistency']
+  return (f'{_panel(consistency).network_name} names {number(accuracy["mean"])}% of the images; '
+          f'two shifts of an image ({consistency["protocol"]}) get the same name in '
+          f'{number(consistency["mean"])}% of the cases')
+
+
 def tables(records):
   """One row a network and dataset; heads of consistencies, or a column, name the protocol."""
   found = by_cell(records)

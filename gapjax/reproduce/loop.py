@@ -1,8 +1,11 @@
 """The loop over cells and seeds of a suite: resumable, its results written as each finishes."""
 
+import concurrent.futures
 import datetime
 import logging
 import time
+
+import jax
 
 from gapjax import paths
 from gapjax.config import replaced
@@ -22,7 +25,7 @@ from gapjax.reproduce.records import (
 from gapjax.reproduce.suites import SCALES, SUITES, changed, chosen
 from gapjax.tasks import TASKS
 from gapjax.training import workdirs
-from gapjax.training.system import commit, versions
+from gapjax.training.system import StopSignals, commit, versions
 from gapjax.training.train import train
 from gapjax.weights.files import require_torch
 
@@ -30,7 +33,8 @@ log = logging.getLogger(__name__)
 
 
 def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: str,
-        only: str | None = None, changes=(), with_torch: bool = False, progress: bool = True):
+        only: str | None = None, changes=(), with_torch: bool = False, progress: bool = True,
+        at_once: int = 1):
   """Trains what the workdir's results.json does not hold yet, cell by cell, then its report.
 
   Args:
@@ -45,6 +49,8 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
     changes: flags '--config.FIELD=VALUE' that set a field of every cell.
     with_torch: trains the PyTorch twin of every cell too, in `workdir/cells/CELL/seedN/torch`.
     progress: whether to show progress bars.
+    at_once: on a single device, trains so many cells at the same time, without progress bars where
+      that is several: a small network keeps one core busy, not two.
 
   Returns:
     The path of report.html.
@@ -77,7 +83,7 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
         check_commit([r['commit'] for r in records if r['cell'] == cell.name], here,
                      name=cell.name)
     _train(left, records, suite=suite, scale=scale, workdir=workdir, data_dir=data_dir,
-           command=command, progress=progress)
+           command=command, progress=progress, at_once=at_once)
     return report.build(workdir)
 
 
@@ -90,35 +96,66 @@ def missing(records, cell, seed: int, *, twin: bool) -> set[str]:
   return {'trained', *(['attacked'] if cell.attack else []), *(['twinned'] if twin else [])} - there
 
 
-def _train(left, records, *, suite, scale, workdir, data_dir, command, progress):
+def _train(left, records, *, suite, scale, workdir, data_dir, command, progress, at_once):
   """Trains what is left, and writes results.json and run.json after each."""
   start = time.perf_counter()
   previous = paths.read_json(workdir / 'run.json') if (workdir / 'run.json').exists() else {}
-  for number, (seed, cell, parts) in enumerate(left, 1):
+
+  def work(item, **how):
+    number, (seed, cell, parts) = item
     log.warning('%s seed %d (%d of %d)', cell.name, seed, number, len(left))
-    config = replaced(cell.config, seed=seed)
-    folder = workdir / 'cells' / cell.name / f'seed{seed}'
-    if parts & {'trained', 'attacked'}:
-      summary = train(config, workdir=folder, data_dir=data_dir, progress=progress)
-      about = dict(seed=seed, summary=summary, suite=suite, scale=scale)
-      if 'trained' in parts:
-        records = add(records, cell, lines=paths.read_lines(folder / 'metrics.jsonl'), **about)
-      if 'attacked' in parts:
-        attacked = attack_run(folder, data_dir=data_dir)
-        pictures.save(folder, *attacked)
-        records = add_attack(records, cell, sweep=attacked.sweep, **about)
-      write(workdir / 'results.json', records)
-    if 'twinned' in parts:
-      from gapjax.pytorch import train as twin
-      summary = twin.train(config, workdir=folder / 'torch', data_dir=data_dir, progress=progress)
-      records = add_torch(records, cell, seed=seed, summary=summary)
-      write(workdir / 'results.json', records)
+    return _work(cell, seed, parts, folder=workdir / 'cells' / cell.name / f'seed{seed}',
+                 data_dir=data_dir, **how)
+
+  for (_, (seed, cell, parts)), (folder, summary, attacked, twinned) in _several(
+      work, list(enumerate(left, 1)), at_once=at_once, progress=progress):
+    about = dict(seed=seed, summary=summary, suite=suite, scale=scale)
+    if 'trained' in parts:
+      records = add(records, cell, lines=paths.read_lines(folder / 'metrics.jsonl'), **about)
+    if attacked:
+      pictures.save(folder, *attacked)
+      records = add_attack(records, cell, sweep=attacked.sweep, **about)
+    if twinned:
+      records = add_torch(records, cell, seed=seed, summary=twinned)
+    write(workdir / 'results.json', records)
+    for line in report.told([record for record in records if record['cell'] == cell.name]):
+      log.warning('  %s', line)
+    made = summary or twinned
     today = datetime.date.today().isoformat()
     paths.write_json(workdir / 'run.json', {
       'began': previous.get('began', today), 'ended': today,
       'command': '\n'.join(dict.fromkeys([*previous.get('command', '').splitlines(), command])),
       'device': '; '.join(dict.fromkeys(filter(None, [
-        *previous.get('device', '').split('; '), summary['device']]))),
-      'versions': {**previous.get('versions', {}), **summary.get('versions', versions())},
+        *previous.get('device', '').split('; '), made['device']]))),
+      'versions': {**previous.get('versions', {}), **made.get('versions', versions())},
       'wall_seconds': previous.get('wall_seconds', 0.0) + time.perf_counter() - start})
 
+
+def _work(cell, seed, parts, *, folder, data_dir, **how):
+  """Trains, attacks and twins a cell's seed: (folder, summary, attack, the twin's summary), None
+  where it is not in `parts`."""
+  config = replaced(cell.config, seed=seed)
+  summary = attacked = twinned = None
+  if parts & {'trained', 'attacked'}:
+    summary = train(config, workdir=folder, data_dir=data_dir, **how)
+  if 'attacked' in parts:
+    attacked = attack_run(folder, data_dir=data_dir)
+  if 'twinned' in parts:
+    from gapjax.pytorch import train as twin
+    twinned = twin.train(config, workdir=folder / 'torch', data_dir=data_dir, **how)
+  return folder, summary, attacked, twinned
+
+
+def _several(work, items, *, at_once: int, progress: bool):
+  """Yields (item, work(item)) as each is done, `at_once` of them in threads at the same time."""
+  if at_once == 1 or jax.device_count() > 1:  # whose sums would wait for each other's
+    for item in items:
+      yield item, work(item, progress=progress)
+    return
+  with StopSignals() as stop, concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+    futures = {pool.submit(work, item, progress=False, stop=stop): item for item in items}
+    try:
+      for future in concurrent.futures.as_completed(futures):
+        yield futures[future], future.result()
+    finally:
+      pool.shutdown(cancel_futures=True)

@@ -195,7 +195,8 @@ class ShiftEvaluation(Evaluation):
     cells = len(self.task.map_offsets) ** 2
     curves = len(PROTOCOLS) * self.config.eval.max_shift
     others = {'crop': self.config.eval.shift, 'circular': CIRCULAR_SHIFT}
-    with evaluated((2 + len(others)) * n + few * (curves + cells), progress=progress) as bar:
+    views = (1 + self.config.eval.pairs + len(others)) * n + few * (curves + cells)
+    with evaluated(views, progress=progress) as bar:
       return {**self._headline(state, n, bar=bar), **{
         f'consistency_{protocol}': _agreement(self._pairs(state, n, protocol, s, bar=bar))
         for protocol, s in others.items()}, 'shifts': self._shifts(state, few, bar=bar)}
@@ -203,10 +204,12 @@ class ShiftEvaluation(Evaluation):
   def _headline(self, state, n: int, **rest) -> dict:
     still = self._moved(state, np.arange(n), np.zeros((n, 1, 2)), 'pad', 0, **rest)
     centre = still['deviation'] / n
-    pairs = self._pairs(state, n, 'pad', self.config.eval.shift, centre=centre, **rest)
+    count = self.config.eval.pairs
+    pairs = self._pairs(state, n, 'pad', self.config.eval.shift, count=count, centre=centre, **rest)
     # Variance of the moved images' features over images and views: their mean is near `centre`.
-    variance = pairs['square'] / (2 * n) - np.square(pairs['deviation'] / (2 * n))  # (c,)
-    distance = pairs['distance'] / (n * len(centre))
+    views = 2 * count * n
+    variance = pairs['square'] / views - np.square(pairs['deviation'] / views)  # (c,)
+    distance = 2 * pairs['distance'] / (views * len(centre))
     return {'accuracy': float(still['correct'].sum() / still['count'].sum()),
             'loss': float(still['loss'] / still['count'].sum()),
             'consistency': _agreement(pairs),
@@ -226,12 +229,13 @@ class ShiftEvaluation(Evaluation):
     return {'protocols': protocols, 'images': few, 'offsets': offsets.tolist(),
             'accuracy_map': (totals['correct'] / totals['count']).reshape(side, side).tolist()}
 
-  def _pairs(self, state, few, protocol, s, **rest):
-    """Counts of two views of each of the first `few` images, with offsets that depend on (seed,
-    protocol, s, image) alone."""
+  def _pairs(self, state, few, protocol, s, *, count=1, **rest):
+    """Counts of two views of each of the first `few` images, `count` times, with offsets that
+    depend on (seed, protocol, s, image, which time) alone."""
     draw = np.random.default_rng((self.config.seed, PROTOCOLS.index(protocol), s))
-    offsets = draw.integers(-s, s, endpoint=True, size=(len(self.test_set), 2, 2))
-    return self._moved(state, np.arange(few), offsets[:few], protocol, s, **rest)
+    offsets = draw.integers(-s, s, endpoint=True, size=(count, len(self.test_set), 2, 2))
+    return self._moved(state, np.tile(np.arange(few), count), np.concatenate(offsets[:, :few]),
+                       protocol, s, **rest)
 
   def _moved(self, state, index, offset, protocol, s, *, centre=None, cell=None, **rest):
     """Counts of the images index (n,), each moved by offset (n, v, 2)."""

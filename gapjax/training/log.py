@@ -68,7 +68,7 @@ class Writer(contextlib.ExitStack):
 @contextlib.contextmanager
 def progress_bar(plan, *, step: int = 0, show: bool = True, title: str | None = None):
   """A bar over training images, which log lines do not break; it stands where `step` does."""
-  with logging_redirect_tqdm(), tqdm(
+  with logging_redirect_tqdm() if show else contextlib.nullcontext(), tqdm(
       total=plan.total_steps * plan.batch_size, initial=step * plan.batch_size, unit='img',
       unit_scale=True, desc=title, disable=not show, file=sys.stderr, dynamic_ncols=True) as bar:
     yield bar

@@ -28,7 +28,7 @@ from gapjax.training.system import Clock, StopSignals, commit, describe_devices,
 log = logging.getLogger(__name__)
 
 
-def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dict:
+def train(config, *, workdir, data_dir=None, devices=None, progress=True, stop=None) -> dict:
   """Trains and evaluates one network; goes on where workdir's newest checkpoint stands.
 
   Args:
@@ -37,6 +37,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     data_dir: where datasets are; None is TFDS' default.
     devices: jax devices; None for all, of all processes.
     progress: whether to show a progress bar.
+    stop: StopSignals that a caller in the main thread has entered; None: its own.
 
   Returns:
     The summary, as in `workdir/summary.json`.
@@ -52,7 +53,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
   workdir, config = paths.of(workdir), workdirs.settled(config, platform=devices.platform)
 
   with contextlib.ExitStack() as stack:
-    stop = stack.enter_context(StopSignals())
+    stop = stop or stack.enter_context(StopSignals())
 
     # ---- A finished run needs nothing more, not even its data -----------------------------------
     if finished := decided(lambda: workdirs.finished(workdir, config)):
