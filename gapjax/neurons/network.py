@@ -125,16 +125,13 @@ class Network:
 
   @functools.cached_property
   def _without(self):
-    def without(variables, features, keep):
-      x = jnp.where(keep, features[self.stage], 0)
-      return self._logits(variables, {**features, self.stage: x})
-    return self._exact(without)
+    return self._exact(lambda variables, features, keep: self._logits(
+      variables, {**features, self.stage: jnp.where(keep, features[self.stage], 0)}))
 
   @functools.cached_property
   def _contribution(self):
-    def contribution(variables, x, channels, keep):
-      return self.branches(variables, jnp.where(keep, x[..., channels], 0), channels)
-    return self._exact(contribution)
+    return self._exact(lambda variables, x, channels, keep: self.branches(
+      variables, jnp.where(keep, x[..., channels], 0), channels))
 
   @functools.cached_property
   def _complete(self):
