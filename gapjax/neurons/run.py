@@ -78,13 +78,13 @@ def _rank(subject, workdir, regions, ids):
   chosen = {name: subject.choose(name, limit=n, ids=ids.get(name)) for name in regions}
   features = subject.features
   needed = sorted({*range(most), *itertools.chain(*chosen.values())})  # each scene once a mirror
-  found = {axis: np.concatenate(list(rank.differences(
+  by_axis = {axis: np.concatenate(list(rank.differences(
     features, subject.batches(needed), axis=axis)))  # (needed, c)
     for axis in dict.fromkeys(['horizontal', *map(rank.mirror_axis, regions)])}
-  scores = {'overall': np.abs(found['horizontal'][:most]).mean(0)}
+  scores = {'overall': np.abs(by_axis['horizontal'][:most]).mean(0)}
   for name, indices in chosen.items():
     log.info('%s: %d images', name, len(indices))
-    differences = found[rank.mirror_axis(name)]
+    differences = by_axis[rank.mirror_axis(name)]
     scores[name] = differences[np.searchsorted(needed, indices)].mean(0)
     scores[f'{name}_centred'] = scores[name] - differences[:most].mean(0)
   orders, activations = {name: rank.order(values) for name, values in scores.items()}, {}

@@ -84,10 +84,10 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
 def missing(records, cell, seed: int, *, twin: bool) -> set[str]:
   """What the records lack of a cell's seed: of 'trained', 'attacked' and 'twinned'."""
   own = [record for record in records if record['cell'] == cell.name]
-  there = {'attacked' if 'N' in record else 'trained' for record in own if seed in record['seeds']}
+  done = {'attacked' if 'N' in record else 'trained' for record in own if seed in record['seeds']}
   if any(seed in torch_seeds(record) for record in own):
-    there.add('twinned')
-  return {'trained', *(['attacked'] if cell.attack else []), *(['twinned'] if twin else [])} - there
+    done.add('twinned')
+  return {'trained', *(['attacked'] if cell.attack else []), *(['twinned'] if twin else [])} - done
 
 
 def _train(left, records, *, suite, scale, workdir, data_dir, command, progress):

@@ -102,7 +102,7 @@ def pretrained(config, state):
   path, collections = config.model.pretrained, ('params', 'batch_stats')
   if not path:
     return state
-  found = weights.load_backbone({name: getattr(state, name)['backbone'] for name in collections},
+  backbone = weights.load_backbone({name: getattr(state, name)['backbone'] for name in collections},
                                 path, variant=config.model.backbone)
-  return state.replace(**{name: {**getattr(state, name), 'backbone': found[name]}
+  return state.replace(**{name: {**getattr(state, name), 'backbone': backbone[name]}
                           for name in collections})
