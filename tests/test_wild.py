@@ -1,19 +1,24 @@
 """Files and machines as people have them: each test stands for a kind of fault."""
 
 import os
+import shutil
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, tiny_config
 from prepared_files import encoded, write_images, write_scenes
 
+from gapjax import config as configs
 from gapjax import data
 from gapjax.errors import UsageError
 from gapjax.neurons import attack, network
+from gapjax.training import evaluate, workdirs
 from gapjax.training.devices import told_by_environment
+from gapjax.training.train import train
 
 draw = np.random.default_rng(0)
 TINY = ('--config=configs/digits.py', '--config.model.width=4', '--config.model.name=resnet10',
@@ -139,3 +144,86 @@ def test_what_are_no_channels_is_not_removed(channels):
   with pytest.raises(UsageError, match='integers from 0 to 11'):
     cut.without(features, channels)
   assert cut.without(features, []).shape == cut.without(features, [0, 11]).shape == (2, 4, 6)
+
+
+# ---- A run and its data --------------------------------------------------------------------------
+
+
+ALONE = {'devices': jax.local_devices()[:1], 'progress': False}
+PICTURES = [encoded(draw.integers(0, 256, (8, 8, 3)).astype(np.uint8)) for _ in range(8)]
+
+
+def small(folder):
+  return tiny_config(batch_size=4, **{'data.name': str(folder), 'data.train_images': 0,
+                                      'canvas.target': 'image', 'eval.images': 0})
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """A run on eight pictures of two classes, but for its summary: it can go on."""
+  folder = tmp_path_factory.mktemp('trained')
+  pictures = write_images(folder / 'data', PICTURES)
+  train(small(pictures), workdir=folder / 'run', **ALONE)
+  (folder / 'run/summary.json').unlink()
+  return folder
+
+
+@pytest.mark.parametrize(('files', 'names', 'told'), [
+  (PICTURES, 'abc', r'class 2 c \(there: none\)'), (PICTURES, 'ba', r'class 0 b \(there: a\)'),
+  (PICTURES[:-2], 'ab', r'6 examples \(there: 8\)'),
+  ([*PICTURES[:-1], PICTURES[0]], 'ab', 'other images or labels')])
+def test_a_run_refuses_other_data(trained, tmp_path, files, names, told):
+  write_images(tmp_path / 'data', files, names=names)
+  shutil.copytree(trained / 'run', tmp_path / 'run')
+  config = small(tmp_path / 'data/own/1.0.0')
+  workdirs.claim(tmp_path / 'run', config)
+  for use in (lambda: evaluate.open_run(tmp_path / 'run'),
+              lambda: train(config, workdir=tmp_path / 'run', **ALONE)):
+    with pytest.raises(UsageError, match=f'was trained on other data: {told}'):
+      use()
+  (tmp_path / 'run/data.json').unlink()  # as of a run of before
+  if names == 'abc':
+    with pytest.raises(UsageError, match='another number of classes'):
+      evaluate.open_run(tmp_path / 'run')
+  elif files == PICTURES:
+    assert evaluate.open_run(tmp_path / 'run').step == 2
+
+
+def test_scenes_with_other_masks_are_others(tmp_path):
+  """Also where a file has the same size, and where scenes are held out."""
+  masks = [encoded(np.full((24, 32), i % 2, np.uint8)) for i in range(20)]
+  sets = [data.load_scenes(write_scenes(tmp_path / name, files), split='train') for name, files in
+          (('a', masks), ('again', masks), ('swapped', masks[1:] + masks[:1]))]
+  first, again, swapped = (scenes.identity() for scenes in sets)
+  assert first == again != swapped and first['examples'] == swapped['examples'] == 20
+  assert sets[0].part(0, 6).identity() != sets[0].part(6, 12).identity()
+
+
+def test_a_run_finds_its_data_from_elsewhere(tmp_path, monkeypatch):
+  """Trained with a relative path, moved since, or both."""
+  write_images(tmp_path / 'p/pics', PICTURES[:2])
+  for name, data_dir in (('./pics/own', 'p'), ('own', 'p/pics'), ('/gone/own', 'p/pics')):
+    monkeypatch.chdir(tmp_path)
+    assert len(data.load_images(name, split='train', data_dir=data_dir)) == 2
+    with pytest.raises(UsageError, match='--data_dir the folder' if '/' in name else 'unknown'):
+      data.load_images(name, split='train', data_dir=tmp_path / 'empty')
+
+
+def test_a_config_imports_its_neighbours(tmp_path):
+  """And another config its own, of the same name."""
+  for width in (8, 16):
+    folder = tmp_path / str(width)
+    folder.mkdir()
+    (folder / 'base_cfg.py').write_text('from gapjax import config\ndef get_config(arg=None):\n'
+                                        f'  c = config.default()\n  c.model.width = {width}\n'
+                                        '  return c\n')
+    (folder / 'mine.py').write_text('from base_cfg import get_config\n')
+    assert configs.from_file(f'{folder / "mine.py"}').model.width == width
+  assert str(folder) not in sys.path
+
+
+@pytest.mark.parametrize('text', ['', 'def get_config(arg=None):\n  pass\n', 'get_config = dict\n'])
+def test_a_config_without_a_config(tmp_path, text):
+  (tmp_path / 'mine.py').write_text(text)
+  with pytest.raises(UsageError, match='no function get_config that returns a ConfigDict'):
+    configs.from_file(str(tmp_path / 'mine.py'))

@@ -27,10 +27,12 @@ class FinishedRun:
 
 
 def open_run(workdir, *, data_dir=None) -> FinishedRun:
-  """Reads a run's config, data and newest checkpoint. Raises UsageError where there is none."""
+  """Reads a run's config, data and newest checkpoint. Raises UsageError where there is none, and
+  where the data is another than the run's."""
   workdir = paths.of(workdir)
   config = workdirs.read_config(workdir)
   train_set, test_set, task = build.load_data(config, data_dir=data_dir)
+  workdirs.check_data(workdir, build.identities(train_set, test_set))
   plan = Plan.of(config, num_images=len(train_set))
   model, state, _, _ = build.create_learner(config, task, train_set, plan,
                                     platform=jax.default_backend())
