@@ -1,6 +1,10 @@
 """Files and machines as people have them: each test stands for a kind of fault."""
 
+import errno
+import functools
+import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -11,14 +15,18 @@ import numpy as np
 import pytest
 from conftest import ROOT, tiny_config
 from prepared_files import encoded, write_images, write_scenes
+from scene_files import cityscapes_files, write
 
+from gapjax import cli, data, paths
 from gapjax import config as configs
-from gapjax import data
-from gapjax.errors import UsageError
+from gapjax.errors import TrainingFailed, UsageError
 from gapjax.neurons import attack, network
+from gapjax.neurons.run import attack_run, rank_run
+from gapjax.tasks.segmentation import REGIONS, SegmentationTask, measures
 from gapjax.training import evaluate, workdirs
+from gapjax.training.checkpoint import Checkpoints
 from gapjax.training.devices import told_by_environment
-from gapjax.training.train import train
+from gapjax.training.train import check_finite, train
 
 draw = np.random.default_rng(0)
 TINY = ('--config=configs/digits.py', '--config.model.width=4', '--config.model.name=resnet10',
@@ -227,3 +235,97 @@ def test_a_config_without_a_config(tmp_path, text):
   (tmp_path / 'mine.py').write_text(text)
   with pytest.raises(UsageError, match='no function get_config that returns a ConfigDict'):
     configs.from_file(str(tmp_path / 'mine.py'))
+
+
+@pytest.mark.parametrize('file', ['evaluation.json', 'ranking.json'])
+def test_results_that_cannot_be_written_are_printed(trained, tmp_path, capsys, file):
+  shutil.copytree(trained / 'run', tmp_path / 'run')
+  (tmp_path / 'run' / file).mkdir()  # in the way
+  with pytest.raises(OSError, match=file):
+    if file == 'ranking.json':
+      rank_run(tmp_path / 'run', neurons=['--config.neurons.purity=0.5'])
+    else:
+      evaluate.evaluate(tmp_path / 'run', devices=ALONE['devices'])
+  printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert printed['step'] == 2 if file == 'evaluation.json' else len(printed['overall']) == 32
+
+
+def test_a_folder_that_takes_no_files_is_told_before_the_work(monkeypatch, tmp_path):
+  def refused(*_, **__):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+  monkeypatch.setattr(paths.tempfile, 'TemporaryFile', refused)
+  for verb in (evaluate.evaluate, rank_run, attack_run,
+               lambda folder: cli.check_output(str(folder / 'o.json'))):
+    with pytest.raises(UsageError, match=r'cannot be written to \(Read-only file system\)'):
+      verb(tmp_path)
+
+
+# ---- Nothing to count, and what is no number -----------------------------------------------------
+
+
+def test_scenes_that_are_all_void(tmp_path):
+  void, half = np.full((24, 32), 255, np.uint8), np.full((24, 32), 255, np.uint8)
+  half[:, :16] = 1
+  nothing, left = (data.load_scenes(write_scenes(tmp_path / name, [encoded(mask)] * 2),
+                                    split='train') for name, mask in (('v', void), ('l', half)))
+  task = SegmentationTask(np.zeros(3), np.ones(3), 2, crop=(8, 8))
+  with pytest.raises(UsageError, match='no pixel of the 2 scenes of own has a class'):
+    task.host_batches(nothing, batch_size=2, seed=0)
+  with pytest.raises(UsageError, match='no pixel of the 2 scenes of own has a class'):
+    task.evaluation(configs.default(), nothing, None)
+  task.host_batches(left, batch_size=2, seed=0)
+  task.evaluation(configs.default(), left, None)
+
+
+def test_a_region_that_is_void_and_a_loss_that_is_no_number():
+  matrix = np.zeros((len(REGIONS), 2, 2), int)
+  matrix[[0, 1]] = [[3, 1], [0, 4]]
+  found = measures({'matrix': matrix, 'loss': np.float64('nan'), 'count': np.int64(8)})
+  assert found['accuracy'] == 7 / 8 and found['miou_right'] is None
+  assert found['miou_left'] == found['miou'] == (3 / 4 + 4 / 5) / 2
+  with pytest.raises(TrainingFailed, match='has loss nan'):
+    check_finite(found['loss'], 1)
+
+
+def test_a_network_that_computes_no_numbers(trained, tmp_path):
+  """A variance below 0, as a file of weights may have it."""
+  run = evaluate.open_run(trained / 'run')
+  broken = jax.tree.map(lambda x: -np.abs(x) - 1, run.state.batch_stats)
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(2, run.state.replace(batch_stats=broken), {})
+  workdirs.claim(tmp_path, run.config)
+  for verb in (functools.partial(evaluate.evaluate, devices=ALONE['devices']),
+               functools.partial(rank_run, neurons=['--config.neurons.purity=0.5'])):
+    with pytest.raises(UsageError, match=r'infinities or NaN|not finite'):
+      verb(tmp_path)
+  (tmp_path / 'order.json').write_text('{"mine": [3, 1, 2]}')
+  with pytest.raises(UsageError, match='infinities or NaN'):
+    attack_run(tmp_path, ranking=tmp_path / 'order.json',
+               neurons=['--config.neurons.largest=0.05', '--config.neurons.counts=1'])
+
+
+def test_labels_that_are_no_classes(tmp_path):
+  scenes = data.load_scenes(write_scenes(tmp_path / 's', [encoded(np.full((24, 32), 7, np.uint8))]),
+                            split='train')
+  with pytest.raises(UsageError, match='holds 7, and its classes are 0 to 1, void 255'):
+    _ = scenes[0]
+  folder = write_images(tmp_path / 'i', PICTURES[:3], names='abc')
+  (pathlib.Path(folder) / 'label.labels.txt').write_text('a\nb\n')
+  features = pathlib.Path(folder) / 'features.json'
+  features.write_text(features.read_text().replace('"numClasses": "3"', '"numClasses": "2"'))
+  with pytest.raises(UsageError, match='has the label 2 and names 2 classes'):
+    data.load_images(folder, split='train')
+
+
+def test_train_ids_are_not_taken_for_cityscapes_own_labels(tmp_path):
+  files, _ = cityscapes_files([*range(19), 255])
+  with pytest.raises(UsageError, match=r'holds the label 255, .*not those of train ids'):
+    data.prepare('cityscapes', source=write(tmp_path / 'city', files), data_dir=tmp_path / 'data')
+
+
+def test_a_long_message_is_cut_in_its_middle(capsys):
+  cli.complain(f'unknown field {"x, " * 5000}; use another', code=2)
+  said = capsys.readouterr().err
+  assert said.startswith('gapjax: unknown field x,') and said.endswith('; use another\n')
+  assert len(said) < 1100 and ' ... ' in said and said.count('\n') == 1

@@ -109,8 +109,12 @@ def load_images(name, *, split, data_dir=None, image_size=None, limit=None):
   if labels.min() < 0:
     raise errors.UsageError(f'split `{split}` of {name} has images without a label; '
                             'choose another split')
+  class_names = tuple(builder.info.features[label_key].names)
+  if labels.max() >= len(class_names):
+    raise errors.UsageError(f'split `{split}` of {name} has the label {labels.max()} and names '
+                            f'{len(class_names)} classes; prepare it again with all of them')
   return ImageDataset(name=builder.name, images=np.stack(images), labels=labels,
-                      class_names=tuple(builder.info.features[label_key].names))
+                      class_names=class_names)
 
 
 def normalisation(name, images=None):

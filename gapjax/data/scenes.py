@@ -61,6 +61,11 @@ class Scenes(Sequence):
     if numbers.ndim != 2 or not 0 <= numbers.min() <= numbers.max() <= VOID:
       raise errors.UsageError(f'the label of scene {i} in {self._folder} is no mask: its pixels '
                               f'are {label.mode}, not one class number from 0 to {VOID} each')
+    strange = numbers[(numbers >= len(self.class_names)) & (numbers != VOID)]
+    if strange.size:
+      raise errors.UsageError(f'the label of scene {i} in {self._folder} holds {strange[0]}, and '
+                              f'its classes are 0 to {len(self.class_names) - 1}, void {VOID}; '
+                              'prepare the dataset with masks of these, or name all classes')
     label = PIL.Image.fromarray(numbers.astype(np.uint8))
     size = self._resized(image)
     return {'image': np.asarray(resize(image, size)), 'label': np.asarray(resize(label, size)),

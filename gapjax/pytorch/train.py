@@ -147,6 +147,7 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
       raise Interrupted('stopped in the final evaluation of the PyTorch twin, which does not '
                         'resume: the same command begins it again', code=stop.code)
     check_finite(final['loss'], step)
+    stack.enter_context(paths.kept(final))
     writer.write(step, 'final', **final)
     arrays = {name: x.cpu().numpy() for name, x in network.state_dict().items()}
     (workdir / WEIGHTS).unlink(missing_ok=True)  # of a run that was killed just here

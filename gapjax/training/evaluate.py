@@ -4,9 +4,11 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from gapjax import paths
+from gapjax.errors import UsageError
 from gapjax.training import build, workdirs
 from gapjax.training.checkpoint import newest
 from gapjax.training.devices import Devices
@@ -49,8 +51,14 @@ def evaluate(workdir, *, data_dir=None, devices=None) -> dict:
   segmentation 'miou', 'miou_left' and so on, 'pixel_accuracy' and 'per_class'.
   """
   workdir, devices = paths.of(workdir), Devices(devices)
+  paths.check_writable(workdir)
   run = open_run(workdir, data_dir=data_dir)
   evaluation = build.create_evaluation(run.config, run.model, run.task, run.test_set, devices)
   result = {'step': run.step, **evaluation.report(devices.replicate(run.state))}
-  paths.write_json(workdir / 'evaluation.json', result)
+  if not np.isfinite(result['loss']):
+    raise UsageError(f'checkpoint {run.step} in {workdir} computes infinities or NaN (loss '
+                     f'{result["loss"]}): a weight is not finite, or a running variance is below '
+                     '0; train or convert it again')
+  with paths.kept(result):
+    paths.write_json(workdir / 'evaluation.json', result)
   return result

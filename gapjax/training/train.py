@@ -168,6 +168,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
                         'the same command evaluates', code=stop.code)
     check_finite(final['loss'], step)
     if is_first():
+      stack.enter_context(paths.kept(final))
       for name, picture in evaluation.pictures(state).items():
         picture.save(workdir / name)
     writer.write(step, 'final', **final)
