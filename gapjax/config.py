@@ -1,11 +1,14 @@
 """Every field: its default, what it may be, what it decides; and a config from a file and flags."""
 
+import contextlib
 import functools
 import json
 import math
+import os
 import pathlib
 import re
 import runpy
+import sys
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -234,11 +237,32 @@ def from_file(name: str) -> ConfigDict:
   path, _, variant = name.partition(':')
   path = find_file(path)
   try:
-    return ConfigDict(runpy.run_path(path)['get_config'](*filter(None, [variant])).to_dict())
+    with _importable(os.path.dirname(os.path.abspath(path))):
+      get_config = runpy.run_path(path).get('get_config', lambda arg=None: None)
+      made = get_config(*filter(None, [variant]))
   except UsageError:
     raise
   except Exception as error:  # whatever the person's own file raises
     raise UsageError(f'config={name} fails: {type(error).__name__}: {error}') from error
+  if not isinstance(made, ConfigDict):
+    raise UsageError(f'{path} has no function get_config that returns a ConfigDict; begin it with '
+                     'gapjax.config.default(), as the files in configs/ do')
+  return ConfigDict(made.to_dict())
+
+
+@contextlib.contextmanager
+def _importable(folder):
+  """Inside, what lies in the folder can be imported, as a script's neighbours can; and after it
+  those of another folder, by the same names."""
+  modules, places = set(sys.modules), list(sys.path)
+  sys.path.insert(0, folder)
+  try:
+    yield
+  finally:
+    sys.path[:] = places
+    for name in set(sys.modules) - modules:
+      if os.path.dirname(getattr(sys.modules[name], '__file__', None) or '') == folder:
+        del sys.modules[name]
 
 
 def with_fields(c: ConfigDict, argv: list[str], *, of: str = '') -> ConfigDict:

@@ -1,6 +1,7 @@
 """Image classification datasets as uint8 arrays, and their normalisation."""
 
 import dataclasses
+import hashlib
 import io
 
 import numpy as np
@@ -38,6 +39,27 @@ class ImageDataset:
     """The images [start, stop)."""
     return dataclasses.replace(self, images=self.images[start:stop],
                                labels=self.labels[start:stop])
+
+  def identity(self):
+    """What tells these images from others: see `identity`. Every byte of them counts."""
+    return identity(self, [repr(self.images.shape).encode(), self.images, self.labels])
+
+
+def identity(dataset, content):
+  """What a run writes down of a dataset, to know it again, as JSON has it.
+
+  Args:
+    dataset: with a length and class_names.
+    content: bytes, or arrays in C order, that differ between one dataset and another.
+
+  Returns:
+    {'examples': how many, 'classes': their names, 'digest': BLAKE2 of the content}.
+  """
+  sums = hashlib.blake2b(digest_size=16)
+  for part in content:
+    sums.update(part)
+  return {'examples': len(dataset), 'classes': list(dataset.class_names),
+          'digest': sums.hexdigest()}
 
 
 def check(name, *, data_dir=None):
@@ -87,8 +109,12 @@ def load_images(name, *, split, data_dir=None, image_size=None, limit=None):
   if labels.min() < 0:
     raise errors.UsageError(f'split `{split}` of {name} has images without a label; '
                             'choose another split')
+  class_names = tuple(builder.info.features[label_key].names)
+  if labels.max() >= len(class_names):
+    raise errors.UsageError(f'split `{split}` of {name} has the label {labels.max()} and names '
+                            f'{len(class_names)} classes; prepare it again with all of them')
   return ImageDataset(name=builder.name, images=np.stack(images), labels=labels,
-                      class_names=tuple(builder.info.features[label_key].names))
+                      class_names=class_names)
 
 
 def normalisation(name, images=None):

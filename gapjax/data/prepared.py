@@ -33,16 +33,21 @@ def open_named(name, data_dir):
   return _builder(folder)
 
 
-def open_folder(path):
+def open_folder(path, data_dir):
   """A TFDS builder of a prepared folder: a version's, or the dataset's (newest version).
+
+  A run keeps the path that it was trained with: seen from elsewhere, or moved since, the folder is
+  looked for under `data_dir`, by its whole path if that is relative, then by its last part.
 
   Raises:
     UsageError: not a prepared folder, or one that cannot be read.
   """
-  path = pathlib.Path(path).expanduser()
-  if not path.is_dir():
-    raise errors.UsageError(f'there is no folder {path}; a dataset is a known name or a folder '
-                            'prepared by TFDS')
+  named, root = pathlib.Path(path).expanduser(), data_root(data_dir)
+  path = next(filter(pathlib.Path.is_dir, (named, root / named, root / named.name)), None)
+  if path is None:
+    raise errors.UsageError(
+        f'there is no folder {named}, nor {named.name} in {root}; a dataset is a known name or a '
+        'folder prepared by TFDS: give as --data_dir the folder that it is in')
   folder, problem = newest(path)
   if folder is None:
     raise errors.UsageError(problem or f'{path} is not a folder prepared by TFDS: it holds no '

@@ -99,7 +99,8 @@ _VOC = (
 LABELS = {
     'voc2012': Labels('VOC 2012', void=(VOID,), classes={
         name: (i, _voc_colour(i)) for i, name in enumerate(_VOC)}),
-    'cityscapes': Labels('Cityscapes', void=(*range(34), VOID), classes={
+    # No 255: the publisher has it in the masks of his train ids alone, which number otherwise.
+    'cityscapes': Labels('Cityscapes', void=tuple(range(34)), classes={
         'road': (7, (128, 64, 128)), 'sidewalk': (8, (244, 35, 232)),
         'building': (11, (70, 70, 70)), 'wall': (12, (102, 102, 156)),
         'fence': (13, (190, 153, 153)), 'pole': (17, (153, 153, 153)),
@@ -180,7 +181,7 @@ def _walk(folder, above=()):
   if not folder.is_dir() or path in above:
     return
   below = sorted(folder.iterdir())
-  yield folder, [child.name for child in below if not child.is_dir()]
+  yield folder, [child.name for child in below if child.is_file()]  # a pipe would be waited for
   for child in below:
     yield from _walk(child, (*above, path))
 
@@ -358,5 +359,6 @@ def _read_label(tree, path, labels):
   label = labels.of_number()[numbers]
   if (label < 0).any():
     raise errors.UsageError(f'{tree.where(path)} holds the label {numbers[label < 0][0]}, which '
-                            f'{labels.title} does not have')
+                            f'{labels.title} does not have; pass its own masks (not those of train '
+                            'ids)')
   return label.astype(np.uint8)

@@ -95,7 +95,7 @@ def to_workdir(source, target, *, config: ConfigDict) -> pathlib.Path:
 def to_file(source, target, *, wrap: str | None = None) -> pathlib.Path:
   """The newest checkpoint of a workdir to a file. Arguments and errors as `convert`'s."""
   config = workdirs.read_config(source)
-  step, state = newest(source, initial_state(config, 1))  # arrays come in the shapes on disk
+  step, state = newest(source, initial_state(config, 1), any_shape=True)
   arrays = weights.export({'params': state.params, 'batch_stats': state.batch_stats},
                           names.names(config.model), unread=names.unread(config.model))
   log.info('%s, step %d', describe(config), step)

@@ -128,6 +128,7 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
     # ---- Final: every test image at every location; consistency ----------------------------------
     final = evaluation.final(Trained(step, network), progress=progress, brief=True)
     check_finite(final['loss'], step, what=LOSS)
+    stack.enter_context(paths.kept(final))
     writer.write(step, 'final', **final)
     arrays = {name: x.cpu().numpy() for name, x in network.state_dict().items()}
     (workdir / WEIGHTS).unlink(missing_ok=True)  # of a run that was killed just here

@@ -61,11 +61,13 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
 
     # ---- Data ---------------------------------------------------------------------------------
     train_set, test_set, task = build.load_data(config, data_dir=data_dir)
+    identities = build.identities(train_set, test_set)
 
-    # ---- Workdir: new, or of the same config; nobody else's meanwhile --------------------------
+    # ---- Workdir: new, or of the same config and data; nobody else's meanwhile -----------------
     if is_first():  # the process that reads and writes there
       stack.enter_context(workdirs.lock(workdir))
     decided(lambda: workdirs.check(workdir, config))
+    decided(lambda: workdirs.check_data(workdir, identities))
 
     # ---- Network, optimiser, compiled steps ----------------------------------------------------
     plan = Plan.of(config, num_images=len(train_set))
@@ -81,9 +83,9 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
     found = checkpoints.restore(devices.to_host(state))
     step, state, meta = found or (0, build.pretrained(config, state), {'wall_seconds': 0.0})
-    check_alike(digest({'config': configs.as_json(config), 'state': state}))
+    check_alike(digest({'config': configs.as_json(config), 'data': identities, 'state': state}))
     if is_first():
-      workdirs.claim(workdir, config)
+      workdirs.claim(workdir, config, identities)
     if found:
       log.info('resumed from step %d of %d', step, plan.total_steps)
     clock = Clock(meta['wall_seconds'])
@@ -156,6 +158,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     final = evaluation.final(state, progress=progress and is_first())
     check_finite(final['loss'], step)
     if is_first():
+      stack.enter_context(paths.kept(final))
       for name, picture in evaluation.pictures(state).items():
         picture.save(workdir / name)
     writer.write(step, 'final', **final)
