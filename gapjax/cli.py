@@ -9,7 +9,14 @@ import shlex
 import sys
 
 from gapjax import paths
-from gapjax.errors import CheckFailed, Interrupted, TrainingFailed, UsageError, check_choice
+from gapjax.errors import (
+  CheckFailed,
+  Interrupted,
+  TrainingFailed,
+  UsageError,
+  check_choice,
+  first_line,
+)
 from gapjax.training.system import keep_freed_memory
 
 USAGE = """usage: gapjax VERB [flags]
@@ -397,6 +404,9 @@ def main(argv=None) -> int:
       return complain(f'JAX_PLATFORMS={os.environ["JAX_PLATFORMS"]} asks for a device that is not '
                       'here, or that the installed jax does not know; unset it, or set it to cpu',
                       code=2)
+    if isinstance(error, MemoryError):
+      return complain(f'this machine has too little memory ({first_line(error)}); take fewer or '
+                      'smaller images, or a larger machine', code=2)
     if type(error).__name__ == 'JaxRuntimeError' and 'RESOURCE_EXHAUSTED' in str(error):
       return complain(f'the device has too little memory ({str(error).splitlines()[0][:200]}); '
                       'take a smaller batch_size, or model.dtype=bfloat16', code=2)
