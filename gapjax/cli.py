@@ -8,7 +8,14 @@ import shlex
 import sys
 
 from gapjax import paths
-from gapjax.errors import CheckFailed, Interrupted, TrainingFailed, UsageError, check_choice
+from gapjax.errors import (
+  CheckFailed,
+  Interrupted,
+  TrainingFailed,
+  UsageError,
+  check_choice,
+  first_line,
+)
 from gapjax.training.system import Unbreakable, keep_freed_memory
 
 USAGE = """usage: gapjax VERB [flags]
@@ -369,6 +376,9 @@ def main(argv=None) -> int:
       return complain(f'{os.strerror(error.errno)}{where}', code=2)
     if DEVICES in sys.modules and (refused := sys.modules[DEVICES].refused(error)):
       return complain(refused, code=2)
+    if isinstance(error, MemoryError):
+      return complain(f'this machine has too little memory ({first_line(error)}); take fewer or '
+                      'smaller images, or a larger machine', code=2)
     raise
   except KeyboardInterrupt:
     return complain('interrupted', code=130)

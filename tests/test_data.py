@@ -92,7 +92,9 @@ def test_tfrecord_says_what_to_run(data_dir):
                lambda: data.prepare('cifar10', data_dir=data_dir)):
     fails(call, 'stored as tfrecord', 'gapjax prepare cifar10 --source=PATH --data_dir=OTHER',
           f'tfds convert_format --dataset_version_dir={path} --out_file_format=array_record')
-  fails(lambda: data.load_images(path, split='train'), 'stored as tfrecord', 'tfds convert_format')
+  fails(lambda: data.load_images(path, split='train'), 'stored as tfrecord',
+        "download_and_prepare(file_format='array_record')",
+        'tensorflow apache-beam mlcroissant array-record`, then `tfds convert_format')
   # What convert_format leaves: both formats in one folder.
   content = json.loads(info.read_text())
   info.write_text(json.dumps(content | {'alternativeFileFormats': ['array_record']}))

@@ -9,6 +9,7 @@ import numpy as np
 from gapjax import errors
 from gapjax.data import catalogue, disk
 
+_CLASSES = 10 ** 6  # more than these nobody labels
 # Published mean and standard deviation of the training pixels, red green blue, on [0, 1].
 _NORMALISATION = {
     'cifar10': ((.4914, .4822, .4465), (.2023, .1994, .2010)),
@@ -156,6 +157,9 @@ def _keys(builder, name):
       for key, kind in zip(keys, kinds, strict=True)):
     raise errors.UsageError(f'{name} is not a dataset of images with one label each: '
                             f'its features are {", ".join(sorted(features))}')
+  if (features[keys[1]].num_classes or 0) > _CLASSES:
+    raise errors.UsageError(f'features.json of {name} says {features[keys[1]].num_classes} classes,'
+                            f' more than {_CLASSES}: it is damaged; prepare the dataset again')
   return keys
 
 
@@ -179,10 +183,19 @@ def as_rgb(picture):
   return picture.convert('RGB')
 
 
+def open_image(encoded):
+  """A Pillow image of a file's bytes. Raises OSError where they are none, or where their header
+  says more pixels than Pillow believes."""
+  import PIL.Image
+  try:
+    return PIL.Image.open(io.BytesIO(encoded))
+  except PIL.Image.DecompressionBombError as error:
+    raise OSError(str(error)) from error
+
+
 def _decode(encoded, image_size):
   """One (h, w, 3) uint8 image of an encoded file, resized if asked."""
-  import PIL.Image
-  image = as_rgb(PIL.Image.open(io.BytesIO(encoded)))
+  image = as_rgb(open_image(encoded))
   return np.asarray(resize(image, (image_size, image_size)) if image_size else image)
 
 

@@ -6,7 +6,6 @@ position in one global order, and the step is that position. Nothing is saved to
 
 import contextlib
 import dataclasses
-import io
 import math
 import os
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import numpy as np
 from gapjax import errors
 from gapjax.data import catalogue, disk
 from gapjax.data.catalogue import VOID
-from gapjax.data.images import as_rgb, identity, resize
+from gapjax.data.images import as_rgb, identity, open_image, resize
 
 # Batches made at once, each in a thread: Pillow decodes and resizes without Python's lock.
 _THREADS = 8
@@ -56,7 +55,7 @@ class Scenes(Sequence):
     import PIL.Image
     with self._reading():
       record = self._records[self._indices[i]]
-      image, label = (PIL.Image.open(io.BytesIO(record[key])) for key in ('image', 'label'))
+      image, label = (open_image(record[key]) for key in ('image', 'label'))
       image, numbers = as_rgb(image), np.asarray(label)  # of a palette, its indices
     if numbers.ndim != 2 or not 0 <= numbers.min() <= numbers.max() <= VOID:
       raise errors.UsageError(f'the label of scene {i} in {self._folder} is no mask: its pixels '
@@ -76,9 +75,8 @@ class Scenes(Sequence):
 
     Raises as `scenes[i]` does, but sees no damage beyond the header.
     """
-    import PIL.Image
     with self._reading():
-      image = PIL.Image.open(io.BytesIO(self._records[self._indices[i]]['image']))
+      image = open_image(self._records[self._indices[i]]['image'])
     return self._resized(image)[::-1]
 
   @contextlib.contextmanager
