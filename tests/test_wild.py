@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -13,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, tiny_config
+from conftest import ROOT, SCENES, tiny_config
 from prepared_files import encoded, write_images, write_scenes
 from scene_files import cityscapes_files, write
 
 from gapjax import cli, data, paths
 from gapjax import config as configs
 from gapjax.errors import TrainingFailed, UsageError
+from gapjax.models.layers import BatchNorm
 from gapjax.neurons import attack, network
 from gapjax.neurons.run import attack_run, rank_run
 from gapjax.tasks.segmentation import REGIONS, SegmentationTask, measures
@@ -186,7 +188,8 @@ def test_a_run_refuses_other_data(trained, tmp_path, files, names, told):
   config = small(tmp_path / 'data/own/1.0.0')
   workdirs.claim(tmp_path / 'run', config)
   for use in (lambda: evaluate.open_run(tmp_path / 'run'),
-              lambda: train(config, workdir=tmp_path / 'run', **ALONE)):
+              lambda: train(config, workdir=tmp_path / 'run', **ALONE),
+              lambda: train(config, workdir=tmp_path / 'seed1', alike=[tmp_path / 'run'], **ALONE)):
     with pytest.raises(UsageError, match=f'was trained on other data: {told}'):
       use()
   (tmp_path / 'run/data.json').unlink()  # as of a run of before
@@ -329,3 +332,36 @@ def test_a_long_message_is_cut_in_its_middle(capsys):
   said = capsys.readouterr().err
   assert said.startswith('gapjax: unknown field x,') and said.endswith('; use another\n')
   assert len(said) < 1100 and ' ... ' in said and said.count('\n') == 1
+
+
+@pytest.mark.parametrize('dataset', ['cifar10', 'voc2012', 'cityscapes'])
+def test_pipes_are_not_waited_for(tmp_path, dataset):
+  def late(*_):
+    raise TimeoutError
+
+  pipe = tmp_path / 'source'
+  if dataset == 'cityscapes':
+    pipe = write(pipe, cityscapes_files(range(34))[0]) / 'gtFine/train/aachen/pipe'
+  os.mkfifo(pipe)
+  before = signal.signal(signal.SIGALRM, late)
+  signal.alarm(60)
+  try:
+    data.prepare(dataset, source=tmp_path / 'source', data_dir=tmp_path / 'data')
+  except UsageError as error:
+    assert dataset != 'cityscapes' and 'source does not' in str(error)
+  finally:
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_batches_of_one_value_a_channel():
+  norm, pooled = BatchNorm(), np.ones((1, 1, 1, 3), np.float32)
+  variables = norm.init(jax.random.key(0), pooled, train=True)
+  with pytest.raises(UsageError, match='the one value that each channel has'):
+    norm.apply(variables, pooled, train=True, mutable=['batch_stats'])
+  norm.apply(variables, np.ones((2, 1, 1, 3), np.float32), train=True, mutable=['batch_stats'])
+  config = tiny_config(**SCENES)
+  configs.validate(config)
+  config.batch_size = 1
+  with pytest.raises(UsageError, match=r'batch_size=1 leaves BatchNorm .* take 2'):
+    configs.validate(config)

@@ -155,8 +155,9 @@ def _keys(builder, name):
   if len(keys) != 2 or not all(
       isinstance(key, str) and key in features and isinstance(features[key], kind)
       for key, kind in zip(keys, kinds, strict=True)):
-    raise errors.UsageError(f'{name} is not a dataset of images with one label each: '
-                            f'its features are {", ".join(sorted(features))}')
+    found = ', '.join(f'{key} ({type(features[key]).__name__})' for key in sorted(features))
+    raise errors.UsageError(f'{name} is not a dataset of images with one label each: it needs an '
+                            f'Image and a ClassLabel, and its features are {found}')
   if (features[keys[1]].num_classes or 0) > _CLASSES:
     raise errors.UsageError(f'features.json of {name} says {features[keys[1]].num_classes} classes,'
                             f' more than {_CLASSES}: it is damaged; prepare the dataset again')

@@ -148,9 +148,9 @@ def read_cifar(name, source):
     UsageError: the files are missing, damaged, of another dataset, or unsafe.
   """
   cifar, source = CIFAR[name], pathlib.Path(source).expanduser()
-  if not source.exists():
-    raise errors.UsageError(f'{source} does not exist; --source is the publisher\'s folder or '
-                            f'.tar.gz, for example from {cifar.url}')
+  if not source.is_dir() and not source.is_file():
+    raise errors.UsageError(f'{source} does not exist, or is a pipe; --source is the publisher\'s '
+                            f'folder or .tar.gz, for example from {cifar.url}')
   layout, files, where = _choose(cifar, source, (
       _read_folder if source.is_dir() else _read_archive)(cifar, source))
   for file in layout.needed:

@@ -99,7 +99,8 @@ def _train(left, records, *, suite, scale, workdir, data_dir, command, progress)
     config = replaced(cell.config, seed=seed)
     folder = workdir / 'cells' / cell.name / f'seed{seed}'
     if parts & {'trained', 'attacked'}:
-      summary = train(config, workdir=folder, data_dir=data_dir, progress=progress)
+      summary = train(config, workdir=folder, data_dir=data_dir, progress=progress,
+                      alike=[folder.with_name(f'seed{earlier}') for earlier in range(seed)])
       about = dict(seed=seed, summary=summary, suite=suite, scale=scale)
       if 'trained' in parts:
         records = add(records, cell, lines=paths.read_lines(folder / 'metrics.jsonl'), **about)

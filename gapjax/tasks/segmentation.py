@@ -52,6 +52,7 @@ def region(where: str | Sequence[float]) -> tuple[float, float, float, float]:
 def object_classes(names: Sequence[str], class_names: Sequence[str], *, dataset: str) -> list[int]:
   """The labels of the object of interest's classes. Raises UsageError on a name that is none of the
   dataset's."""
+  names = [*map(str, names)]  # a class may be called 1, which a flag reads as a number
   for name in names:
     check_choice(name, class_names, what=f'class of {dataset} in neurons.classes')
   return [class_names.index(name) for name in names]

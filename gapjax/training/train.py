@@ -28,7 +28,7 @@ from gapjax.training.system import Clock, StopSignals, commit, describe_devices,
 log = logging.getLogger(__name__)
 
 
-def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dict:
+def train(config, *, workdir, data_dir=None, devices=None, progress=True, alike=()) -> dict:
   """Trains and evaluates one network; goes on where workdir's newest checkpoint stands.
 
   Args:
@@ -37,12 +37,14 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     data_dir: where datasets are; None is TFDS' default.
     devices: jax devices; None for all, of all processes.
     progress: whether to show a progress bar.
+    alike: workdirs that this run is averaged with, and so must share its data with.
 
   Returns:
     The summary, as in `workdir/summary.json`.
 
   Raises:
-    UsageError: a config that cannot be; a workdir of another config; data that is not there.
+    UsageError: a config that cannot be; a workdir of another config, or of other data; data that is
+      not there.
     TrainingFailed: a loss, gradient or parameter is not finite.
     Interrupted: SIGTERM or Ctrl-C, after saving.
   """
@@ -67,7 +69,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True) -> dic
     if is_first():  # the process that reads and writes there
       stack.enter_context(workdirs.lock(workdir))
     decided(lambda: workdirs.check(workdir, config))
-    decided(lambda: workdirs.check_data(workdir, identities))
+    decided(lambda: [workdirs.check_data(run, identities) for run in (workdir, *alike)])
 
     # ---- Network, optimiser, compiled steps ----------------------------------------------------
     plan = Plan.of(config, num_images=len(train_set))
