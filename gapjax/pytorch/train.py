@@ -30,7 +30,7 @@ from gapjax.training.train import check_finite, summary
 from gapjax.weights import files as weights
 from gapjax.weights import names
 
-WEIGHTS, TWIN = 'weights.pth', 'the PyTorch twin'
+WEIGHTS, TWIN = 'weights.pth', 'the PyTorch twin at step'
 
 
 def train(config, *, workdir, data_dir=None, progress=True) -> dict:

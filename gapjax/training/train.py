@@ -198,10 +198,10 @@ def describe(config, task, plan, devices) -> str:
 
 
 def check_finite(loss: float, step: int, *,
-                 what: str = 'the evaluation (the last good checkpoint is kept)') -> None:
+                 what: str = 'the last good checkpoint is kept; the evaluation after step') -> None:
   """Raises TrainingFailed when a loss is not finite."""
   if not np.isfinite(loss):
-    raise TrainingFailed(f'{what} has loss {loss} at step {step}: try a lower optimizer.lr, '
+    raise TrainingFailed(f'{what} {step} has loss {loss}: try a lower optimizer.lr, '
                          'schedule.warmup_epochs or optimizer.clip_norm in a new workdir')
 
 
