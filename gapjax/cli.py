@@ -8,7 +8,14 @@ import shlex
 import sys
 
 from gapjax import paths
-from gapjax.errors import CheckFailed, Interrupted, TrainingFailed, UsageError, check_choice
+from gapjax.errors import (
+  CheckFailed,
+  Interrupted,
+  TrainingFailed,
+  UsageError,
+  check_choice,
+  first_line,
+)
 from gapjax.training.system import Unbreakable, keep_freed_memory
 
 USAGE = """usage: gapjax VERB [flags]
@@ -26,6 +33,7 @@ USAGE = """usage: gapjax VERB [flags]
   bench             how fast training is here, alone or in turns with PyTorch
 
 gapjax VERB --help says more."""
+LONGEST = 1000  # characters of a complaint
 
 
 # What `prepare` and `reproduce` take. data/catalogue.py and reproduce/suites.py have the same, but
@@ -119,6 +127,8 @@ def check_output(path):
     raise UsageError(f'--output={path}: there is no such folder; make it first')
   if path and os.path.isdir(path):
     raise UsageError(f'--output={path} is a folder; name a file in it')
+  if path:
+    paths.check_writable(os.path.dirname(path) or '.')
 
 
 @verb(flag('--workdir', default='quickstart', type=folder,
@@ -190,10 +200,10 @@ def rank(arguments, neurons):
   ids = paths.read_json(arguments.ids) if arguments.ids else None
   ranking = run.rank_run(arguments.workdir, data_dir=arguments.data_dir,
                          regions=arguments.regions, ids=ids, neurons=neurons)
-  pictures.save(paths.of(arguments.workdir), ranking)
-  for name, order in ranking.orders.items():
+  for name, order in ranking.orders.items():  # before the pictures, whose place may be full
     print(f'{name:10} {" ".join(map(str, order[:10]))} ...')
-  print(f'{arguments.workdir}/{run.RANKING}')
+  pictures.save(paths.of(arguments.workdir), ranking)
+  print(paths.of(arguments.workdir) / run.RANKING)
 
 
 @verb(WORKDIR, DATA,
@@ -211,9 +221,9 @@ def attack(arguments, neurons):
   from gapjax.report.render import markdown_table
   attacked = run.attack_run(arguments.workdir, data_dir=arguments.data_dir,
                             ranking=arguments.ranking, regions=arguments.regions, neurons=neurons)
-  pictures.save(paths.of(arguments.workdir), *attacked)
   print(markdown_table(report_attack.table([{**record, 'cell': arguments.workdir}
                                             for record in attacked.sweep.records()])))
+  pictures.save(paths.of(arguments.workdir), *attacked)
   if (paths.of(arguments.workdir) / 'summary.json').exists():  # else it is still to be trained on
     print(f'report: {report.build(arguments.workdir)}')
 
@@ -374,6 +384,9 @@ def main(argv=None) -> int:
       return complain(f'{os.strerror(error.errno)}{where}', code=2)
     if DEVICES in sys.modules and (refused := sys.modules[DEVICES].refused(error)):
       return complain(refused, code=2)
+    if isinstance(error, MemoryError):
+      return complain(f'this machine has too little memory ({first_line(error)}); take fewer or '
+                      'smaller images, or a larger machine', code=2)
     raise
   except KeyboardInterrupt:
     return complain('interrupted', code=130)
@@ -381,7 +394,12 @@ def main(argv=None) -> int:
 
 
 def complain(message, *, code):
-  print(f'gapjax: {" ".join(str(message).split())}', file=sys.stderr)
+  """Prints a message as one line that can be read: what is wrong stands at its beginning, what to
+  do at its end, and between them a list of thousands may stand."""
+  line = ' '.join(str(message).split())
+  if len(line) > LONGEST:
+    line = f'{line[:LONGEST - 300]} ... {line[-300:]}'
+  print(f'gapjax: {line}', file=sys.stderr)
   if DEVICES in sys.modules:
     sys.modules[DEVICES].leave(code)
   return code

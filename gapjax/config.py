@@ -3,15 +3,14 @@
 import functools
 import json
 import math
-import pathlib
 import re
-import runpy
 from typing import Any, NamedTuple
 
 from absl import flags
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict, config_flags
 
+from gapjax.config_files import from_file
 from gapjax.errors import UsageError, check_choice, nearest
 from gapjax.models import BACKBONES, DEEPLABS, DTYPES, MODELS, OUTPUT_STRIDES, stages
 from gapjax.models.downsample import DOWNSAMPLINGS
@@ -208,40 +207,6 @@ def from_flags(argv: list[str]) -> ConfigDict:
                      [argument for argument in argv if argument not in files])
 
 
-def find_file(name: str) -> str:
-  """The path of a config file: `name`, or where that config is that comes with gapjax.
-
-  'gapnet_cifar10', and also 'configs/gapnet_cifar10.py' where there is no such file.
-
-  Raises UsageError with the nearest name.
-  """
-  here, named = pathlib.Path(__file__).parent, pathlib.Path(name)
-  if named.is_file():
-    return name
-  folders = (here / 'configs', here.parent / 'configs')  # installed from a wheel, a clone
-  folder = next(filter(pathlib.Path.is_dir, folders))
-  shipped = {path.stem: str(path) for path in sorted(folder.glob('*.py'))}
-  if named.stem not in shipped or str(named.parent) not in ('.', 'configs'):
-    raise UsageError(f'no config file `{name}`{nearest(named.stem, shipped)}; with gapjax come '
-                     f'{", ".join(shipped)}')
-  return shipped[named.stem]
-
-
-def from_file(name: str) -> ConfigDict:
-  """What `get_config` of a config 'FILE[:variant]' (`find_file`) returns, not validated.
-
-  Raises UsageError when the file is missing or fails.
-  """
-  path, _, variant = name.partition(':')
-  path = find_file(path)
-  try:
-    return ConfigDict(runpy.run_path(path)['get_config'](*filter(None, [variant])).to_dict())
-  except UsageError:
-    raise
-  except Exception as error:  # whatever the person's own file raises
-    raise UsageError(f'config={name} fails: {type(error).__name__}: {error}') from error
-
-
 def with_fields(c: ConfigDict, argv: list[str], *, of: str = '') -> ConfigDict:
   """A config with `--config.FIELD=VALUE` flags, validated.
 
@@ -376,6 +341,8 @@ def _conflicts(c, m, scenes):
      f'within eval.max_shift={c.eval.max_shift}; make it smaller'),
     (scenes != (m.name in DEEPLABS), f'task {c.task} and model {m.name} do not fit: segmentation '
      f'needs {deeplabs}, the other tasks any other network'),
+    (scenes and c.batch_size == 1, 'batch_size=1 leaves BatchNorm behind the image pooling of '
+     f'{deeplabs} one value a channel, which it would make 0: take 2 or more'),
     (m.pretrained and not scenes, f'model.pretrained is the backbone\'s of {deeplabs}; {m.name} '
      'has none: leave it out'),
     (c.optimizer.backbone_factor != 1 and not scenes, 'optimizer.backbone_factor is for the '

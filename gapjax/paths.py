@@ -58,6 +58,28 @@ def make(folder) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
+def check_writable(folder) -> None:
+  """Raises UsageError where a folder on disk takes no file: asked before the work that is to be
+  kept there. What is not there yet is made later, and a bucket is asked when it is written to."""
+  if is_remote(folder) or not os.path.isdir(folder):
+    return
+  try:
+    tempfile.TemporaryFile(dir=folder).close()
+  except OSError as error:
+    raise UsageError(f'{folder} cannot be written to ({error.strerror}), and the results go there; '
+                     'copy it to where you may write, and give that') from None
+
+
+@contextlib.contextmanager
+def kept(results):
+  """Inside, results are written. Where that fails they are printed as JSON: they took long."""
+  try:
+    yield
+  except Exception:
+    print(json.dumps(results))
+    raise
+
+
 def write_bytes(path, data: bytes) -> None:
   """Writes through a temporary file: a reader, a kill or a full disk never leaves half of it.
 

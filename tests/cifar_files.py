@@ -1,10 +1,10 @@
 """Writes CIFAR's publisher's formats, with few records, independently of gapjax' reader."""
 
-import dataclasses
 import io
 import pickle
 import struct
 import tarfile
+import types
 
 import numpy as np
 import pytest
@@ -17,16 +17,10 @@ BINARY = {'cifar10': 'cifar-10-batches-bin', 'cifar100': 'cifar-100-binary'}
 PYTHON = {'cifar10': 'cifar-10-batches-py', 'cifar100': 'cifar-100-python'}
 
 
-@dataclasses.dataclass
-class Truth:
-  images: dict  # split -> (n, 32, 32, 3)
-  label: dict  # split -> (n,)
-  coarse: dict
-
-
 def make_truth(name):
+  """Images (n, 32, 32, 3), labels (n,) and coarse labels of each split."""
   rng = np.random.default_rng(0)
-  truth = Truth({}, {}, {})
+  truth = types.SimpleNamespace(images={}, label={}, coarse={})
   for split in ('train', 'test'):
     n = RECORDS[name][split] * FILES[name][split]
     truth.images[split] = rng.integers(0, 256, (n, 32, 32, 3), np.uint8)

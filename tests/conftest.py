@@ -1,10 +1,12 @@
 """Eight CPU devices, quick compilation, and one cache of compiled programs for all tests and their
 child processes."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jaxtyping
@@ -12,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 os.environ['JAX_PLATFORMS'] = 'cpu'
-XLA_FLAGS = '--xla_force_host_platform_device_count={} --xla_backend_optimization_level=1'
+XLA_FLAGS = '--xla_force_host_platform_device_count={} --xla_backend_optimization_level=0'
 os.environ['XLA_FLAGS'] = XLA_FLAGS.format(8)
 # On CPUs whose widest vectors are AVX2's, torch 2.13 corrupts its memory ("corrupted double-linked
 # list") in the backward pass of some of the tests' tiny networks; with older kernels it does not.
@@ -27,12 +29,30 @@ jaxtyping.install_import_hook(
   'typechecker.check')
 
 
-@pytest.fixture(scope='session', autouse=True)
-def shared_compilations(tmp_path_factory):
-  """One compilation cache a test session, empty at its start, for all of its workers."""
-  import jax
+# The files that take longest, in this order: they begin, so that the two workers end together.
+LONGEST = ('test_train', 'test_parity', 'test_neurons_run', 'test_processes', 'test_segmentation',
+           'test_twin', 'test_bench', 'test_kill', 'test_downsample', 'test_consistency',
+           'test_convert', 'test_devices', 'test_configs', 'test_launch_tpu', 'test_launch')
+
+
+def pytest_collection_modifyitems(items):
+  items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else 99)
+
+
+@pytest.fixture(scope='session')
+def shared(tmp_path_factory):
+  """A folder of the test session, the same for all of its workers; empty at its start."""
   base = tmp_path_factory.getbasetemp()
-  folder = str((base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / 'compilations')
+  folder = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / 'shared'
+  folder.mkdir(exist_ok=True)
+  return folder
+
+
+@pytest.fixture(scope='session', autouse=True)
+def shared_compilations(shared):
+  """One compilation cache a test session."""
+  import jax
+  folder = str(shared / 'compilations')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = folder
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
   jax.config.update('jax_compilation_cache_dir', folder)
@@ -48,19 +68,19 @@ def unchecked():
 
 
 @pytest.fixture(scope='session')
-def data_dir(tmp_path_factory):
+def data_dir(shared):
   """Where the tests' datasets are: digits prepare themselves there."""
-  return tmp_path_factory.mktemp('data')
+  return shared / 'data'
 
 
 @pytest.fixture(scope='session')
 def gapjax():
   """Runs the command line in a process of its own: gapjax('train', ...) -> CompletedProcess."""
 
-  def run(*argv, devices=1, env=(), timeout=600, start=False):
+  def run(*argv, code=None, devices=1, env=(), timeout=600, start=False):
     environment = {**os.environ, 'PYTHONWARNINGS': 'error::DeprecationWarning:gapjax',
                    'XLA_FLAGS': XLA_FLAGS.format(devices), **dict(env)}
-    command = [sys.executable, '-m', 'gapjax', *map(str, argv)]
+    command = [sys.executable, *(['-c', code] if code else ['-m', 'gapjax']), *map(str, argv)]
     if start:
       return subprocess.Popen(command, cwd=ROOT, env=environment, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -68,6 +88,36 @@ def gapjax():
                           capture_output=True, timeout=timeout)
 
   return run
+
+
+def python(code, *argv, check=True, **environment):
+  """Runs code in a process of its own, on one device."""
+  done = subprocess.run(
+    [sys.executable, '-c', code, *map(str, argv)], cwd=ROOT, check=False, capture_output=True,
+    text=True, timeout=300, env={**os.environ, 'XLA_FLAGS': XLA_FLAGS.format(1), **environment})
+  assert done.returncode == 0 or not check, done.stderr
+  return done
+
+
+def wait_until(condition, *processes, seconds=300):
+  """Or until one of the processes has ended."""
+  end = time.time() + seconds
+  while not condition() and all(p.poll() is None for p in processes) and time.time() < end:
+    time.sleep(0.01)
+
+
+@pytest.fixture
+def complaint(capsys):
+  """The one line of a command that is refused: complaint('train', ...)."""
+  from gapjax import cli
+
+  def refused(*argv):
+    assert cli.main([*map(str, argv)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith('gapjax: ')
+    return line
+
+  return refused
 
 
 def tiny_config(**changes):
@@ -95,17 +145,20 @@ SCENES = {'task': 'segmentation', 'data.name': 'digit_scenes', 'data.train_image
 
 
 @pytest.fixture(scope='session')
-def scene_run(tmp_path_factory, data_dir):
-  """A finished run of the smallest DeepLabv3: its config, workdir and summary. Leave it as it is.
+def scene_run(shared, data_dir):
+  """A finished run of the smallest DeepLabv3: its config, workdir and summary. Leave it as it is:
+  what another worker has trained is found finished.
   """
   import jax
 
   from gapjax.training.train import train
-  workdir = tmp_path_factory.mktemp('scenes')
+  workdir = shared / 'scenes'
   config = tiny_config(**SCENES, num_epochs=2, **{'checkpoint.every_epochs': 1.0})
   config.neurons.update(classes=tuple(map(str, range(10))), purity=0.6, counts=3, random_orders=2)
-  return config, workdir, train(config, workdir=workdir, data_dir=data_dir,
-                                devices=jax.local_devices()[:2], progress=False)
+  with open(shared / 'scenes.lock', 'w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return config, workdir, train(config, workdir=workdir, data_dir=data_dir,
+                                  devices=jax.local_devices()[:2], progress=False)
 
 
 TINY = """
@@ -145,6 +198,43 @@ def newest(workdir):
     step = manager.latest_step()
     found = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
   return step, jax.tree.map(np.asarray, found.state)
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+  """MobileNetV2 of one block a stage: its 17 would compile for half a minute."""
+  from gapjax.models import mobilenet
+  stages = tuple(tuple((*run[:2], 1, run[3]) for run in stage[:1]) for stage in mobilenet.STAGES)
+  monkeypatch.setattr(mobilenet, 'STAGES', stages)
+
+
+def event_values(path):
+  """{(tag, step): value} of an event file, whose records are whole."""
+  from tensorboardX.proto.event_pb2 import Event
+  found, raw = {}, path.read_bytes()
+  while raw:  # length (8), its checksum (4), the event, its checksum (4)
+    size = int.from_bytes(raw[:8], 'little')
+    event = Event.FromString(raw[12:12 + size])
+    found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+    raw = raw[16 + size:]
+  return found
+
+
+def trained(model, images):
+  """Variables as if trained: no mean is 0, no scale or variance 1. Drawn by NumPy: no program."""
+  import jax
+  import numpy as np
+  noise = np.random.default_rng(1)
+
+  def one(path, x):
+    name = path[-1].key
+    if name == 'kernel':
+      return noise.normal(0, np.sqrt(2 / np.prod(x.shape[:-1])), x.shape).astype(np.float32)
+    low, high = (.5, 1.5) if name in ('scale', 'var') else (-.2, .2)
+    return noise.uniform(low, high, x.shape).astype(np.float32)
+
+  shapes = jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
+  return jax.tree_util.tree_map_with_path(one, shapes)
 
 
 def same(a, b):

@@ -27,12 +27,17 @@ def pad(x, size, mode):
   return out
 
 
-def conv(x, kernel, *, stride=1, padding='zero', bias=None, dilation=1):
+def conv(x, kernel, *, stride=1, padding='zero', bias=None, dilation=1, groups=1):
   """(b, h, w, c) with a (k, k, c, o) kernel, one output at a time."""
   k = kernel.shape[0]
   reach = dilation * (k - 1) + 1
   size = 0 if padding == 'none' else reach // 2
   x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+  if groups > 1:  # each group's alone, side by side
+    out = np.concatenate([
+      conv(part, of, stride=stride, padding=padding, dilation=dilation) for part, of in zip(
+        np.split(x, groups, -1), np.split(kernel, groups, -1), strict=True)], -1)
+    return out if bias is None else out + bias
   padded = np.stack([pad(image, size, padding) for image in x])
   inside = pad(np.ones((*x.shape[1:3], 1)), size, 'zero')[..., 0]
   h, w = ((n - reach) // stride + 1 for n in padded.shape[1:3])
@@ -46,22 +51,15 @@ def conv(x, kernel, *, stride=1, padding='zero', bias=None, dilation=1):
   return out if bias is None else out + bias
 
 
-def adam(gradients, *, lr, b1, b2, eps=1e-8, decay=0.0, start=0.0):
-  """torch.optim.Adam's parameter after each gradient, by its documentation's formulas."""
-  p, m, v, path = np.float64(start), 0.0, 0.0, []
-  for t, g in enumerate(gradients, 1):
-    grad = g + decay * p
-    m, v = b1 * m + (1 - b1) * grad, b2 * v + (1 - b2) * grad * grad
-    p = p - lr(t - 1) * (m / (1 - b1 ** t)) / (np.sqrt(v / (1 - b2 ** t)) + eps)
-    path.append(p)
-  return np.array(path)
+def moved(images, dy, dx):
+  """Images (..., h, w, c) on zeros, their content dy down and dx right."""
+  h, w = images.shape[-3:-1]
+  padded = np.pad(images, [*[(0, 0)] * (images.ndim - 3), (h, h), (w, w), (0, 0)])
+  return padded[..., h - dy:2 * h - dy, w - dx:2 * w - dx, :]
 
 
-def sgd(gradients, *, lr, momentum, decay=0.0, start=0.0):
-  """torch.optim.SGD's parameter after each gradient, by its documentation's formulas."""
-  p, buffer, path = np.float64(start), 0.0, []
-  for t, g in enumerate(gradients):
-    buffer = momentum * buffer + g + decay * p
-    p = p - lr(t) * buffer
-    path.append(p)
-  return np.array(path)
+def entropies(logits, labels):
+  """Cross entropies: -log of the softmax of logits (..., k) at labels (...)."""
+  logits = logits - logits.max(-1, keepdims=True)
+  log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  return -np.take_along_axis(log_p, np.asarray(labels)[..., None], -1)[..., 0]

@@ -7,8 +7,10 @@ import zipfile
 
 import numpy as np
 import PIL.Image
+from prepared_files import encoded
 
 VOC_SPLITS = {'train': ['2007_000032', '2007_000039', '2008_000015'], 'val': ['2007_000033']}
+PALETTE = np.random.default_rng(0).integers(0, 256, 768).tolist()
 CITIES = {'train': ['aachen', 'bochum'], 'val': ['lindau']}
 
 
@@ -16,17 +18,6 @@ def picture(seed, size):
   """(h, w, 3) uint8, smooth enough that a JPEG keeps it."""
   small = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), np.uint8)
   return np.asarray(PIL.Image.fromarray(small).resize(size[::-1], PIL.Image.Resampling.BICUBIC))
-
-
-def encoded(array, kind, palette=False):
-  out = io.BytesIO()
-  image = PIL.Image.fromarray(array)
-  if palette:
-    image = image.convert('P')
-    image.putdata(array.ravel())
-    image.putpalette(np.random.default_rng(0).integers(0, 256, 768, np.uint8).tobytes())
-  image.save(out, kind)
-  return out.getvalue()
 
 
 def write(root, files):
@@ -44,10 +35,10 @@ def voc_files(*, aug=None):
   for i, id in enumerate(ids):
     size = (12 + i, 17)
     masks[id] = np.random.default_rng(i).choice([*range(21), 255], size).astype(np.uint8)
-    files[f'JPEGImages/{id}.jpg'] = encoded(picture(i, size), 'JPEG')
-    files[f'SegmentationClass/{id}.png'] = encoded(masks[id], 'PNG', palette=True)
+    files[f'JPEGImages/{id}.jpg'] = encoded(picture(i, size), kind='JPEG')
+    files[f'SegmentationClass/{id}.png'] = encoded(masks[id], palette=PALETTE)
     if aug:
-      files[f'SegmentationClassAug/{id}.png'] = encoded(20 - np.minimum(masks[id], 20), 'PNG')
+      files[f'SegmentationClassAug/{id}.png'] = encoded(20 - np.minimum(masks[id], 20))
   for split, part in VOC_SPLITS.items():
     files[f'ImageSets/Segmentation/{split}.txt'] = '\n'.join([*part, '']).encode()
   if aug:
@@ -70,9 +61,9 @@ def cityscapes_files(numbers, *, test=None):
         mask = draw.permutation(np.resize(np.array(numbers, np.uint8), size).ravel()).reshape(size)
         masks[id] = np.full(size, test, np.uint8) if split == 'test' else mask
         files[f'leftImg8bit/{split}/{city}/{id}_leftImg8bit.png'] = encoded(
-          picture(len(masks), size), 'PNG')
+          picture(len(masks), size))
         label = f'gtFine/{split}/{city}/{id}_gtFine'
-        files[f'{label}_labelIds.png'] = encoded(masks[id], 'PNG')
+        files[f'{label}_labelIds.png'] = encoded(masks[id])
         files[f'{label}_instanceIds.png'] = files[f'{label}_color.png'] = b'not to be read'
   return files, masks
 

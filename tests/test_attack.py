@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import trained
 from sklearn.metrics import confusion_matrix, jaccard_score
 
 from gapjax.errors import UsageError
@@ -30,21 +31,6 @@ def pixels(rectangle, height, width):
 
 def one_line(error):
   return '\n' not in str(error.value) and len(str(error.value)) > 30
-
-
-def trained(model, images):
-  """Variables as if trained: no mean is 0, no scale or variance 1. Drawn by NumPy: no program."""
-  noise = np.random.default_rng(1)
-
-  def one(path, x):
-    name = path[-1].key
-    if name == 'kernel':
-      return noise.normal(0, np.sqrt(2 / np.prod(x.shape[:-1])), x.shape).astype(np.float32)
-    low, high = (.5, 1.5) if name in ('scale', 'var') else (-.2, .2)
-    return noise.uniform(low, high, x.shape).astype(np.float32)
-
-  shapes = jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
-  return jax.tree_util.tree_map_with_path(one, shapes)
 
 
 # --- DeepLab: one pass equals zeroing and re-running ---------------------------------------------
@@ -284,6 +270,12 @@ def attacked(batches=BATCHES, *, cut=None, orders=ORDERS, counts=COUNTS, **more)
                                  orders=ORDERS, counts=COUNTS), 'one row of logits'),
   (lambda: attack.accuracy_sweep(toy(), [], orders=ORDERS, counts=COUNTS), 'no batch'),
   (lambda: attack.random_orders(5, 0, seed=0), 'no baseline'),
+  (lambda: attacked(cut=toy(**{**HEAD_ONLY, 'head': lambda v, f: f['cut'][..., :1]})), 'one class'),
+  (lambda: attacked([{**BATCHES[0], 'labels': BATCHES[0]['labels'][..., None]}]), r'\(b, h, w\)'),
+  (lambda: attacked([{'image': 0, 'label': 0}]), "'images'.*not"),
+  (lambda: attacked([tuple(BATCHES[0].values())]), 'not tuple'),
+  *((lambda channels=channels: toy().without({'cut': np.zeros((1, 2, 2, C))}, channels),
+     'integers from 0 to 8') for channels in (np.arange(C) == 4, [-1], [5.9], [C])),
 ])
 def test_what_cannot_be_attacked(call, message):
   with pytest.raises(UsageError, match=message) as error:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference import entropies, moved
 
 from gapjax.data import ImageDataset
 from gapjax.errors import UsageError
@@ -16,12 +17,8 @@ LABELS = draw.integers(0, K, B)
 
 
 def by_definition(logits, features, weight):
-  entropy = 0.0
-  for crop in range(2):
-    for b in range(B):
-      p = np.exp(logits[crop, b] - logits[crop, b].max())
-      entropy -= np.log(p[LABELS[b]] / p.sum()) / B
-  distance = ((features[0] - features[1]) ** 2).sum() / (B * C)
+  entropy = sum(entropies(crop, LABELS).mean() for crop in logits)
+  distance = ((features[0] - features[1]) ** 2).mean()
   return entropy + weight * distance, entropy, distance
 
 
@@ -96,16 +93,12 @@ def test_pairs_are_two_independent_uniform_shifts(one_key):
   keys = key if one_key else jax.random.split(key, n)
   pairs = np.asarray(random_shifts(keys, images, max_shift=s))
   assert pairs.shape == (2, n, size, size, 1)
-  shifted = {}
-  for dy in range(-s, s + 1):
-    for dx in range(-s, s + 1):
-      canvas = np.zeros((size + 2 * s, size + 2 * s))
-      canvas[s:-s, s:-s] = images[0, :, :, 0]
-      shifted[dy, dx] = canvas[s + dy:s + dy + size, s + dx:s + dx + size]
+  shifted = {(dy, dx): moved(images[0], dy, dx) for dy in range(-s, s + 1)
+             for dx in range(-s, s + 1)}
   found = np.zeros((2, n, 2), int)
   for crop in range(2):
     for i in range(n):
-      [shift] = [k for k, v in shifted.items() if np.array_equal(v, pairs[crop, i, :, :, 0])]
+      [shift] = [k for k, v in shifted.items() if np.array_equal(v, pairs[crop, i])]
       found[crop, i] = shift
   for crop in range(2):
     counts = np.bincount((found[crop] + s) @ [5, 1], minlength=25)
@@ -149,9 +142,9 @@ def test_training_batch_moves_and_flips_both_crops_alike(crops, flip):
   np.testing.assert_array_equal(batch['labels'], DATA['labels'][indices])
   flips, shifts = np.zeros((crops, b), int), set()
   for i, index in enumerate(indices):
-    normal = np.pad((IMAGES[index] / 255 - MEAN) / STD, ((s, s), (s, s), (0, 0)))
-    views = {(mirrored, y, x): (normal[:, ::-1] if mirrored else normal)[y:y + 7, x:x + 7]
-             for mirrored in (0, 1) for y in range(2 * s + 1) for x in range(2 * s + 1)}
+    normal = (IMAGES[index] / 255 - MEAN) / STD
+    views = {(mirrored, dy, dx): moved(normal[:, ::-1] if mirrored else normal, dy, dx)
+             for mirrored in (0, 1) for dy in range(-s, s + 1) for dx in range(-s, s + 1)}
     found = []
     for crop in range(crops):
       [view] = [k for k, v in views.items() if np.allclose(v, images[crop, i], atol=1e-5)]
@@ -192,11 +185,7 @@ def test_loss_of_a_batch(stacked, step):
   z = np.asarray(batch['images']).mean((2, 3))  # (2, b, 3)
   z = z - z.mean((0, 1) if stacked else 1, keepdims=True)
   logits = z @ network.kernel
-  entropy = 0.0
-  for crop in range(2):
-    for i in range(B):
-      p = np.exp(logits[crop, i] - logits[crop, i].max())
-      entropy -= np.log(p[DATA['labels'][i]] / p.sum()) / B
+  entropy = sum(entropies(crop, DATA['labels'][:B]).mean() for crop in logits)
   distance = ((z[0] - z[1]) ** 2).mean()
   np.testing.assert_allclose(loss, entropy + 4 * min(step / 8, 1) * distance, rtol=1e-12)
   np.testing.assert_allclose(values['loss'], loss, rtol=1e-12)
@@ -214,8 +203,7 @@ def test_one_crop_is_plain_cross_entropy():
     loss, metrics = task.loss(network, batch, 0)
     assert set(metrics) == {'loss', 'accuracy'}
     logits = np.asarray(network(batch['images'][0])[0])
-  p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-  np.testing.assert_allclose(loss, -np.log(p[np.arange(B), DATA['labels'][:B]]).mean(), rtol=1e-12)
+  np.testing.assert_allclose(loss, entropies(logits, DATA['labels'][:B]).mean(), rtol=1e-12)
 
 
 @pytest.mark.parametrize('crops', [1, 2])

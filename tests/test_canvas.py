@@ -76,11 +76,6 @@ def test_training_batch(target, flip):
   assert (380 < flips < 520) if flip else flips == 0
 
 
-def test_classes():
-  assert make_task(grid=7).num_classes == 49
-  assert make_task(grid=7, target='image').num_classes == 10
-
-
 def test_counts_by_location_leave_out_the_filling():
   task = make_task(grid=2)
   logits = np.float32([[9, 0, 0, 0], [0, 9, 0, 0], [0, 9, 0, 0], [0, 0, 0, 9]])

@@ -1,6 +1,5 @@
 """Every config in configs/ builds and takes a step, on small stand-ins for its size alone."""
 
-import itertools
 import math
 import re
 
@@ -8,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT
+from test_devices import steps_of
 
 from gapjax import config
 from gapjax.data import ImageDataset
-from gapjax.training import build, steps, workdirs
+from gapjax.training import build
 from gapjax.training.devices import Devices
-from gapjax.training.plan import Plan
 
 draw = np.random.default_rng(0)
 CLASSES = {'cifar10': 10, 'cifar100': 100, 'digits': 10}
@@ -44,17 +43,9 @@ def test_config_takes_a_step(path):
   scenes = path.stem.startswith('deeplab')
   c = config.from_flags([f'--config={path}', *SMALL, *(SMALL_SCENES if scenes else [])])
   train_set = Scenes() if scenes else images(c.data.name)
-  devices = Devices(jax.local_devices()[:1])
-  plan = Plan.of(workdirs.settled(c, platform='cpu'), num_images=64)
   task = build.create_task(c, train_set)
-  model, state, rule, _ = build.create_learner(c, task, train_set, plan)
-  before = Devices.to_host(state.params)
-  step = build.create_train_steps(model, task, rule, devices)
-  feed = build.create_feed(c, task, train_set, plan)
-  data = devices.replicate(feed.data)
-  key, state = devices.replicate((steps.stream(0, steps.TRAIN), state))
-  for batch in itertools.islice(feed.batches(0), 2):  # a warm-up's first step has rate 0
-    state, metrics = step(state, key, data, devices.split(batch, axis=1), np.int32(1))
+  before, state, metrics, batch = steps_of(  # a warm-up's first step has rate 0
+    c, train_set, task, devices=1, count=2)
   loss = metrics['batch']['loss']
   assert np.isfinite(loss.total).all()
   assert int(loss.count[0]) == (8 if not scenes else 8 * 17 * 17 - int(

@@ -140,25 +140,53 @@ def test_wrapped_as_the_authors_scripts_read_it(wrap, tmp_path, capsys):
   state = {f'module.{name}': torch.tensor(x) for name, x in theirs.items()}
   torch.save({wrap: state, 'acc': np.float64(0.9), 'epoch': 3}, tmp_path / 'w.pth')
   convert.convert(tmp_path / 'w.pth', tmp_path / 'run', config=config)
+  (tmp_path / 'run/metrics.jsonl').write_text(
+    '{"step": 0, "split": "eval", "accuracy": 0.25}\n'
+    '{"step": 5, "split": "eval", "accuracy": 0.5}\n')  # after the checkpoint
   assert cli.main(['convert', str(tmp_path / 'run'), str(tmp_path / 'new.pth'),
                    f'--wrap={wrap}']) == 0
   assert capsys.readouterr().out == f'{tmp_path}/new.pth\n'
-  found = torch.load(tmp_path / 'new.pth', weights_only=True)[wrap]
+  written = torch.load(tmp_path / 'new.pth', weights_only=True)
+  assert (written['acc'], written['epoch']) == (25, 1)  # which they print, in percent
+  found = written[wrap]
   assert found['bn1.num_batches_tracked'].dtype == torch.int64
   for name in names.names(config.model):
     assert torch.equal(found[name], state[f'module.{name}'])
 
 
-def test_the_authors_linear_heads_of_either_name(tmp_path):
-  """Their ResNets without permutation have `linear`; those of other paddings, linear_location."""
-  config = tiny_config(**{'model.head': 'linear', 'model.padding': 'circular'})
-  theirs = their_arrays(config, 4)
-  weights.write(tmp_path / 'w.npz', {
-    name.replace('linear', 'linear_location'): x for name, x in theirs.items()})
+@pytest.mark.parametrize(('stem', 'read', 'written'), [
+  ('canvas', 'linear_location', 'linear_location'), ('canvas', 'linear', 'linear_location'),
+  ('cifar', 'linear_location', 'linear')])
+def test_the_authors_linear_heads_of_either_name(stem, read, written, tmp_path):
+  """Their networks for a canvas load linear_location alone; kuangliu's, from which they come,
+  linear."""
+  config = tiny_config(**{'model.head': 'linear', 'model.padding': 'circular', 'model.stem': stem})
+  theirs = {re.sub('^linear(_location)?', read, name): x
+            for name, x in their_arrays(config, 4).items()}
+  weights.write(tmp_path / 'w.npz', theirs)
   convert.convert(tmp_path / 'w.npz', tmp_path / 'run', config=config)
-  found = newest(tmp_path / 'run')[1]['params']['head']['classifier']
-  np.testing.assert_array_equal(found['kernel'].T, theirs['linear.weight'])
-  np.testing.assert_array_equal(found['bias'], theirs['linear.bias'])
+  back = weights.read(convert.convert(tmp_path / 'run', tmp_path / 'back.npz'))
+  for part in ('weight', 'bias'):
+    np.testing.assert_array_equal(back[f'{written}.{part}'], theirs[f'{read}.{part}'])
+  assert len(back) == len(theirs)
+
+
+@pytest.mark.parametrize(('changes', 'told'), [
+  ({'model.padding': 'none'}, "model.padding=none, model.downsample=stride; the authors' networks"),
+  ({'model.head': 'permuted', 'model.downsample': 'blur'},
+   'model.padding=zero, model.downsample=blur, model.blur_size=3, model.permutation=batch, '
+   'model.permute_at=pooled'),
+  (MOBILENET, 'model.output_stride=8, model.early_padding=False; the authors')])
+def test_what_no_file_says_is_said(changes, told, tmp_path, caplog):
+  """Weights of other such fields fit as well, and make a network that computes something else."""
+  config = tiny_config(**changes)
+  path = weights.write(tmp_path / 'w.npz', their_arrays(config, convert.expected_classes(config)))
+  convert.convert(path, tmp_path / 'run', config=config)
+  convert.convert(tmp_path / 'run', tmp_path / 'back.npz')
+  said = [record.message for record in caplog.records if record.levelname == 'WARNING']
+  assert len(said) == 2 and all(told in message for message in said)
+  assert 'w.npz does not say' in said[0] and f'evaluate --workdir={tmp_path}/run' in said[0]
+  assert 'back.npz does not say' in said[1]
 
 
 # ---- The number of classes -----------------------------------------------------------------------
@@ -212,7 +240,8 @@ def test_all_that_does_not_fit_is_listed_and_nothing_is_written(tmp_path, capsys
   for part in ('(resnet10, head gap, width 4, 25 classes)', '2 missing: conv1.weight, bn1.bias;',
                '1 left over: stray;', '2 of another shape: '
                'pre_classifier.weight (9, 32, 3, 3) (here: (25, 32, 3, 3)), '
-               'pre_classifier.bias (9,) (here: (25,));', '1 not of finite numbers: bn1.weight;'):
+               'pre_classifier.bias (9,) (here: (25,));',
+               '1 not of finite real numbers: bn1.weight;'):
     assert part in line
   assert [x.name for x in tmp_path.iterdir()] == ['w.npz']
 

@@ -15,43 +15,56 @@ draw = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize('padding', layers.PADDINGS)
-@pytest.mark.parametrize(('kernel_size', 'stride', 'dilation', 'shape'), [
-  (3, 1, 1, (5, 6)), (3, 2, 1, (6, 7)), (7, 2, 1, (8, 9)), (1, 2, 1, (5, 5)), (3, 1, 2, (6, 7)),
-  (3, 2, 3, (8, 7))])
-def test_conv_equals_its_definition(padding, kernel_size, stride, dilation, shape):
-  x = draw.normal(size=(2, *shape, 3))
-  conv = layers.Conv(4, kernel_size, stride, padding, use_bias=True, dilation=dilation)
+@pytest.mark.parametrize(('kernel_size', 'stride', 'dilation', 'shape', 'features', 'groups'), [
+  (3, 1, 1, (5, 6), 4, 1), (3, 2, 1, (6, 7), 4, 1), (7, 2, 1, (8, 9), 4, 1),
+  (1, 2, 1, (5, 5), 4, 1), (3, 1, 2, (6, 7), 4, 1), (3, 2, 3, (8, 7), 4, 1),
+  (3, 1, 1, (8, 9), 6, 6), (3, 2, 1, (8, 9), 6, 6), (3, 1, 2, (8, 9), 6, 6),
+  (3, 2, 3, (8, 9), 6, 6), (3, 1, 1, (8, 9), 12, 6), (3, 2, 2, (8, 9), 4, 2)])
+def test_conv_equals_its_definition(padding, kernel_size, stride, dilation, shape, features,
+                                    groups):
+  x = draw.normal(size=(2, *shape, 6))
+  conv = layers.Conv(features, kernel_size, stride, padding, use_bias=True, dilation=dilation,
+                     groups=groups)
   variables = conv.init(jax.random.key(1), x)
   ours = conv.apply(variables, x)
-  kernel, bias = variables['params']['kernel'], variables['params']['bias']
-  expected = reference.conv(x, kernel, stride=stride, padding=padding, bias=np.asarray(bias),
-                            dilation=dilation)
+  kernel, bias = map(np.asarray, (variables['params']['kernel'], variables['params']['bias']))
+  assert kernel.shape == (kernel_size, kernel_size, 6 // groups, features)
+  expected = reference.conv(x, kernel, stride=stride, padding=padding, bias=bias,
+                            dilation=dilation, groups=groups)
   assert ours.shape == expected.shape
   np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(('kernel_size', 'stride', 'padding', 'dilation'), [
-  (3, 1, 0, 1), (3, 1, 1, 1), (3, 2, 1, 1), (1, 2, 0, 1), (1, 1, 0, 1), (3, 1, 2, 2), (7, 2, 3, 1)])
-@pytest.mark.parametrize('part', [10 ** 6, 1500, 1])
-def test_convolutions_on_cpu_by_their_definition(monkeypatch, kernel_size, stride, padding,
-                                                 dilation, part):
-  """Whole, in parts of unequal size, image by image: the output and its kernel's gradient."""
+@pytest.mark.parametrize(('kernel_size', 'stride', 'padding', 'dilation', 'features', 'groups'), [
+  (3, 1, 0, 1, 4, 1), (3, 1, 1, 1, 4, 1), (3, 2, 1, 1, 4, 1), (1, 2, 0, 1, 4, 1),
+  (1, 1, 0, 1, 4, 1), (3, 1, 2, 2, 4, 1), (7, 2, 3, 1, 4, 1), (3, 2, 2, 2, 8, 8),
+  (3, 1, 0, 3, 16, 8), (3, 1, 1, 1, 4, 2)])
+@pytest.mark.parametrize('part', [None, 10 ** 6, 1500, 1])
+def test_convolutions_and_their_gradients_by_their_definition(
+    monkeypatch, kernel_size, stride, padding, dilation, features, groups, part):
+  """On CPU whole, in parts of unequal size, image by image. A gradient is told by its product with
+  any input or kernel: that of dy with what this gives, since a convolution is bilinear."""
   monkeypatch.setattr(on_cpu, 'PART', part)
-  x = draw.normal(size=(7, 8, 9, 5))
-  kernel = draw.normal(size=(kernel_size, kernel_size, 5, 4))
-  padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-  reach = dilation * (kernel_size - 1) + 1
-  h, w = ((n + 2 * padding - reach) // stride + 1 for n in (8, 9))
-  windows = np.stack([np.stack([
-    padded[:, stride * i:stride * i + reach:dilation, stride * j:stride * j + reach:dilation]
-    for j in range(w)], 1) for i in range(h)], 1)  # (b, h', w', k, k, c)
-  weight = draw.normal(size=(7, h, w, 4))
+  convolve = on_cpu.convolve if part else convolution.convolve
+  x, other_x = draw.normal(size=(2, 7, 8, 9, 8))
+  kernel, other = draw.normal(size=(2, kernel_size, kernel_size, 8 // groups, features))
+
+  def definition(x, kernel):
+    padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    return reference.conv(padded, kernel, stride=stride, padding='none', dilation=dilation,
+                          groups=groups)
+
+  expected = definition(x, kernel)
+  weight = draw.normal(size=expected.shape)
   with jax.enable_x64(True):
-    found, transpose = jax.vjp(
-      lambda k: on_cpu.convolve(jnp.asarray(x), k, stride, padding, dilation), jnp.asarray(kernel))
-    gradient, = transpose(jnp.asarray(weight))
-  np.testing.assert_allclose(found, np.einsum('bhwijc,ijco->bhwo', windows, kernel), atol=1e-10)
-  np.testing.assert_allclose(gradient, np.einsum('bhwijc,bhwo->ijco', windows, weight), atol=1e-10)
+    found, transpose = jax.vjp(lambda x, k: convolve(x, k, stride, padding, dilation, groups),
+                               jnp.asarray(x), jnp.asarray(kernel))
+    gradient_x, gradient_kernel = transpose(jnp.asarray(weight))
+  np.testing.assert_allclose(found, expected, atol=1e-10)
+  np.testing.assert_allclose(
+    [np.vdot(gradient_x, other_x), np.vdot(gradient_kernel, other)],
+    [np.vdot(weight, definition(other_x, kernel)), np.vdot(weight, definition(x, other))],
+    rtol=1e-9)
 
 
 @pytest.mark.parametrize('convolve', [convolution.convolve, on_cpu.convolve])
@@ -84,16 +97,6 @@ def test_only_networks_on_cpu_convolve_in_parts():
   assert count('gpu') == count('tpu') == count(None) == 13 < count('cpu')
 
 
-def test_paddings_differ_at_the_border_only():
-  x = draw.normal(size=(1, 6, 6, 2))
-  variables = {'params': {'kernel': draw.normal(size=(3, 3, 2, 1))}}
-  outs = {p: np.asarray(layers.Conv(1, padding=p).apply(variables, x))
-          for p in layers.PADDINGS if p != 'none'}
-  for name, out in outs.items():
-    np.testing.assert_allclose(out[:, 1:-1, 1:-1], outs['zero'][:, 1:-1, 1:-1], atol=1e-5)
-    assert name == 'zero' or np.abs(out - outs['zero']).max() > 0.1
-
-
 def test_padding_needs_enough_pixels():
   x = jnp.zeros((1, 3, 3, 1))
   for size, mode, fits in [(2, 'reflect', True), (3, 'reflect', False), (3, 'circular', True),
@@ -107,11 +110,12 @@ def test_padding_needs_enough_pixels():
     layers.Conv(1, padding='none').init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))
 
 
-@pytest.mark.parametrize('module', [layers.Conv(4000, use_bias=True), layers.Dense(4000)])
-def test_initialisation_is_pytorchs(module):
-  x = jnp.zeros((1, 4, 4, 8)) if isinstance(module, layers.Conv) else jnp.zeros((1, 72))
-  params = module.init(jax.random.key(0), x)['params']
-  bound = 1 / np.sqrt(72)  # fan in: 3 * 3 * 8, or 72
+@pytest.mark.parametrize(('module', 'shape', 'fan_in'), [
+  (layers.Conv(4000, use_bias=True), (1, 4, 4, 8), 3 * 3 * 8), (layers.Dense(4000), (1, 72), 72),
+  (layers.Conv(4000, groups=4), (1, 3, 3, 8), 3 * 3 * 8 / 4)])  # a group's
+def test_initialisation_is_pytorchs(module, shape, fan_in):
+  params = module.init(jax.random.key(0), jnp.zeros(shape))['params']
+  bound = 1 / np.sqrt(fan_in)
   for values in params.values():
     values = np.asarray(values).ravel()
     assert np.abs(values).max() <= bound

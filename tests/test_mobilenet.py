@@ -1,7 +1,5 @@
-"""MobileNetV2 against torchvision's values (tests/golden/torchvision_mobilenet.py made them), and
-grouped and depthwise convolutions against NumPy in float64."""
+"""MobileNetV2 against torchvision's values (tests/golden/torchvision_mobilenet.py made them)."""
 
-import functools
 from pathlib import Path
 
 import jax
@@ -11,64 +9,12 @@ import pytest
 import reference
 
 from gapjax.errors import UsageError
-from gapjax.models import convolution, layers, on_cpu
-from gapjax.models.layers import Conv
+from gapjax.models import on_cpu
 from gapjax.models.mobilenet import InvertedResidual, MobileNetV2, channels, relu6
 from gapjax.weights import files as weights
 from gapjax.weights import names
 
 draw = np.random.default_rng(0)
-
-
-# ---- Grouped convolution -------------------------------------------------------------------------
-
-
-def grouped(x, kernel, groups, **how):
-  """The definition: each group's convolution alone, side by side."""
-  return np.concatenate([reference.conv(part, of, **how) for part, of in zip(
-    np.split(x, groups, -1), np.split(np.asarray(kernel), groups, -1), strict=True)], -1)
-
-
-@pytest.mark.parametrize('padding', layers.PADDINGS)
-@pytest.mark.parametrize(('features', 'groups', 'stride', 'dilation'), [
-  (6, 6, 1, 1), (6, 6, 2, 1), (6, 6, 1, 2), (6, 6, 2, 3), (12, 6, 1, 1), (4, 2, 2, 2)])
-def test_grouped_conv_equals_its_definition(padding, features, groups, stride, dilation):
-  x = draw.normal(size=(2, 8, 9, 6))
-  conv = Conv(features, 3, stride, padding, dilation=dilation, groups=groups)
-  variables = conv.init(jax.random.key(1), x)
-  kernel = variables['params']['kernel']
-  assert kernel.shape == (3, 3, 6 // groups, features)
-  expected = grouped(x, kernel, groups, stride=stride, padding=padding, dilation=dilation)
-  np.testing.assert_allclose(conv.apply(variables, x), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(('features', 'groups', 'stride', 'padding', 'dilation'), [
-  (8, 8, 2, 2, 2), (16, 8, 1, 0, 3), (4, 2, 1, 1, 1)])
-@pytest.mark.parametrize('convolve', [convolution.convolve, on_cpu.convolve])
-def test_gradients_of_grouped_convolutions_by_their_definition(monkeypatch, features, groups,
-                                                               stride, padding, dilation, convolve):
-  """The gradient of a bilinear map: its value for a unit kernel entry or input, times dy, summed.
-  """
-  monkeypatch.setattr(on_cpu, 'PART', 7 * 8 * 8)  # in two parts
-  x, kernel = draw.normal(size=(2, 7, 8, 8)), draw.normal(size=(3, 3, 8 // groups, features))
-  padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-  conv = functools.partial(grouped, groups=groups, stride=stride, padding='none',
-                           dilation=dilation)
-  weight = draw.normal(size=conv(padded, kernel).shape)
-  with jax.enable_x64(True):
-    found_x, found_kernel = jax.grad(
-      lambda x, k: (convolve(x, k, stride, padding, dilation, groups) * weight).sum(), (0, 1))(
-        jnp.asarray(x), jnp.asarray(kernel))
-  expected = [(conv(padded, unit.reshape(kernel.shape)) * weight).sum()
-              for unit in np.eye(kernel.size)]
-  np.testing.assert_allclose(found_kernel.ravel(), expected, atol=1e-10)
-  places = draw.permutation(x.size)[:15]  # of the inputs: each costs a convolution
-  for place in places:
-    unit = np.zeros(x.size)
-    unit[place] = 1
-    unit = np.pad(unit.reshape(x.shape), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    np.testing.assert_allclose(found_x.ravel()[place], (conv(unit, kernel) * weight).sum(),
-                               atol=1e-10)
 
 
 def test_depthwise_sums_of_bfloat16_are_float32():
@@ -77,16 +23,8 @@ def test_depthwise_sums_of_bfloat16_are_float32():
                for shape in ((4, 9, 9, 8), (3, 3, 1, 8)))
   found = on_cpu.depthwise(x, kernel, 1, 0, 1)
   assert found.dtype == jnp.bfloat16
-  exact = grouped(np.asarray(x, np.float64), np.asarray(kernel, np.float64), 8, padding='none')
+  exact = reference.conv(x, kernel, padding='none', groups=8)
   np.testing.assert_allclose(np.asarray(found, np.float64), exact, rtol=2 ** -8, atol=1e-6)
-
-
-def test_grouped_initialisation_is_pytorchs():
-  """Uniform within 1 / sqrt(fan in), the fan in being a group's: 3 * 3 * 8 / 4."""
-  kernel = Conv(4000, groups=4).init(jax.random.key(0), jnp.zeros((1, 3, 3, 8)))['params']['kernel']
-  bound = 1 / np.sqrt(18)
-  assert np.abs(kernel).max() <= bound
-  np.testing.assert_allclose(np.quantile(kernel, [.25, .5, .75]) / bound, [-.5, 0, .5], atol=.05)
 
 
 # ---- The network ---------------------------------------------------------------------------------

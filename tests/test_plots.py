@@ -1,22 +1,17 @@
 """Pictures: pixels against what was drawn."""
 
-import subprocess
-import sys
-
 import numpy as np
-from PIL import Image
+from conftest import python
+from pixels import pixels, where
 
 from gapjax.report.plots import base as plots
 from gapjax.report.plots import learning, locations
 
 
-def _pixels(path):
-  with Image.open(path) as image:
-    return np.asarray(image.convert('RGB'), int)
-
-
-def _expected(value):
-  return plots.ACCURACY_MAP(value, bytes=True)[:3]
+def drawn(path, value):
+  """Where a heatmap has the colour of a value, without its colour bar."""
+  picture = pixels(path)
+  return where(picture[:int(.93 * len(picture))], plots.ACCURACY_MAP(value, bytes=True)[:3], 2)
 
 
 def test_heatmap_colours_stand_at_their_locations(tmp_path):
@@ -24,10 +19,7 @@ def test_heatmap_colours_stand_at_their_locations(tmp_path):
   values[0, 1] = 1  # top right
   cell = plots.Panel('gapnet', 'location', 2, .25, values.tolist())
   locations.heatmaps([cell], tmp_path / 'x.png')
-  pixels = _pixels(tmp_path / 'x.png')
-  pixels = pixels[:int(.93 * len(pixels))]  # without the colour bar
-  full = np.argwhere((abs(pixels - _expected(1.)) < 2).all(-1))
-  empty = np.argwhere((abs(pixels - _expected(0.)) < 2).all(-1))
+  full, empty = (drawn(tmp_path / 'x.png', value) for value in (1., 0.))
   assert len(full) > 5000
   assert 2.6 < len(empty) / len(full) < 3.4  # three squares against one
   middle = (empty.min(0) + empty.max(0)) / 2
@@ -39,10 +31,7 @@ def test_heatmap_scale_is_shared_and_missing_counts_stay_blank(tmp_path):
   """0.5 as a map's largest value is still drawn as 0.5: the scale does not stretch to the data."""
   for name, values in (('a', [[.5, .5], [.25, None]]), ('b', [[None, None], [None, None]])):
     locations.heatmaps([plots.Panel('gapnet', 'image', 2, .1, values)], tmp_path / name)
-  def half(name):
-    pixels = _pixels(tmp_path / name)
-    return (abs(pixels[:int(.93 * len(pixels))] - _expected(.5)) < 2).all(-1).sum()
-  assert half('a') > 10000 and half('b') == 0
+  assert len(drawn(tmp_path / 'a', .5)) > 10000 and not len(drawn(tmp_path / 'b', .5))
 
 
 def test_accuracy_map_lightness_falls_monotonically():
@@ -50,17 +39,13 @@ def test_accuracy_map_lightness_falls_monotonically():
   assert (np.diff(lightness) < 0).all()
 
 
-def _line(pixels, color):
-  return np.argwhere((abs(pixels - list(bytes.fromhex(color[1:]))) < 12).all(-1))
-
-
 def test_curves_draw_the_better_network_higher(tmp_path):
   cells = [plots.Panel(name, 'location', 3, 1 / 9, None, [], [(0, .11), (50, at), (100, at)])
            for name, at in (('gapnet', .9), ('permutenet', .3))]
   learning.curves(cells, tmp_path / 'x.png')
-  pixels = _pixels(tmp_path / 'x.png')
-  right = pixels[:, int(.8 * pixels.shape[1]):]
-  better, worse = (_line(right, color)[:, 0] for color in plots.LINES[:2])
+  picture = pixels(tmp_path / 'x.png')
+  right = picture[:, int(.8 * picture.shape[1]):]
+  better, worse = (where(right, color)[:, 0] for color in plots.LINES[:2])
   assert len(better) and len(worse)
   assert better.max() < worse.min()  # rows count downwards
 
@@ -70,7 +55,7 @@ def test_curves_survive_a_diverged_loss(tmp_path):
   learning.curves([plots.Panel('gapnet', 'image', 3, None, None, points, [(5, float('nan'))]),
                 plots.Panel('permutenet', 'image', 3, None, None, [(0, float('nan'))])],
                tmp_path / 'x.png')
-  assert len(_line(_pixels(tmp_path / 'x.png'), plots.LINES[0])) > 200
+  assert len(where(pixels(tmp_path / 'x.png'), plots.LINES[0])) > 200
 
 
 def test_drawing_leaves_no_global_state(tmp_path):
@@ -84,4 +69,4 @@ def test_drawing_leaves_no_global_state(tmp_path):
     'learning.curves([plots.Panel("gapnet", "image", 3, None, None, [(0, 1.)])], sys.argv[1])\n'
     'assert "matplotlib.pyplot" not in sys.modules\n'
     'assert state() == before')
-  subprocess.run([sys.executable, '-c', code, str(tmp_path / 'x.png')], check=True)
+  python(code, tmp_path / 'x.png')

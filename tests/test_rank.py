@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from pixels import pixels, where
+from test_attack import one_line
 
 from gapjax.errors import UsageError
 from gapjax.neurons import rank
@@ -38,10 +39,6 @@ def batches(kind):
   """All seven images: one by one, in unequal batches, or as an iterator of device arrays."""
   return {'images': IMAGES, 'batches': [IMAGES[:4], IMAGES[4:6], IMAGES[6]],
           'iterator': map(jnp.asarray, [IMAGES[:5], IMAGES[5:]])}[kind]
-
-
-def one_line(error):
-  return '\n' not in str(error.value) and len(str(error.value)) > 30
 
 
 # --- scores ----------------------------------------------------------------------------------
@@ -210,12 +207,6 @@ def test_a_file_that_is_no_order_is_named(tmp_path, text, message):
 # --- the picture -----------------------------------------------------------------------------
 
 
-def where(pixels, color):
-  """Columns of the pixels that have a colour '#rrggbb'."""
-  wanted = [int(color[i:i + 2], 16) for i in (1, 3, 5)]
-  return np.nonzero((np.abs(pixels.astype(int) - wanted) < 8).all(-1))[1]
-
-
 def test_correlation_is_pearsons():
   a, b = np.random.default_rng(0).normal(size=(2, 50))
   assert rank.correlation(a, b) == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-12)
@@ -231,11 +222,11 @@ def test_picture_of_activations_tells_left_from_right(tmp_path):
   for name in 'ab':
     pictures.activations(groups, tmp_path / f'{name}.png', channels=channels, top=1)
   assert (tmp_path / 'a.png').read_bytes() == (tmp_path / 'b.png').read_bytes()
-  pixels = np.asarray(Image.open(tmp_path / 'a.png').convert('RGB'))
-  half = pixels.shape[1] // 2
-  dots = pixels[pixels.shape[0] // 3:]  # below the legend
+  picture = pixels(tmp_path / 'a.png')
+  half = picture.shape[1] // 2
+  dots = picture[picture.shape[0] // 3:]  # below the legend
   for panel, sign in ((dots[:, :half], 1), (dots[:, half:], -1)):
-    here, there = (where(panel, plots.LINES[i]).mean() for i in (0, 2))  # left, right
+    here, there = (where(panel, plots.LINES[i], 8)[:, 1].mean() for i in (0, 2))  # left, right
     assert sign * (here - there) > half / 4
 
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
+from pixels import pixels, where
 
 from gapjax import config
 from gapjax.report import ablations as report_ablations
@@ -86,10 +86,9 @@ def test_dots_stand_at_their_values(tmp_path):
   columns = [plots_ablations.Column('low', {'A': ([.2, .3], .1)}),
              plots_ablations.Column('high', {'A': ([.9, .8], .1)})]
   plots_ablations.dots(columns, tmp_path / 'a.png')
-  pixels = np.asarray(Image.open(tmp_path / 'a.png').convert('RGB'))[100:]  # below the legend
-  color = [int(plots.LINES[0][i:i + 2], 16) for i in (1, 3, 5)]
-  rows, places = np.nonzero(abs(pixels - np.array(color)).max(-1) < 8)
-  middle = pixels.shape[1] // 2
+  picture = pixels(tmp_path / 'a.png')[100:]  # below the legend
+  rows, places = where(picture, plots.LINES[0], 8).T
+  middle = picture.shape[1] // 2
   guess = np.median(rows[np.abs(rows - np.bincount(rows).argmax()) < 2])
   low, high = (rows[side & (rows < guess - 3)] for side in (places < middle, places > middle))
   per_percent = (guess - np.median(low)) / 15  # their mean is 25, guessing is 10

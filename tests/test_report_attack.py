@@ -5,8 +5,9 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from pixels import pixels, row
 
+from gapjax.errors import UsageError
 from gapjax.neurons.sweeps import Sweep
 from gapjax.report import attack as report_attack
 from gapjax.report import page as report
@@ -110,13 +111,8 @@ def test_chance_is_drawn_where_it_is(tmp_path):
   sweep = Sweep((0, 10), {'location_accuracy': {'overall': np.array([[.9, .9]]),
                                                 'left': np.array([[.1, .1]])}})
   pictures.curves(sweep, tmp_path / 'a.png', chance={'location_accuracy': .5})
-  pixels = np.asarray(Image.open(tmp_path / 'a.png').convert('RGB')).astype(int)
-
-  def row(color):
-    wanted = [int(color[i:i + 2], 16) for i in (1, 3, 5)]
-    return np.bincount(np.nonzero((np.abs(pixels - wanted) < 12).all(-1))[0]).argmax()
-
-  high, low, at = map(row, (plots.LINES[1], plots.LINES[0], plots.SOFT))
+  picture = pixels(tmp_path / 'a.png')
+  high, low, at = (row(picture, color) for color in (plots.LINES[1], plots.LINES[0], plots.SOFT))
   assert (at - high) / (low - high) == pytest.approx(.5, abs=.02)
 
 
@@ -125,8 +121,24 @@ def test_the_legend_of_one_panel_is_whole(tmp_path):
   names = [name for name in pictures.LOOKS if name not in ('top', 'bottom')]
   sweep = Sweep((0, 10), {'location_accuracy': {name: np.array([[.9, .5]]) for name in names}})
   pictures.curves(sweep, tmp_path / 'a.png', chance={'location_accuracy': .1})
-  with Image.open(tmp_path / 'a.png') as picture:
-    assert picture.width == round(7.8 * plots.DPI)
+  assert pixels(tmp_path / 'a.png').shape[1] == round(7.8 * plots.DPI)
+
+
+def test_curves_are_drawn_where_the_values_are(tmp_path):
+  high, low = np.full((1, 3), .9), np.full((1, 3), .2)
+  sweep = Sweep((0, 10, 20), {'miou_0,0,1,0.3': {
+    'left': high, 'right': low, 'other': (high + low) / 2,
+    'random': np.array([[.4] * 3, [.8] * 3])}})
+  for name in 'ab':
+    pictures.curves(sweep, tmp_path / f'{name}.png')
+  assert (tmp_path / 'a.png').read_bytes() == (tmp_path / 'b.png').read_bytes()
+  # Rows count from the top; values are .9, .2 and .6.
+  picture = pixels(tmp_path / 'a.png')
+  left, right, at = (row(picture, color) for color in (plots.LINES[0], plots.LINES[2], plots.SOFT))
+  assert left < at < right
+  assert (at - left) / (right - left) == pytest.approx(.3 / .7, abs=.02)
+  with pytest.raises(UsageError, match='no metric'):
+    pictures.curves(Sweep((0, 1), {}), tmp_path / 'a.png')
 
 
 def test_a_subject_is_a_network_and_its_grid():

@@ -5,8 +5,8 @@ import re
 
 import numpy as np
 import pytest
-from test_plots import _line, _pixels
-from test_report import _html, _markdown, _records, _rows, _run, _write, save_samples
+from pixels import pixels, where
+from test_report import TWIN, _html, _markdown, _records, _rows, _run, _write, save_samples
 
 from gapjax.report import page as report
 from gapjax.report.plots import base as plots
@@ -78,7 +78,7 @@ def shifts(tmp_path_factory):
 # --- the table -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('torch', [None, .771])
+@pytest.mark.parametrize('torch', [None, TWIN])
 def test_table_parses_back_to_the_json_in_the_papers_order(torch):
   records = _shift_records(datasets=('cifar10', 'cifar100', 'digits'), torch=torch)
   head, *rows = _rows(report.table(records))
@@ -100,7 +100,7 @@ def test_table_parses_back_to_the_json_in_the_papers_order(torch):
     paper = PAPER.get(cell.split('/')[0])
     for what, at in (('top-1', 0), ('consistency', 1)):
       assert said[f'paper: {what}'] == (f'{100 * paper[at]:.1f}' if paper else '\N{EN DASH}')
-      assert said.get(f'PyTorch: {what}') == (None if torch is None else '77.1')
+      assert said.get(f'PyTorch: {what}') == (None if torch is None else '77.1 (1)')
 
 
 def test_several_protocols_and_suites_are_told_apart():
@@ -143,7 +143,7 @@ def test_tables_come_in_the_papers_order_and_unknown_cells_last():
 
 
 def test_a_table_of_many_columns_may_leave_the_margins(tmp_path):
-  for more, wide in (({'paper': None}, False), ({'torch': .771}, True)):
+  for more, wide in (({'paper': None}, False), ({'torch': TWIN}, True)):
     _write(tmp_path / 'results.json', [{**r, 'detail': None, **more} for r in _shift_records()])
     page = report.build(tmp_path).read_text(encoding='utf-8')
     assert ('<div class="scroll wide">' in page) == wide
@@ -277,9 +277,9 @@ def test_consistency_is_drawn_higher_for_the_more_consistent(tmp_path):
   cells = [ShiftPanel(name, 'cifar10', protocols={'circular': [1.], 'pad': [.97, at]})
            for name, at in (('augshift', .94), ('two_crops', .8))]
   plots_shifts.consistency_curves(cells, tmp_path / 'x.png')
-  pixels = _pixels(tmp_path / 'x.png')[120:]  # without the legend
-  pad = pixels[:, :pixels.shape[1] // 2]  # the known order of protocols, not the dict's
-  better, worse = (_line(pad, plots.LINES[i]) for i in (0, 3))
+  picture = pixels(tmp_path / 'x.png')[120:]  # without the legend
+  pad = picture[:, :picture.shape[1] // 2]  # the known order of protocols, not the dict's
+  better, worse = (where(pad, plots.LINES[i]) for i in (0, 3))
   assert len(better) and len(worse)
   assert better[:, 0].max() < worse[:, 0].max() - 100
   assert worse[worse[:, 0].argmax(), 1] > worse[:, 1].mean()  # it falls to the right
@@ -291,14 +291,12 @@ def test_a_map_is_hot_where_the_accuracy_is(tmp_path):
   cells = [ShiftPanel(name, 'cifar10', offsets=OFFSETS, accuracy_map=values.tolist())
            for name, values in (('resnet18', hot), ('augshift', np.full((3, 3), .2)))]
   plots_shifts.accuracy_maps(cells, tmp_path / 'x.png')
-  pixels = _pixels(tmp_path / 'x.png')
-  pixels = pixels[:, :int(.87 * pixels.shape[1])]  # without the colour bar
-  def at(value):
-    return np.argwhere((abs(pixels - plots.ACCURACY_MAP(value, bytes=True)[:3]) < 2).all(-1))
+  picture = pixels(tmp_path / 'x.png')
+  picture = picture[:, :int(.87 * picture.shape[1])]  # without the colour bar
   # The scale ends at the data's own range.
-  full, empty = at(1.), at(0.)
+  full, empty = (where(picture, plots.ACCURACY_MAP(value, bytes=True)[:3], 2) for value in (1., 0.))
   assert 15 < len(empty) / len(full) < 19  # one square against eight and nine
-  left = empty[empty[:, 1] < pixels.shape[1] // 2]
+  left = empty[empty[:, 1] < picture.shape[1] // 2]
   assert full[:, 0].min() > np.median(left[:, 0]) and full[:, 1].max() < np.median(left[:, 1])
 
 
@@ -312,18 +310,16 @@ def test_a_sweep_is_one_point_a_setting(tmp_path):
   names = [row[0] for row in _rows(report.table(_shift_records(networks)))[1:]]
   assert names == ['ResNet-18', *(f'AugShift, weight {w}, shift {s}' for s in (4, 8)
                                   for w in ('0.3', '1', '10'))]
-  pixels = _pixels(tmp_path / 'report/sweep.png')
-  heat = [_line(pixels, plots.weight_color(rank, 3)) for rank in range(3)]
-  assert all(len(found) > 150 for found in heat)
+  picture = pixels(tmp_path / 'report/sweep.png')
+  assert all(len(where(picture, plots.weight_color(rank, 3))) > 150 for rank in range(3))
 
 
 def test_a_sweeps_better_setting_stands_up_and_right(tmp_path):
   cells = [ShiftPanel('augshift', 'cifar10', accuracy=at, consistency=at,
                       settings={'weight': w, 'max_shift': 4}) for w, at in ((0, .7), (1, .9))]
   plots_shifts.sweep(cells, tmp_path / 'x.png')
-  pixels = _pixels(tmp_path / 'x.png')
-  worse, better = (_line(pixels, plots.weight_color(rank, 2)).mean(0)
-                   for rank in (0, 1))
+  picture = pixels(tmp_path / 'x.png')
+  worse, better = (where(picture, plots.weight_color(rank, 2)).mean(0) for rank in (0, 1))
   assert better[0] < worse[0] - 100 and better[1] > worse[1] + 100
 
 

@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 import scene_files
 from cifar_files import fails
+from prepared_files import encoded
 
 from gapjax import data
 
@@ -98,13 +99,13 @@ def truncated(files, name):
   (lambda f: f.update({f'{LISTS}/val.txt': b'../../secret\n'}), ['JPEGImages/../../secret.jpg']),
   (lambda f: f.update({f'{LISTS}/val.txt': b'\xff\xfe'}), ['val.txt is damaged']),
   (lambda f: f.update({f'SegmentationClass/{ID}.png':
-                       scene_files.encoded(np.zeros((9, 17), np.uint8), 'PNG')}),
+                       encoded(np.zeros((9, 17), np.uint8))}),
    [f'{ID}.jpg has 17x13 pixels', f'SegmentationClass/{ID}.png 17x9']),
   (lambda f: f.update({f'SegmentationClass/{ID}.png':
-                       scene_files.encoded(np.full((13, 17), 21, np.uint8), 'PNG')}),
+                       encoded(np.full((13, 17), 21, np.uint8))}),
    [f'SegmentationClass/{ID}.png holds the label 21, which VOC 2012 does not have']),
   (lambda f: f.update({f'SegmentationClass/{ID}.png':
-                       scene_files.encoded(np.zeros((13, 17, 3), np.uint8), 'PNG')}),
+                       encoded(np.zeros((13, 17, 3), np.uint8))}),
    [f'SegmentationClass/{ID}.png is no mask', 'RGB']),
   (lambda f: f.update({f'JPEGImages/{ID}.jpg': b'words'}), [f'JPEGImages/{ID}.jpg is damaged']),
   (lambda f: truncated(f, f'JPEGImages/{ID}.jpg'), [f'JPEGImages/{ID}.jpg is damaged']),
@@ -159,7 +160,7 @@ def train_ids(mask, meaning):
 
 @pytest.mark.parametrize('layout', ['folder', 'zips'])
 @pytest.mark.parametrize(('name', 'meaning', 'numbers'), [
-  ('cityscapes', CITYSCAPES, [*range(34), 255]),
+  ('cityscapes', CITYSCAPES, [*range(34)]),
   ('camvid', CAMVID, [0, *(number for number, _ in CAMVID.values())])])
 def test_cityscapes_layout(tmp_path, data_dir, layout, name, meaning, numbers):
   files, masks = scene_files.cityscapes_files(numbers, test=26)
@@ -204,9 +205,9 @@ def flip_a_byte(files, name):
 @pytest.mark.parametrize(('change', 'parts'), [
   (lambda f: f.pop(MASK), [f'{MASK} is missing, the mask of {IMAGE}']),
   (lambda f: f.pop(IMAGE), [f'{IMAGE} is missing, the image of {MASK}']),
-  (lambda f: f.update({MASK: scene_files.encoded(np.zeros((5, 16), np.uint8), 'PNG')}),
+  (lambda f: f.update({MASK: encoded(np.zeros((5, 16), np.uint8))}),
    [f'{IMAGE} has 16x10 pixels', f'{MASK} 16x5']),
-  (lambda f: f.update({MASK: scene_files.encoded(np.full((10, 16), 34, np.uint8), 'PNG')}),
+  (lambda f: f.update({MASK: encoded(np.full((10, 16), 34, np.uint8))}),
    [f'{MASK} holds the label 34, which Cityscapes does not have']),
   (lambda f: flip_a_byte(f, IMAGE), [f'{IMAGE} is damaged']),
   (lambda f: flip_a_byte(f, MASK), [f'{MASK} is damaged']),

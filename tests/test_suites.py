@@ -183,6 +183,21 @@ def test_seeds_of_two_commits_are_not_averaged(monkeypatch, tmp_path, data_dir):
                 **ABOUT)
 
 
+def test_a_seed_must_share_the_data_of_those_it_is_averaged_with(monkeypatch, tmp_path, data_dir):
+  _stub(monkeypatch, suites.quickstart('tiny'))
+  made_up, told = loop.train, {}
+
+  def train(config_, *, workdir, alike, **rest):
+    told[workdir] = alike
+    return made_up(config_, workdir=workdir, **rest)
+
+  monkeypatch.setattr(loop, 'train', train)
+  loop.run('quickstart', scale='tiny', workdir=tmp_path, data_dir=data_dir, command='', seeds=3,
+           only='resnet10/*')
+  first, second, third = (tmp_path / f'cells/resnet10/digits/seed{seed}' for seed in range(3))
+  assert told == {first: [], second: [first], third: [first, second]}
+
+
 def test_a_change_is_of_every_cell_and_told(tmp_path):
   """And the records of changed cells are not those of the suite's own."""
   own = suites.table2('small')

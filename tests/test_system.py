@@ -1,10 +1,9 @@
 """The machine and the process."""
 
-import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import python
 
 # Two allocations of 256 MB, one after the other, in a thread of its own, as XLA's are.
 ALLOCATE = """
@@ -33,8 +32,6 @@ print(*faults)
 def test_freed_memory_is_kept():
   """The second allocation faults no page in, unless glibc is left as it is."""
   for how in ('keep', 'leave'):
-    lines = subprocess.run([sys.executable, '-c', ALLOCATE, how], cwd=ROOT, check=True,
-                           capture_output=True, text=True).stdout
-    first, second = map(int, lines.split())
+    first, second = map(int, python(ALLOCATE, how).stdout.split())
     assert first > 100
     assert (second < first / 10) == (how == 'keep')

@@ -4,15 +4,13 @@ import json
 import logging
 import shutil
 import signal
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import optax
 import pytest
 from clu import metrics as clu_metrics
-from conftest import ROOT, newest, same, tiny_config
+from conftest import event_values, newest, python, refused, same, tiny_config
 from ml_collections import ConfigDict
 from test_devices import assert_close
 
@@ -36,7 +34,7 @@ from gapjax.training.train import check_finite, train
 def run(tmp_path_factory, data_dir):
   """One finished run: its config, workdir and summary."""
   workdir = tmp_path_factory.mktemp('run')
-  config = tiny_config(num_epochs=4, **{'checkpoint.every_epochs': 1.0})
+  config = tiny_config(num_epochs=4, **{'checkpoint.every_epochs': 1.0, 'checkpoint.keep': 3})
   return config, workdir, train(config, workdir=workdir, data_dir=data_dir,
                                 devices=jax.local_devices()[:1], progress=False)
 
@@ -55,7 +53,7 @@ def test_what_a_run_leaves(run):
                              'step': best['step']}
   losses = [line['loss'] for line in lines if line['split'] == 'train']
   assert losses[-1] < losses[0]
-  assert sorted(p.name for p in (workdir / 'checkpoints').iterdir()) == ['15', '20']
+  assert sorted(p.name for p in (workdir / 'checkpoints').iterdir()) == ['10', '15', '20']
   assert list(workdir.glob('events.out.tfevents.*'))
   assert (workdir / 'samples.png').read_bytes().startswith(b'\x89PNG')
   assert summary['sizes'] == {'train_images': 160, 'test_images': 30, 'input_size': 16,
@@ -63,16 +61,9 @@ def test_what_a_run_leaves(run):
 
 
 def test_event_files_hold_the_same_numbers(run):
-  from tensorboardX.proto.event_pb2 import Event
   _, workdir, _ = run
   [path] = workdir.glob('events.out.tfevents.*')
-  found, raw = {}, path.read_bytes()
-  while raw:  # length (8), its checksum (4), the event, its checksum (4)
-    size = int.from_bytes(raw[:8], 'little')
-    event = Event.FromString(raw[12:12 + size])
-    raw = raw[16 + size:]
-    for value in event.summary.value:
-      found[value.tag, event.step] = value.simple_value
+  found = event_values(path)
   for line in read_lines(workdir / 'metrics.jsonl'):
     np.testing.assert_allclose(found[f'{line["split"]}/loss', line['step']], line['loss'],
                                rtol=1e-6)
@@ -84,7 +75,7 @@ def test_exact_evaluation_is_every_image_at_every_location(run, data_dir):
   train_set, test_set, task = build.load_data(config, data_dir=data_dir)
   plan = Plan.of(workdirs.settled(config, platform='cpu'), num_images=160)
   model, state, *_ = build.create_learner(config, task, train_set, plan)
-  with Checkpoints(workdir, keep=2) as checkpoints:
+  with Checkpoints(workdir, keep=3) as checkpoints:
     _, state, _ = checkpoints.restore(Devices.to_host(state))
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   forward = jax.jit(lambda x: model.apply(variables, x, train=False)[0])
@@ -96,19 +87,18 @@ def test_exact_evaluation_is_every_image_at_every_location(run, data_dir):
   np.testing.assert_allclose(summary['per_location'], grid, atol=1e-12)
   np.testing.assert_allclose(summary['final']['location_accuracy'], grid.mean(), atol=1e-12)
 
-  for devices, batch_size in [(1, 7), (4, 50)]:
-    other = tiny_config(**{'eval.batch_size': batch_size})
-    here = Devices(jax.local_devices()[:devices])
-    evaluation = build.create_evaluation(other, model, task, test_set, here)
-    exact = evaluation.exact(here.replicate(state))
-    np.testing.assert_allclose(exact['per_location'], grid, atol=1e-12)
-    assert exact['canvases'] == 120
-    passes = evaluation.random(here.replicate(state), passes=3)
-    assert passes['canvases'] == 90
-    index, location = random_locations(30, 4, passes=3, seed=(0, 20))
-    canvases = task.canvases(test_set.images[index], location)
-    predicted = np.asarray(jax.jit(lambda x: model.apply(variables, x, train=False)[0])(canvases))
-    assert passes['accuracy'] == (predicted.argmax(1) == location).mean()
+  here = Devices(jax.local_devices()[:4])
+  other = tiny_config(**{'eval.batch_size': 28})
+  evaluation = build.create_evaluation(other, model, task, test_set, here)
+  exact = evaluation.exact(here.replicate(state))
+  np.testing.assert_allclose(exact['per_location'], grid, atol=1e-12)
+  assert exact['canvases'] == 120
+  passes = evaluation.random(here.replicate(state), passes=3)
+  assert passes['canvases'] == 90
+  index, location = random_locations(30, 4, passes=3, seed=(0, 20))
+  canvases = task.canvases(test_set.images[index], location)
+  predicted = np.concatenate([forward(canvas[None]) for canvas in canvases]).argmax(1)
+  assert passes['accuracy'] == (predicted == location).mean()
 
 
 def test_evaluate_a_workdir(run, data_dir, tmp_path):
@@ -118,8 +108,7 @@ def test_evaluate_a_workdir(run, data_dir, tmp_path):
   assert result['per_location'] == summary['per_location']
   assert abs(result['location_accuracy_random'] - result['location_accuracy']) < 0.2
   assert json.loads((workdir / 'evaluation.json').read_text()) == result
-  with pytest.raises(UsageError, match='holds no run'):
-    evaluate(tmp_path, data_dir=data_dir)
+  refused(lambda: evaluate(tmp_path, data_dir=data_dir), 'holds no run')
 
 
 def test_metrics_are_fetched_while_the_device_has_more_to_do(data_dir, tmp_path, monkeypatch):
@@ -168,18 +157,11 @@ def test_what_decides_nothing_of_a_run_may_change(run, changes):
 def test_a_run_may_be_evaluated_otherwise_until_it_is(run, tmp_path):
   config, workdir, _ = run
   other = tiny_config(num_epochs=4, **{'eval.batch_size': 7})
-  with pytest.raises(UsageError, match=r'another config: eval\.batch_size 7 \(there: 32\)'):
-    workdirs.finished(workdir, other)
+  refused(lambda: workdirs.finished(workdir, other),
+          r'another config: eval\.batch_size 7 \(there: 32\)')
   workdirs.claim(tmp_path, config)
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "split": "train", "loss": 2.0}\n')
   assert workdirs.finished(tmp_path, other) is None
-
-
-def test_a_config_that_does_not_build_leaves_the_workdir_free(data_dir, tmp_path):
-  with pytest.raises(UsageError, match='larger canvas'):
-    train(tiny_config(**{'model.padding': 'none'}), workdir=tmp_path, data_dir=data_dir,
-          devices=jax.local_devices()[:1], progress=False)
-  assert not (tmp_path / 'config.json').exists()
 
 
 def test_a_config_from_disk_is_checked(tmp_path):
@@ -187,23 +169,10 @@ def test_a_config_from_disk_is_checked(tmp_path):
   for broken in ({'model': 3}, {'depth': 3}, {'model': {**whole['model'], 'width': 'wide'}}, [1],
                  {'task': ['canvas']}):
     path.write_text(json.dumps({**whole, **broken} if isinstance(broken, dict) else broken))
-    with pytest.raises(UsageError):
-      workdirs.read_config(tmp_path)
+    refused(lambda: workdirs.read_config(tmp_path))
   for broken in ('{', '{"seed": 3, "model": {"width": 8}}'):
     path.write_text(broken)
-    with pytest.raises(UsageError):
-      workdirs.read_config(tmp_path)
-
-
-def test_a_workdir_belongs_to_its_config(run, data_dir):
-  _, workdir, _ = run
-  with pytest.raises(UsageError, match=r'model\.width 8 \(there: 4\)'):
-    train(tiny_config(num_epochs=4, **{'model.width': 8}), workdir=workdir, data_dir=data_dir)
-
-
-def test_batch_that_the_devices_cannot_share():
-  with pytest.raises(UsageError, match='30 cannot be shared by 4 devices; use 28 or 32'):
-    train(tiny_config(batch_size=30), workdir='unused', devices=jax.local_devices()[:4])
+    refused(lambda: workdirs.read_config(tmp_path))
 
 
 def test_a_line_averages_over_what_counts_and_void_is_nothing():
@@ -255,28 +224,23 @@ def test_resume_on_another_number_of_devices(run, data_dir, tmp_path, caplog):
   assert_close(complete['params'], resumed['params'], relative=0.02)
 
 
-@pytest.mark.parametrize('damage', ['truncate', 'flip', 'delete'])
-def test_a_broken_newest_checkpoint_is_reported_and_the_one_before_used(
-    run, data_dir, tmp_path, caplog, damage):
+def test_broken_checkpoints_are_reported_and_the_newest_good_one_used(
+    run, data_dir, tmp_path, caplog):
+  """One of them by a single byte, which no reader of files complains of."""
   config, workdir, _ = run
   shutil.copytree(workdir / 'checkpoints', tmp_path / 'checkpoints')
-  files = [p for p in (tmp_path / 'checkpoints' / '20').rglob('*') if p.is_file()]
-  largest = max(files, key=lambda p: p.stat().st_size)
-  raw = largest.read_bytes()
-  if damage == 'truncate':
-    largest.write_bytes(raw[:len(raw) // 2])
-  elif damage == 'flip':
-    middle = len(raw) // 2
-    largest.write_bytes(raw[:middle] + bytes([raw[middle] ^ 255]) + raw[middle + 1:])
-  else:
-    for path in files:
-      path.unlink()
+  for step, damaged in ((20, lambda raw: raw[:len(raw) // 2]),
+                        (15, lambda raw: raw[:(i := len(raw) // 2)] + bytes([raw[i] ^ 255])
+                         + raw[i + 1:])):
+    files = [p for p in (tmp_path / f'checkpoints/{step}').rglob('*') if p.is_file()]
+    largest = max(files, key=lambda p: p.stat().st_size)
+    largest.write_bytes(damaged(largest.read_bytes()))
   train(config, workdir=tmp_path, data_dir=data_dir, devices=jax.local_devices()[:1],
         progress=False)
-  assert 'checkpoint 20 is broken' in caplog.text
-  assert (tmp_path / 'checkpoints_broken' / '20').exists()
+  assert 'checkpoint 20 is broken' in caplog.text and 'checkpoint 15 is broken' in caplog.text
+  assert {p.name for p in (tmp_path / 'checkpoints_broken').iterdir()} == {'15', '20'}
   step, state = newest(tmp_path)
-  assert step == 20 and same(state, newest(workdir)[1])  # bit-equal, from step 15 on
+  assert step == 20 and same(state, newest(workdir)[1])  # bit-equal, from step 10 on
 
 
 def test_evaluation_moves_no_checkpoint(run, data_dir, tmp_path):
@@ -298,8 +262,7 @@ def test_the_log_survives_a_disk_that_is_full_when_a_run_goes_on(tmp_path):
              'resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); '
              'import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
              f'Writer({str(tmp_path)!r}, step=300)')
-  done = subprocess.run([sys.executable, '-c', limited], capture_output=True, text=True,
-                        check=False, cwd=ROOT)
+  done = python(limited, check=False)
   assert done.returncode == 1 and 'OSError' in done.stderr
   assert len(read_lines(tmp_path / 'metrics.jsonl')) == 399
 
@@ -311,7 +274,7 @@ def test_steps_per_call_change_the_run_by_rounding_alone(data_dir, tmp_path, mon
   rates, and (float64) the same weights. Stopped amid an epoch, a run goes on to the same bits."""
   changes = {'model.dtype': dtype, 'num_epochs': 2, 'schedule.name': 'cosine', 'log_every': 3,
              'checkpoint.every_epochs': 1.5, 'eval.images': 8}
-  arguments = dict(data_dir=data_dir, devices=jax.local_devices()[:1], progress=False)
+  arguments = dict(data_dir=data_dir, devices=jax.local_devices()[:2], progress=False)
 
   def run(name, k):
     with jax.enable_x64(dtype == 'float64'):
@@ -359,7 +322,7 @@ def test_a_checkpoint_of_another_optimiser_is_left_there(run, data_dir, tmp_path
   with pytest.raises(UsageError, match=r'another optax.*written with optax .*another --workdir'):
     train(config, workdir=tmp_path, data_dir=data_dir, devices=jax.local_devices()[:1],
           progress=False)
-  assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['15', '20']
+  assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['10', '15', '20']
   assert not (tmp_path / 'checkpoints_broken').exists()
 
 
@@ -411,5 +374,4 @@ def test_held_out_images_are_evaluated_and_not_trained_on(data_dir):
   train_set, held_out, _ = build.load_data(config, data_dir=data_dir)
   np.testing.assert_array_equal(np.concatenate([train_set.images, held_out.images]), images)
   config.data.train_images = len(images) - 39
-  with pytest.raises(UsageError, match='smaller'):
-    build.load_data(config, data_dir=data_dir)
+  refused(lambda: build.load_data(config, data_dir=data_dir), 'smaller')

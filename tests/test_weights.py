@@ -3,6 +3,7 @@ them. tests/golden/torchvision_resnets.py made the golden files with torch and t
 
 import builtins
 import contextlib
+import io
 import pickle
 import re
 import types
@@ -183,6 +184,55 @@ def test_an_npz_of_objects_and_one_that_is_a_single_array(tmp_path):
       weights.read(tmp_path / f'{name}.npz')
 
 
+def says(shape):
+  """The bytes of a .npy file of such a shape, which end soon."""
+  file = io.BytesIO()
+  np.lib.format.write_array_header_1_0(
+    file, {'descr': '<f8', 'fortran_order': False, 'shape': shape})
+  return file.getvalue() + bytes(80)
+
+
+@pytest.mark.parametrize('shape', [(10 ** 13,), (10 ** 30,)])
+def test_a_size_that_a_header_says_is_not_believed(shape, tmp_path):
+  (tmp_path / 'alone.npz').write_bytes(says(shape))
+  with zipfile.ZipFile(tmp_path / 'inside.npz', 'w') as file:
+    file.writestr('x.npy', says(shape))
+  for name in ('alone', 'inside'):
+    with pytest.raises(UsageError, match='cannot be read'):
+      weights.read(tmp_path / f'{name}.npz')
+
+
+def test_weights_larger_than_the_memory_are_refused_unread(tmp_path, monkeypatch):
+  """Packed zeros, and one number that stands for many."""
+  np.savez_compressed(tmp_path / 'zeros.npz', x=np.zeros(10 ** 5))
+  monkeypatch.setattr(weights.os, 'sysconf', lambda name: 800)
+  monkeypatch.setattr(np, 'load', None)
+  with pytest.raises(UsageError, match=r'zeros\.npz take .* GiB'):
+    weights.read(tmp_path / 'zeros.npz')
+  monkeypatch.undo()
+  torch = pytest.importorskip('torch')
+  torch.save({'x': torch.zeros(1).expand(10 ** 13)}, tmp_path / 'one.pth')
+  with pytest.raises(UsageError, match=r'one\.pth take 37,253 GiB'):
+    weights.read(tmp_path / 'one.pth')
+
+
+def test_files_that_are_encrypted_empty_or_not_real(tmp_path):
+  save(tmp_path / 'locked.npz', {'x': np.ones(2)})
+  content = bytearray((tmp_path / 'locked.npz').read_bytes())
+  for signature, flag in ((b'PK\3\4', 6), (b'PK\1\2', 8)):
+    content[content.index(signature) + flag] |= 1
+  (tmp_path / 'locked.npz').write_bytes(content)
+  with pytest.raises(UsageError, match='encrypted'):
+    weights.read(tmp_path / 'locked.npz')
+  for suffix in ('.npz', '.safetensors'):
+    save(tmp_path / f'none{suffix}', {})
+    with pytest.raises(UsageError, match='holds no array'):
+      weights.read(tmp_path / f'none{suffix}')
+  with pytest.raises(UsageError, match='1 not of finite real numbers: x;'):
+    weights.convert({'params': {'x': np.zeros(2)}}, {'x': np.full(2, 1 + 2j)}, {'x': 'params/x'},
+                    what='these')
+
+
 def test_pth_without_pytorch(tmp_path, monkeypatch):
   (tmp_path / 'w.pth').write_bytes(b'')
   real = builtins.__import__
@@ -206,7 +256,9 @@ def test_pth_of_pytorch(tmp_path):
   path = tmp_path / 'w.pth'
   state = {'conv1.weight': torch.arange(6.0).reshape(2, 3), 'half': torch.ones(2).bfloat16(),
            'bn1.num_batches_tracked': torch.tensor(3)}
-  for content in (state, {f'module.{name}': x for name, x in state.items()},
+  for content in (state, {name: x.float().requires_grad_() for name, x in state.items()},
+                  {'model': {f'module.{name}': x for name, x in state.items()}},
+                  {f'module.{name}': x for name, x in state.items()},
                   {'net': state, 'acc': 1.0, 'epoch': 3}, {'state_dict': state},
                   {'model_state': state, 'optimizer_state': {}}):
     torch.save(content, path)
@@ -215,6 +267,10 @@ def test_pth_of_pytorch(tmp_path):
     np.testing.assert_array_equal(read['conv1.weight'], np.arange(6.0).reshape(2, 3))
   for content, words in (([state], 'something else than tensors'),
                          ({'conv1.weight': 1.0}, 'something else than tensors'),
+                         ({3: torch.ones(2)}, 'something else than tensors'),
+                         ({}, 'holds no array'), ({'x': torch.eye(2).to_sparse()}, 'Sparse'),
+                         ({'x': torch.ones(2).to(torch.float8_e5m2)}, 'Float8_e5m2'),
+                         (torch.nn.Linear(2, 3), r'refused: torch\.nn.*state_dict\(\)'),
                          ({'net': state, 'more': types.SimpleNamespace()},
                           'or holds more than.*refused: types.SimpleNamespace')):
     torch.save(content, path)

@@ -36,7 +36,8 @@ def open_set(name, data_dir, *, known):
 
   Args:
     name: one of `known`, or a folder that TFDS prepared.
-    data_dir: the folder of all datasets; None means TFDS' default.
+    data_dir: the folder of all datasets, where a folder is looked for that is not there as named;
+      None means TFDS' default.
     known: IMAGES or SCENES.
 
   Raises:
@@ -46,11 +47,11 @@ def open_set(name, data_dir, *, known):
     other = next(names for names in _JOBS if name in names)
     raise errors.UsageError(f'{name} holds {_JOBS[other]}; this takes {_JOBS[known]}: '
                             f'{", ".join(known)}')
-  if name not in known and not _is_path(name):
-    errors.check_choice(name, known, what='dataset or folder')
   from gapjax.data import builders, prepared
   if name not in known:
-    return prepared.open_folder(name)
+    if not _is_path(name) and not (prepared.data_root(data_dir) / name).is_dir():
+      errors.check_choice(name, known, what='dataset or folder')
+    return prepared.open_folder(name, data_dir)
   if name in prepared.EMBEDDED:
     builders.prepare(name, data_dir=data_dir, quiet=True)
   return prepared.open_named(name, data_dir)

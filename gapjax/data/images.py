@@ -1,6 +1,7 @@
 """Image classification datasets as uint8 arrays, and their normalisation."""
 
 import dataclasses
+import hashlib
 import io
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from gapjax import errors
 from gapjax.data import catalogue, disk
 
+_CLASSES = 10 ** 6  # more than these nobody labels
 # Published mean and standard deviation of the training pixels, red green blue, on [0, 1].
 _NORMALISATION = {
     'cifar10': ((.4914, .4822, .4465), (.2023, .1994, .2010)),
@@ -38,6 +40,27 @@ class ImageDataset:
     """The images [start, stop)."""
     return dataclasses.replace(self, images=self.images[start:stop],
                                labels=self.labels[start:stop])
+
+  def identity(self):
+    """What tells these images from others: see `identity`. Every byte of them counts."""
+    return identity(self, [repr(self.images.shape).encode(), self.images, self.labels])
+
+
+def identity(dataset, content):
+  """What a run writes down of a dataset, to know it again, as JSON has it.
+
+  Args:
+    dataset: with a length and class_names.
+    content: bytes, or arrays in C order, that differ between one dataset and another.
+
+  Returns:
+    {'examples': how many, 'classes': their names, 'digest': BLAKE2 of the content}.
+  """
+  sums = hashlib.blake2b(digest_size=16)
+  for part in content:
+    sums.update(part)
+  return {'examples': len(dataset), 'classes': list(dataset.class_names),
+          'digest': sums.hexdigest()}
 
 
 def check(name, *, data_dir=None):
@@ -87,8 +110,12 @@ def load_images(name, *, split, data_dir=None, image_size=None, limit=None):
   if labels.min() < 0:
     raise errors.UsageError(f'split `{split}` of {name} has images without a label; '
                             'choose another split')
+  class_names = tuple(builder.info.features[label_key].names)
+  if labels.max() >= len(class_names):
+    raise errors.UsageError(f'split `{split}` of {name} has the label {labels.max()} and names '
+                            f'{len(class_names)} classes; prepare it again with all of them')
   return ImageDataset(name=builder.name, images=np.stack(images), labels=labels,
-                      class_names=tuple(builder.info.features[label_key].names))
+                      class_names=class_names)
 
 
 def normalisation(name, images=None):
@@ -128,8 +155,12 @@ def _keys(builder, name):
   if len(keys) != 2 or not all(
       isinstance(key, str) and key in features and isinstance(features[key], kind)
       for key, kind in zip(keys, kinds, strict=True)):
-    raise errors.UsageError(f'{name} is not a dataset of images with one label each: '
-                            f'its features are {", ".join(sorted(features))}')
+    found = ', '.join(f'{key} ({type(features[key]).__name__})' for key in sorted(features))
+    raise errors.UsageError(f'{name} is not a dataset of images with one label each: it needs an '
+                            f'Image and a ClassLabel, and its features are {found}')
+  if (features[keys[1]].num_classes or 0) > _CLASSES:
+    raise errors.UsageError(f'features.json of {name} says {features[keys[1]].num_classes} classes,'
+                            f' more than {_CLASSES}: it is damaged; prepare the dataset again')
   return keys
 
 
@@ -153,10 +184,19 @@ def as_rgb(picture):
   return picture.convert('RGB')
 
 
+def open_image(encoded):
+  """A Pillow image of a file's bytes. Raises OSError where they are none, or where their header
+  says more pixels than Pillow believes."""
+  import PIL.Image
+  try:
+    return PIL.Image.open(io.BytesIO(encoded))
+  except PIL.Image.DecompressionBombError as error:
+    raise OSError(str(error)) from error
+
+
 def _decode(encoded, image_size):
   """One (h, w, 3) uint8 image of an encoded file, resized if asked."""
-  import PIL.Image
-  image = as_rgb(PIL.Image.open(io.BytesIO(encoded)))
+  image = as_rgb(open_image(encoded))
   return np.asarray(resize(image, (image_size, image_size)) if image_size else image)
 
 

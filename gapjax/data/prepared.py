@@ -33,16 +33,21 @@ def open_named(name, data_dir):
   return _builder(folder)
 
 
-def open_folder(path):
+def open_folder(path, data_dir):
   """A TFDS builder of a prepared folder: a version's, or the dataset's (newest version).
+
+  A run keeps the path that it was trained with: seen from elsewhere, or moved since, the folder is
+  looked for under `data_dir`, by its whole path if that is relative, then by its last part.
 
   Raises:
     UsageError: not a prepared folder, or one that cannot be read.
   """
-  path = pathlib.Path(path).expanduser()
-  if not path.is_dir():
-    raise errors.UsageError(f'there is no folder {path}; a dataset is a known name or a folder '
-                            'prepared by TFDS')
+  named, root = pathlib.Path(path).expanduser(), data_root(data_dir)
+  path = next(filter(pathlib.Path.is_dir, (named, root / named, root / named.name)), None)
+  if path is None:
+    raise errors.UsageError(
+        f'there is no folder {named}, nor {named.name} in {root}; a dataset is a known name or a '
+        'folder prepared by TFDS: give as --data_dir the folder that it is in')
   folder, problem = newest(path)
   if folder is None:
     raise errors.UsageError(problem or f'{path} is not a folder prepared by TFDS: it holds no '
@@ -95,12 +100,19 @@ def _problem(folder):
       return partial.format(f'{file} is cut short')
   info = tfds.builder_from_directory(folder).info
   if _FORMAT not in info.available_file_formats():
-    return (f'{folder} is stored as {info.file_format.value}, not array_record: where tfrecord can '
-            'be read (TensorFlow), run `tfds convert_format '
+    return (f'{folder} is stored as {info.file_format.value}, not array_record: have its builder '
+            "prepare it elsewhere by download_and_prepare(file_format='array_record'), or, in a "
+            'virtual environment of its own, `pip install tensorflow-datasets tensorflow '
+            'apache-beam mlcroissant array-record`, then `tfds convert_format '
             f'--dataset_version_dir={shlex.quote(str(folder))} --out_file_format=array_record`')
   missing = [shard.name for split in _builder(folder).info.splits.values()
              for shard in split.filepaths if not shard.exists()]
-  return partial.format(f'no {missing[0]}') if missing else ''
+  if missing:
+    return partial.format(f'no {missing[0]}')
+  # No record is smaller than a byte: what is not there is not counted, or waited for.
+  short = [split.name for split in _builder(folder).info.splits.values()
+           if split.num_examples > sum(map(os.path.getsize, split.filepaths))]
+  return partial.format(f'split {short[0]} lacks records') if short else ''
 
 
 def _builder(folder):

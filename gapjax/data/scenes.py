@@ -6,7 +6,6 @@ position in one global order, and the step is that position. Nothing is saved to
 
 import contextlib
 import dataclasses
-import io
 import math
 import os
 from collections.abc import Sequence
@@ -16,10 +15,12 @@ import numpy as np
 from gapjax import errors
 from gapjax.data import catalogue, disk
 from gapjax.data.catalogue import VOID
-from gapjax.data.images import as_rgb, resize
+from gapjax.data.images import as_rgb, identity, open_image, resize
 
 # Batches made at once, each in a thread: Pillow decodes and resizes without Python's lock.
 _THREADS = 8
+# At most so many scenes, in equal distances, are read to know a set again.
+_READ = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,6 +43,7 @@ class Scenes(Sequence):
   palette: np.ndarray
   image_size: int | None
   _folder: os.PathLike
+  _bytes: int  # of all records of the split, as TFDS has counted them
   _records: object
   _indices: range
 
@@ -53,11 +55,16 @@ class Scenes(Sequence):
     import PIL.Image
     with self._reading():
       record = self._records[self._indices[i]]
-      image, label = (PIL.Image.open(io.BytesIO(record[key])) for key in ('image', 'label'))
+      image, label = (open_image(record[key]) for key in ('image', 'label'))
       image, numbers = as_rgb(image), np.asarray(label)  # of a palette, its indices
     if numbers.ndim != 2 or not 0 <= numbers.min() <= numbers.max() <= VOID:
       raise errors.UsageError(f'the label of scene {i} in {self._folder} is no mask: its pixels '
                               f'are {label.mode}, not one class number from 0 to {VOID} each')
+    strange = numbers[(numbers >= len(self.class_names)) & (numbers != VOID)]
+    if strange.size:
+      raise errors.UsageError(f'the label of scene {i} in {self._folder} holds {strange[0]}, and '
+                              f'its classes are 0 to {len(self.class_names) - 1}, void {VOID}; '
+                              'prepare the dataset with masks of these, or name all classes')
     label = PIL.Image.fromarray(numbers.astype(np.uint8))
     size = self._resized(image)
     return {'image': np.asarray(resize(image, size)), 'label': np.asarray(resize(label, size)),
@@ -68,9 +75,8 @@ class Scenes(Sequence):
 
     Raises as `scenes[i]` does, but sees no damage beyond the header.
     """
-    import PIL.Image
     with self._reading():
-      image = PIL.Image.open(io.BytesIO(self._records[self._indices[i]]['image']))
+      image = open_image(self._records[self._indices[i]]['image'])
     return self._resized(image)[::-1]
 
   @contextlib.contextmanager
@@ -90,6 +96,14 @@ class Scenes(Sequence):
   def part(self, start, stop):
     """The scenes [start, stop)."""
     return dataclasses.replace(self, _indices=self._indices[start:stop])
+
+  def identity(self):
+    """What tells these scenes from others: see `images.identity`. To read gigabytes at each start
+    would take too long: the size of all, and the files of a few."""
+    with self._reading():
+      few = [self._records[i] for i in self._indices[::len(self) // _READ + 1]]
+    return identity(self, [repr(self._bytes).encode(), *(
+        record[key] for record in few for key in ('image', 'label'))])
 
 
 def load_scenes(name, *, split, data_dir=None, image_size=None, limit=None):
@@ -128,7 +142,8 @@ def load_scenes(name, *, split, data_dir=None, image_size=None, limit=None):
   indices = range(len(records))
   return Scenes(name=builder.name, class_names=tuple(metadata['class_names']),
                 palette=np.array(metadata['palette'], np.uint8), image_size=image_size or None,
-                _folder=builder.data_dir, _records=records,
+                _folder=builder.data_dir, _bytes=builder.info.splits[split].num_bytes,
+                _records=records,
                 _indices=indices[:limit] if limit else indices)
 
 

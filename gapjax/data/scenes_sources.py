@@ -25,6 +25,8 @@ import PIL.Image
 from gapjax import errors
 from gapjax.data.catalogue import VOID
 
+_LARGEST = 1 << 28  # bytes of a file; Cityscapes' images have 3 million
+
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
@@ -99,7 +101,8 @@ _VOC = (
 LABELS = {
     'voc2012': Labels('VOC 2012', void=(VOID,), classes={
         name: (i, _voc_colour(i)) for i, name in enumerate(_VOC)}),
-    'cityscapes': Labels('Cityscapes', void=(*range(34), VOID), classes={
+    # No 255: the publisher has it in the masks of his train ids alone, which number otherwise.
+    'cityscapes': Labels('Cityscapes', void=tuple(range(34)), classes={
         'road': (7, (128, 64, 128)), 'sidewalk': (8, (244, 35, 232)),
         'building': (11, (70, 70, 70)), 'wall': (12, (102, 102, 156)),
         'fence': (13, (190, 153, 153)), 'pole': (17, (153, 153, 153)),
@@ -180,7 +183,7 @@ def _walk(folder, above=()):
   if not folder.is_dir() or path in above:
     return
   below = sorted(folder.iterdir())
-  yield folder, [child.name for child in below if not child.is_dir()]
+  yield folder, [child.name for child in below if child.is_file()]  # a pipe would be waited for
   for child in below:
     yield from _walk(child, (*above, path))
 
@@ -210,7 +213,9 @@ def _voc_tar(source, name):
       if not members:
         raise errors.UsageError(f'{source} holds no folder VOC2012; {again}')
       yield _Tree(members, where=lambda name: f'{source}: {name}')
-  except (tarfile.TarError, EOFError) as error:
+  except errors.UsageError:
+    raise
+  except (tarfile.TarError, EOFError, MemoryError, OverflowError, ValueError) as error:
     raise errors.UsageError(f'{source} is not a whole tar archive without compression '
                             f'({errors.first_line(error)}); {again}') from error
 
@@ -266,7 +271,7 @@ def _read_list(tree, file):
   if file not in tree.files:
     raise errors.UsageError(f'{tree.where(file)} is missing; unpack or download VOC 2012 again')
   with _reading(tree, file) as lines:
-    ids = [id for line in lines.read().decode('utf-8').split('\n') if (id := line.strip())]
+    ids = [id for line in _whole(lines).decode('utf-8').split('\n') if (id := line.strip())]
   if not ids:
     raise errors.UsageError(f'{tree.where(file)} names no image; unpack VOC 2012 again')
   twice = [id for id, count in collections.Counter(ids).items() if count > 1]
@@ -329,17 +334,26 @@ def _reading(tree, path):
     with tree.files[path]() as file:
       yield file
   except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, tarfile.TarError,
-          zipfile.BadZipFile) as error:
+          zipfile.BadZipFile, PIL.Image.DecompressionBombError) as error:
     if isinstance(error, OSError) and error.errno is not None:
       raise  # the disk's complaint, not the file's
     raise errors.UsageError(f'{tree.where(path)} is damaged ({errors.first_line(error)}); unpack '
                             'or download it again') from error
 
 
+def _whole(file):
+  """All bytes of a file, whatever size its archive says. Raises ValueError where there are more
+  than an image or a list can have."""
+  content = file.read(_LARGEST + 1)
+  if len(content) > _LARGEST:
+    raise ValueError(f'more than {_LARGEST >> 20} MiB')
+  return content
+
+
 def _read_image(tree, path):
   """The bytes of an image that decodes: a damaged one is found now, not in training."""
   with _reading(tree, path) as file:
-    content = file.read()
+    content = _whole(file)
     with PIL.Image.open(io.BytesIO(content)) as picture:
       if picture.format == 'PNG':
         picture.verify()  # its checksums, at a tenth of the time
@@ -358,5 +372,6 @@ def _read_label(tree, path, labels):
   label = labels.of_number()[numbers]
   if (label < 0).any():
     raise errors.UsageError(f'{tree.where(path)} holds the label {numbers[label < 0][0]}, which '
-                            f'{labels.title} does not have')
+                            f'{labels.title} does not have; pass its own masks (not those of train '
+                            'ids)')
   return label.astype(np.uint8)

@@ -148,9 +148,9 @@ def read_cifar(name, source):
     UsageError: the files are missing, damaged, of another dataset, or unsafe.
   """
   cifar, source = CIFAR[name], pathlib.Path(source).expanduser()
-  if not source.exists():
-    raise errors.UsageError(f'{source} does not exist; --source is the publisher\'s folder or '
-                            f'.tar.gz, for example from {cifar.url}')
+  if not source.is_dir() and not source.is_file():
+    raise errors.UsageError(f'{source} does not exist, or is a pipe; --source is the publisher\'s '
+                            f'folder or .tar.gz, for example from {cifar.url}')
   layout, files, where = _choose(cifar, source, (
       _read_folder if source.is_dir() else _read_archive)(cifar, source))
   for file in layout.needed:
@@ -187,7 +187,12 @@ def _read_folder(cifar, source):
   """{(folder or '', file): bytes} of every layout, in a folder or its child."""
   paths = {(folder, file): source / folder / file for layout in cifar.layouts
            for folder in (layout.folder, '') for file in layout.needed}
-  return {place: path.read_bytes() for place, path in paths.items() if path.is_file()}
+  found = {}
+  for place, path in paths.items():
+    if path.is_file():
+      with path.open('rb') as file:
+        found[place] = _whole(file, path, cifar)
+  return found
 
 
 def _read_archive(cifar, source):
@@ -201,13 +206,28 @@ def _read_archive(cifar, source):
       for member in archive:
         path = pathlib.PurePosixPath(member.name)
         if member.isreg() and path.name in needed:
-          files[path.parent.name, path.name] = archive.extractfile(member).read()
+          files[path.parent.name, path.name] = _whole(
+            archive.extractfile(member), f'{source}: {member.name}', cifar)
       while archive.fileobj.read(1 << 20):  # the checksum of a .gz comes after the last member
         pass
-  except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+  except errors.UsageError:
+    raise
+  except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, MemoryError, OverflowError,
+          ValueError) as error:  # the last three of sizes in headers
     raise errors.UsageError(f'{source} is not a whole tar archive ({errors.first_line(error)}); '
                             f'download it again, for example from {cifar.url}') from error
   return files
+
+
+def _whole(file, where, cifar):
+  """All bytes of a file, whatever size its archive says. Raises UsageError where there are more
+  than a file of the dataset can have: two for a pixel's byte in a pickle, and names."""
+  most = 3 * _PIXELS * max(cifar.records.values())
+  data = file.read(most + 1)
+  if len(data) > most:
+    raise errors.UsageError(f'{where} has more than {most} bytes: it is another file; unpack the '
+                            'archive again')
+  return data
 
 
 def _parse_binary(data, where, *, cifar, layout, split):

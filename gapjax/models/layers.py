@@ -172,7 +172,8 @@ class BatchNorm(nn.Module):
   variance is two-pass on each device and the devices' moments are merged exactly (Chan et al.
   1979) from one all-gather: E[x^2] - E[x]^2 would cancel.
 
-  Call: (b, h, w, c) -> (b, h, w, c); train=False uses the running averages.
+  Call: (b, h, w, c) -> (b, h, w, c); train=False uses the running averages. Raises UsageError in
+  training on one value a channel, as PyTorch does.
   """
   momentum: float = 0.1
   epsilon: float = 1e-5
@@ -190,6 +191,10 @@ class BatchNorm(nn.Module):
     if train:
       mean, var, n = self.batch_moments(x)
       if not self.is_initializing():
+        if n == 1:
+          raise UsageError('BatchNorm in training would make 0 of the one value that each channel '
+                           'has here, of a batch of one and a map of one pixel; use a larger '
+                           'batch_size, and sync_batch_norm where each device has one image')
         for running, new in ((running_mean, mean), (running_var, var * n / max(n - 1, 1))):
           running.value += self.momentum * (lax.stop_gradient(new) - running.value)
     else:

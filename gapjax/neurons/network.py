@@ -125,16 +125,13 @@ class Network:
 
   @functools.cached_property
   def _without(self):
-    def without(variables, features, keep):
-      x = jnp.where(keep, features[self.stage], 0)
-      return self._logits(variables, {**features, self.stage: x})
-    return self._exact(without)
+    return self._exact(lambda variables, features, keep: self._logits(
+      variables, {**features, self.stage: jnp.where(keep, features[self.stage], 0)}))
 
   @functools.cached_property
   def _contribution(self):
-    def contribution(variables, x, channels, keep):
-      return self.branches(variables, jnp.where(keep, x[..., channels], 0), channels)
-    return self._exact(contribution)
+    return self._exact(lambda variables, x, channels, keep: self.branches(
+      variables, jnp.where(keep, x[..., channels], 0), channels))
 
   @functools.cached_property
   def _complete(self):
@@ -148,13 +145,24 @@ class Network:
     return jax.jit(exact) if self.compiled else exact
 
 
-@jax.jit
 def _classes(logits):
   """argmax over the last axis: (b, ..., K) -> (b, ...), uint8 where that holds them.
 
-  A program of its own: XLA on CPU would fuse the upsampling with it and take half as long again.
+  Raises UsageError where a logit is infinite or NaN, which argmax would take for a class.
   """
-  return logits.argmax(-1).astype(jnp.uint8 if logits.shape[-1] <= 256 else jnp.int32)
+  classes, finite = _argmax(logits)
+  if not finite:
+    raise UsageError('the network computes infinities or NaN; attack a checkpoint that did not '
+                     'diverge')
+  return classes
+
+
+@jax.jit
+def _argmax(logits):
+  """A program of its own: XLA on CPU would fuse the upsampling with it and take half as long again.
+  """
+  classes = logits.argmax(-1).astype(jnp.uint8 if logits.shape[-1] <= 256 else jnp.int32)
+  return classes, jnp.isfinite(logits.max(-1)).all()
 
 
 def deeplab(model: DeepLab, variables) -> Network:

@@ -112,10 +112,10 @@ def mean_activations(features: Callable, images: Iterable) -> Float[np.ndarray, 
 
   Arguments as for `differences`. Raises UsageError when there is no image.
   """
-  found = [_average(features, _batch(batch)) for batch in images]
-  if not found:
+  activations = [_average(features, _batch(batch)) for batch in images]
+  if not activations:
     raise UsageError('there is no image to average channels over; pass at least one')
-  return np.concatenate(found)
+  return np.concatenate(activations)
 
 
 def _mean(parts):

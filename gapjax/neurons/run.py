@@ -15,7 +15,13 @@ from gapjax.errors import UsageError, check_choice
 from gapjax.neurons import attack, network, rank, sweeps
 from gapjax.tasks.canvas import every_location
 from gapjax.tasks.images import index_batches
-from gapjax.tasks.segmentation import object_classes, region, scene_batches, spread_out
+from gapjax.tasks.segmentation import (
+  check_labels,
+  object_classes,
+  region,
+  scene_batches,
+  spread_out,
+)
 from gapjax.training.evaluate import FinishedRun, open_run
 
 log = logging.getLogger(__name__)
@@ -78,17 +84,18 @@ def _rank(subject, workdir, regions, ids):
   chosen = {name: subject.choose(name, limit=n, ids=ids.get(name)) for name in regions}
   features = subject.features
   needed = sorted({*range(most), *itertools.chain(*chosen.values())})  # each scene once a mirror
-  found = {axis: np.concatenate(list(rank.differences(
+  by_axis = {axis: np.concatenate(list(rank.differences(
     features, subject.batches(needed), axis=axis)))  # (needed, c)
     for axis in dict.fromkeys(['horizontal', *map(rank.mirror_axis, regions)])}
-  scores = {'overall': np.abs(found['horizontal'][:most]).mean(0)}
+  scores = {'overall': np.abs(by_axis['horizontal'][:most]).mean(0)}
   for name, indices in chosen.items():
     log.info('%s: %d images', name, len(indices))
-    differences = found[rank.mirror_axis(name)]
+    differences = by_axis[rank.mirror_axis(name)]
     scores[name] = differences[np.searchsorted(needed, indices)].mean(0)
     scores[f'{name}_centred'] = scores[name] - differences[:most].mean(0)
   orders, activations = {name: rank.order(values) for name, values in scores.items()}, {}
-  rank.save(workdir / RANKING, **orders)
+  with paths.kept({name: order.tolist() for name, order in orders.items()}):
+    rank.save(workdir / RANKING, **orders)
   if set(SIDES) <= set(regions):
     log.info('scores of left and right, opposite if they tell the sides apart, correlate by %+.2f, '
              'centred by %+.2f', *(rank.correlation(*(scores[name] for name in pair))
@@ -132,8 +139,9 @@ def attack_run(workdir, *, data_dir=None, ranking=None, regions=None, neurons=()
                                                             seed=subject.config.seed)}
   counts = np.unique(np.linspace(0, c.largest * channels, c.counts + 1).round().astype(int))[1:]
   sweep = subject.sweep(orders=orders, counts=counts.tolist(), regions=regions)
-  sweeps.write_json(workdir / SWEEP, sweep, step=subject.run.step)
-  sweeps.write_csv(workdir / 'attack.csv', sweep)
+  with paths.kept(sweep.records()):
+    sweeps.write_json(workdir / SWEEP, sweep, step=subject.run.step)
+    sweeps.write_csv(workdir / 'attack.csv', sweep)
   scenes = workdir / 'attack_scenes.png'
   if scenes.exists():  # of an earlier attack: this one may have none to draw
     scenes.unlink()
@@ -144,6 +152,7 @@ def attack_run(workdir, *, data_dir=None, ranking=None, regions=None, neurons=()
 
 
 def _subject(workdir, data_dir, neurons):
+  paths.check_writable(workdir)
   run = open_run(workdir, data_dir=data_dir)
   run = dataclasses.replace(run, config=configs.with_fields(run.config, neurons, of='neurons.'))
   check_choice(run.config.task, SUBJECTS, what='task to rank channels of')
@@ -214,6 +223,7 @@ class SceneSubject(Subject):
     return np.asarray(self.task.normalised(images), np.float32)
 
   def sweep(self, *, orders, counts, regions):
+    check_labels(self.run.test_set)
     batches = ({**batch, 'images': self.normalised(batch['images'])} for batch, _ in
                scene_batches(self.run.test_set, self.config.eval.batch_size,
                              padded=self.config.eval.padded))

@@ -45,11 +45,11 @@ class Sweep:
 
 def _record(order, count, metric, values):
   values = [float(v) if np.isfinite(v) else None for v in values]
-  known = [v for v in values if v is not None]
+  finite = [v for v in values if v is not None]
   return {'order': order, 'N': count, 'metric': metric, 'values': values,
-          'mean': float(np.mean(known)) if known else None,
-          'std': float(np.std(known, ddof=1)) if len(known) > 1 else None,
-          'n': len(known)}
+          'mean': float(np.mean(finite)) if finite else None,
+          'std': float(np.std(finite, ddof=1)) if len(finite) > 1 else None,
+          'n': len(finite)}
 
 
 def from_records(records: Iterable[Mapping]) -> Sweep:

@@ -6,6 +6,7 @@ Neither needs the dataset. What decides which array is which is the run's config
 import logging
 import os
 import pathlib
+import re
 import tempfile
 
 import jax
@@ -14,12 +15,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gapjax import config as configs
-from gapjax import data, models
+from gapjax import data, models, paths
 from gapjax.errors import UsageError
+from gapjax.models.mobilenet import MOBILENETS
 from gapjax.tasks import TASKS
 from gapjax.training import build, optimizer, workdirs
 from gapjax.training.checkpoint import Checkpoints, newest
 from gapjax.training.devices import Devices
+from gapjax.training.log import METRICS
 from gapjax.training.steps import TrainState
 from gapjax.weights import files as weights
 from gapjax.weights import names
@@ -66,8 +69,9 @@ def to_workdir(source, target, *, config: ConfigDict) -> pathlib.Path:
   if target.exists() and any(target.iterdir()):
     raise UsageError(f'{target} is not empty; remove it, or give another workdir')
   arrays, name_map = weights.read(source), names.names(config.model)
-  if 'linear.weight' in set(name_map) - set(arrays):  # the authors' nets of other paddings
-    arrays = {name.replace('linear_location.', 'linear.'): x for name, x in arrays.items()}
+  layer = names.LINEAR[config.model.stem]
+  if config.model.head == 'linear' and f'{layer}.weight' not in arrays:  # theirs has either name
+    arrays = {re.sub(r'^linear(_location)?\.', f'{layer}.', name): x for name, x in arrays.items()}
   num_classes = expected_classes(config)
   if num_classes is None:
     bias = arrays.get(list(name_map)[-1], np.zeros(1))
@@ -89,17 +93,41 @@ def to_workdir(source, target, *, config: ConfigDict) -> pathlib.Path:
       checkpoints.wait()
     workdirs.claim(workdir, workdirs.settled(config, platform=Devices().platform))
     workdir.rename(target)
+  log.warning('%s: `gapjax evaluate --workdir=%s` must give the accuracy that its authors found',
+              untold(source, config), target)
   return target
 
 
 def to_file(source, target, *, wrap: str | None = None) -> pathlib.Path:
   """The newest checkpoint of a workdir to a file. Arguments and errors as `convert`'s."""
   config = workdirs.read_config(source)
-  step, state = newest(source, initial_state(config, 1))  # arrays come in the shapes on disk
+  step, state = newest(source, initial_state(config, 1), any_shape=True)
   arrays = weights.export({'params': state.params, 'batch_stats': state.batch_stats},
                           names.names(config.model), unread=names.unread(config.model))
+  evaluated = [line for line in paths.read_lines(source / METRICS)
+               if line['split'] == 'eval' and line['step'] <= step]
+  # What the authors' scripts print and go on from: percent, and how many epochs are done.
+  beside = {'acc': 100 * evaluated[-1]['accuracy'] if evaluated else 0.0,
+            'epoch': int(len(evaluated) * config.eval.every_epochs)}
+  target = weights.write(target, arrays, wrap=wrap, beside=beside)
   log.info('%s, step %d', describe(config), step)
-  return weights.write(target, arrays, wrap=wrap)
+  log.warning('%s: the network that reads it must be built with them', untold(target, config))
+  return target
+
+
+def untold(path, config: ConfigDict) -> str:
+  """What a file of weights does not say, since no array depends on it, and a config does."""
+  m, dense = config.model, TASKS[config.task].dense
+  mobilenet = dense and m.backbone in MOBILENETS
+  fields = ['padding', 'downsample', *['blur_size'] * (m.downsample != 'stride'),
+            *['output_stride'] * dense, *['early_padding'] * mobilenet,
+            *['permutation', 'permute_at'] * (not dense and m.head == 'permuted')]
+  notes = [
+    *["the authors' networks of padding `none` enlarge the input of every convolution, and so "
+      'compute something else'] * (m.padding == 'none'),
+    *["the authors' MobileNetV2 has early_padding=True, torchvision's False"] * mobilenet]
+  return f'{path} does not say ' + '; '.join([
+    ', '.join(f'model.{field}={m[field]}' for field in fields), *notes])
 
 
 def describe(config: ConfigDict) -> str:

@@ -30,7 +30,7 @@ from gapjax.training.train import check_finite, summary
 from gapjax.weights import files as weights
 from gapjax.weights import names
 
-WEIGHTS, LOSS = 'weights.pth', 'the loss of the PyTorch twin'
+WEIGHTS, TWIN = 'weights.pth', 'the PyTorch twin at step'
 
 
 def train(config, *, workdir, data_dir=None, progress=True) -> dict:
@@ -109,7 +109,7 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
       if plan.logs(range(step - 1, step)) or plan.evaluates(step):
         losses = torch.stack(pending).tolist()
         for number, value in enumerate(losses, step - len(losses) + 1):
-          check_finite(value, number, what=LOSS)
+          check_finite(value, number, what=TWIN)
         writer.write(step, 'train', loss=sum(losses) / len(losses), learning_rate=rates[step - 1],
                      images_per_second=clock.lap(config.batch_size * len(losses)))
         bar.set_postfix(loss=f'{losses[-1]:.3f}')
@@ -122,12 +122,13 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
       if plan.evaluates(step):
         with clock.paused():
           result = evaluation.during(Trained(step, network))
-        check_finite(result['loss'], step, what=LOSS)
+        check_finite(result['loss'], step, what=TWIN)
         writer.write(step, 'eval', **result)
 
     # ---- Final: every test image at every location; consistency ----------------------------------
     final = evaluation.final(Trained(step, network), progress=progress, brief=True)
-    check_finite(final['loss'], step, what=LOSS)
+    check_finite(final['loss'], step, what=TWIN)
+    stack.enter_context(paths.kept(final))
     writer.write(step, 'final', **final)
     arrays = {name: x.cpu().numpy() for name, x in network.state_dict().items()}
     (workdir / WEIGHTS).unlink(missing_ok=True)  # of a run that was killed just here

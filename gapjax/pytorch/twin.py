@@ -151,7 +151,8 @@ class Backbone(nn.Module):
     if c.head == 'gap':
       self.pre_classifier = Conv(self.channels, num_classes, 3, padding=c.padding, bias=True)
     # The authors' GAPNet has a linear layer too that its forward never uses.
-    name = {'linear': 'fc' if c.stem == 'imagenet' else 'linear'}.get(c.head, 'linear_location')
+    name = {'imagenet': 'fc', 'cifar': 'linear'}.get(c.stem, 'linear_location')
+    name = name if c.head == 'linear' else 'linear_location'
     name = 'classifier' if c.name in tables.VGGS else name
     if c.head != 'gap' or c.name not in tables.VGGS:
       setattr(self, name, nn.Linear(self.channels, num_classes))

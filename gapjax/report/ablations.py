@@ -65,12 +65,12 @@ def cells(source):
 
 
 def rows_of(records):
-  found = {}
+  rows = {}
   for record in sorted(records, key=place):
     field, value, series = _place(record)
     if record['metric'] in ('location_accuracy', 'image_accuracy'):
-      found.setdefault((field, value), {})[series] = record
-  return [Row(*key, some) for key, some in found.items()]
+      rows.setdefault((field, value), {})[series] = record
+  return [Row(*key, some) for key, some in rows.items()]
 
 
 def title(_):

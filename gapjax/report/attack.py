@@ -92,16 +92,16 @@ def _removed(source):
 def _attacks(source):
   """[(what was attacked, Sweep, {metric: chance})]; a classifier's targets side by side if they
   were asked for the same N."""
-  by_cell, found = {}, {}
+  by_cell, attacks = {}, {}
   for record in _removed(source):
     by_cell.setdefault(record['cell'], []).append(record)
   for records in by_cell.values():
     sweep = sweeps.from_records(records)
-    metrics, chance = found.setdefault((subject(records[0]), sweep.counts), ({}, {}))
+    metrics, chance = attacks.setdefault((subject(records[0]), sweep.counts), ({}, {}))
     metrics.update(sweep.metrics)
     chance.update({r['metric']: r['chance'] for r in records if r.get('chance') is not None})
   return [(name, sweeps.Sweep(counts, dict(sorted(metrics.items(), key=_column))), chance)
-          for (name, counts), (metrics, chance) in found.items()]
+          for (name, counts), (metrics, chance) in attacks.items()]
 
 
 def _column(item):
@@ -141,17 +141,17 @@ def tables(records):
 
 def table(records):
   """One row for the whole network and for each order at some N: mIoU by region, or accuracy."""
-  there = dict.fromkeys(r['metric'] for r in records if 'N' in r)  # also rectangles'
-  there = there or dict.fromkeys(r['metric'] for r in records)
-  metrics = [*(m for m in pictures.METRICS if m in there),
-             *(m for m in there if m not in pictures.METRICS and m.startswith('miou_')
+  reported = dict.fromkeys(r['metric'] for r in records if 'N' in r)  # also rectangles'
+  reported = reported or dict.fromkeys(r['metric'] for r in records)
+  metrics = [*(m for m in pictures.METRICS if m in reported),
+             *(m for m in reported if m not in pictures.METRICS and m.startswith('miou_')
                and m != 'miou_best')]
-  found, rows, breaks = {}, [], set()
+  networks, rows, breaks = {}, [], set()
   for record in records:
     if 'N' in record or record['metric'] in metrics:
-      found.setdefault(subject(record), {}).setdefault(
+      networks.setdefault(subject(record), {}).setdefault(
         (record.get('order'), record.get('N')), {})[record['metric']] = record
-  for network, removed in found.items():
+  for network, removed in networks.items():
     chosen = shown(sorted({count for _, count in removed if count}))
     whole = next(key for key in ((None, None), (sweeps.CLEAN, 0)) if key in removed)
     for (order, count), values in removed.items():
@@ -214,33 +214,33 @@ def _removed_from(name, sweep, chance, path):
 def _beside(sweep):
   """A sentence on a classifier: what it gets right by rank beside at random, at the last N shown.
   """
-  n, said = shown(sweep.counts)[-1], []
+  n, shares = shown(sweep.counts)[-1], []
   for metric, orders in sweep.metrics.items():
     if metric in CLASSIFIED and {'overall', 'random'} <= set(orders):
       i = sweep.counts.index(n)
       whole, ranked, drawn = (number(values.mean()) for values in (
         orders['overall'][:, 0], orders['overall'][:, i], orders['random'][:, i]))
-      said.append(f'{whole}, {ranked} and {drawn}% of {CLASSIFIED[metric]}')
+      shares.append(f'{whole}, {ranked} and {drawn}% of {CLASSIFIED[metric]}')
   return (f' The whole network, that without its first {n} position channels, and that without {n} '
-          f'random ones get right: {"; ".join(said)}.') if said else ''
+          f'random ones get right: {"; ".join(shares)}.') if shares else ''
 
 
 def classes(source, _):
   """IoU of every class, a column a network."""
-  found = {r['cell']: per_class for r in source.records
-           if (per_class := (r.get('detail') or {}).get('per_class'))}
-  names = list(dict.fromkeys(name for per_class in found.values() for name in per_class))
+  networks = {r['cell']: per_class for r in source.records
+              if (per_class := (r.get('detail') or {}).get('per_class'))}
+  names = list(dict.fromkeys(name for per_class in networks.values() for name in per_class))
   return Section('Class by class', tables=[Table(
-    ['class', *found], [[name, *(number(per_class.get(name)) for per_class in found.values())]
-                        for name in names], caption='IoU in percent.')] if found else [])
+    ['class', *networks], [[name, *(number(per_class.get(name)) for per_class in networks.values())]
+                        for name in names], caption='IoU in percent.')] if networks else [])
 
 
 def scenes(source, _):
   marked = [record for record in source.records if record['task'] == 'segmentation']
-  found = [Picture(path, alt, caption) for name, alt, caption in LEFT
-           if (path := picture(source, name, marked))
-           and (name != 'attack_scenes.png' or _removed(source))]
-  return Section('What the network sees, and what is left', pictures=found)
+  left = [Picture(path, alt, caption) for name, alt, caption in LEFT
+          if (path := picture(source, name, marked))
+          and (name != 'attack_scenes.png' or _removed(source))]
+  return Section('What the network sees, and what is left', pictures=left)
 
 
 def curves(source, folder):

@@ -36,11 +36,11 @@ def place(record):
 
 def cells(source):
   """What the pictures need, from the records that carry a detail."""
-  found = {r['cell']: plots.Panel(
+  panels = {r['cell']: plots.Panel(
     r['network'], r['target'], r['grid'], _chance(r['target'], r['grid'], detail),
     detail.get('per_location'), **detail_curves(detail))
-           for r in source.records if (detail := r.get('detail'))}
-  return list(found.values())
+            for r in source.records if (detail := r.get('detail'))}
+  return list(panels.values())
 
 
 def _chance(target, grid, detail):
@@ -80,11 +80,11 @@ def told(records):
 
 def tables(records):
   """One row a cell; the paper's number stands next to its protocol."""
-  found = by_cell(records)
+  metrics_by_cell = by_cell(records)
   torch = any(r.get('torch') is not None for r in records)
-  several = len({name for name, _ in found}) > 1
+  several = len({name for name, _ in metrics_by_cell}) > 1
   blocks, rows = [], []
-  for (group, _), metrics in found.items():
+  for (group, _), metrics in metrics_by_cell.items():
     network, target, grid = (first(metrics.values(), key) for key in ('network', 'target', 'grid'))
     exact, best = (metrics.get(f'{target}_accuracy{which}') for which in ('', '_best_random'))
     chance = _chance(target, grid, first((exact, best), 'detail') or {})

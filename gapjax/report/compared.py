@@ -49,14 +49,14 @@ def compared(records) -> list[Comparison]:
   consistency (section 4); mIoU lost by removing channels (section 5), the mean over all N. A seed
   counts where both sides have it.
   """
-  found = [*_canvas(records), *_shifts(records), *_removed(records)]
-  return [comparison for comparison in found if comparison.found]
+  comparisons = [*_canvas(records), *_shifts(records), *_removed(records)]
+  return [comparison for comparison in comparisons if comparison.found]
 
 
 def section(source, _) -> Section:
   """A suite's section of them."""
-  found = compared(source.records)
-  return Section('What the paper compares', tables=[table(found)] if found else [])
+  comparisons = compared(source.records)
+  return Section('What the paper compares', tables=[table(comparisons)] if comparisons else [])
 
 
 def table(comparisons: Sequence[Comparison]) -> Table:
@@ -146,10 +146,10 @@ def _removed(records):
     """The mean over N of what is left without `spared` less what is left without `removed`."""
     here = _where(cut, cell=cell)
     counts = {r['N'] for r in _where(here, order=removed)}
-    found = [_minus(*(_of(_where(here, order=order, N=n), metric)
-                      for order in (spared, removed))) for n in counts]
-    seeds = set.intersection(*map(set, found)) if found else ()
-    return {seed: statistics.fmean(values[seed] for values in found) for seed in sorted(seeds)}
+    by_count = [_minus(*(_of(_where(here, order=order, N=n), metric)
+                         for order in (spared, removed))) for n in counts]
+    seeds = set.intersection(*map(set, by_count)) if by_count else ()
+    return {seed: statistics.fmean(values[seed] for values in by_count) for seed in sorted(seeds)}
 
   for cell in cells:
     yield Comparison('position channels are missed more than random ones', cell, None,

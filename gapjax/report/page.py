@@ -70,10 +70,10 @@ def _load(workdir):
 
 def _split(records):
   """[(module, its records in its order)], in the order of PARTS; None's are all others."""
-  found = {claim: sorted((r for r in records if claim.match(r)), key=claim.place)
-           for claim in PARTS}
-  found[None] = [r for r in records if not any(claim.match(r) for claim in PARTS)]
-  return [(claim, some) for claim, some in found.items() if some]
+  by_claim = {claim: sorted((r for r in records if claim.match(r)), key=claim.place)
+              for claim in PARTS}
+  by_claim[None] = [r for r in records if not any(claim.match(r) for claim in PARTS)]
+  return [(claim, some) for claim, some in by_claim.items() if some]
 
 
 def _parts(source):
@@ -124,11 +124,11 @@ def told(records, *, headings=False) -> list[str]:
 def scale_notes(records):
   """A sentence for every suite and scale among the records that is not the paper's own, and for
   every change to their configs."""
-  found = {(r.get('suite') if not r.get('changes') else '', r.get('scale')) for r in records}
-  found = {key if key in NOTES else ('', key[1]) for key in found}
+  keys = {(r.get('suite') if not r.get('changes') else '', r.get('scale')) for r in records}
+  keys = {key if key in NOTES else ('', key[1]) for key in keys}
   changes = dict.fromkeys(', '.join(r['changes']) for r in records if r.get('changes'))
   return list(dict.fromkeys([
-    *(sentence for key, sentence in NOTES.items() if key in found),
+    *(sentence for key, sentence in NOTES.items() if key in keys),
     *(f'Every network is trained with {change}, other than the suite says.' for change in changes)
   ]))
 

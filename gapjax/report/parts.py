@@ -64,8 +64,8 @@ def suite(record):
 
 def detail_curves(detail):
   """A record's curves, as a Panel's fields."""
-  said = detail.get('curves') or {}
-  return {name: said.get(name) or [] for name in CURVES}
+  curves = detail.get('curves') or {}
+  return {name: curves.get(name) or [] for name in CURVES}
 
 
 def picture(source, name, records=None):
@@ -97,19 +97,19 @@ def pictured(heading, draw, panels, path, *, text=(), **said):
 
 def by_cell(records):
   """{(suite, cell): {metric: record}}."""
-  found = {}
+  cells = {}
   for record in records:
-    found.setdefault((suite(record), record['cell']), {})[record['metric']] = record
-  return found
+    cells.setdefault((suite(record), record['cell']), {})[record['metric']] = record
+  return cells
 
 
 def learned(source, path, *, remark=''):
   """The section of learning curves, drawn to `path`; `remark` ends its caption."""
   panels = [cell for cell in source.cells if any(len(getattr(cell, name)) for name in CURVES)]
-  said = ('Training loss, evaluation accuracy and consistency'
+  what = ('Training loss, evaluation accuracy and consistency'
           if any(len(cell.eval_consistency) for cell in panels)
           else 'Training loss and evaluation accuracy')
   return pictured(
-    'How it learned', learning.curves, panels, path, alt=f'{said} against the training step',
-    caption=f'{said}{" of the first seed" if several_seeds(source) else ""}; the dotted line is '
+    'How it learned', learning.curves, panels, path, alt=f'{what} against the training step',
+    caption=f'{what}{" of the first seed" if several_seeds(source) else ""}; the dotted line is '
     f'guessing.{remark}')

@@ -22,10 +22,10 @@ def records(summary, lines, *, seed: int) -> list[dict]:
     lines: of metrics.jsonl.
     seed: with which it was trained.
   """
-  found = [{'metric': metric, 'values': [value], 'seeds': [seed], 'mean': value, 'std': None,
-            'n': 1, **protocol(metric, summary['config'])}
-           for metric, value in metrics_of(summary).items()]
-  return [{**found[0], 'detail': detail(summary, lines)}, *found[1:]]
+  metrics = [{'metric': metric, 'values': [value], 'seeds': [seed], 'mean': value, 'std': None,
+              'n': 1, **protocol(metric, summary['config'])}
+             for metric, value in metrics_of(summary).items()]
+  return [{**metrics[0], 'detail': detail(summary, lines)}, *metrics[1:]]
 
 
 def single(workdir, summary) -> list[dict]:
@@ -90,8 +90,8 @@ def detail(summary, lines) -> dict:
 
 def curves(lines) -> dict[str, list]:
   """{name: [[step, value], ...]} of CURVES; a resumed run repeats steps: its last word counts."""
-  found = {name: {line['step']: line[key] for line in lines
-                  if line.get('split') == split and key in line}
-           for name, (split, key) in CURVES.items()}
+  by_step = {name: {line['step']: line[key] for line in lines
+                    if line.get('split') == split and key in line}
+             for name, (split, key) in CURVES.items()}
   return {name: [list(point) for point in sorted(points.items())]
-          for name, points in found.items() if points}
+          for name, points in by_step.items() if points}

@@ -56,22 +56,22 @@ def _panel(record, **more):
 
 def cells(source):
   """What the pictures need."""
-  found = []
+  panels = []
   for metrics in by_cell(source.records).values():
     detail, record = first(metrics.values(), 'detail') or {}, next(iter(metrics.values()))
     accuracy, consistency = (metrics.get(name, {}).get('mean')
                              for name in ('image_accuracy', 'consistency'))
-    found.append(_panel(
+    panels.append(_panel(
       record, chance=detail.get('chance'), accuracy=accuracy, consistency=consistency,
       **_shifts(detail.get('shifts')), **detail_curves(detail)))
-  return found
+  return panels
 
 
-def _shifts(said):
-  said = said or {}
-  several = len(said.get('offsets') or []) > 1  # eval.max_shift=0 leaves a map of one point
-  return {'protocols': said.get('protocols') or {}, 'offsets': said.get('offsets'),
-          'accuracy_map': said.get('accuracy_map') if several else None}
+def _shifts(shifts):
+  shifts = shifts or {}
+  several = len(shifts.get('offsets') or []) > 1  # eval.max_shift=0 leaves a map of one point
+  return {'protocols': shifts.get('protocols') or {}, 'offsets': shifts.get('offsets'),
+          'accuracy_map': shifts.get('accuracy_map') if several else None}
 
 
 def _is_sweep(source):
@@ -111,9 +111,9 @@ def lead(source):
 def _compared(source):
   """Sentences on the networks beside AugShift, as far as they are there."""
   networks = {cell.network for cell in source.cells}
-  said = [words for name, words in OTHERS.items() if name in networks]
-  if said:
-    yield f'It is compared with the plain network and with {", and with ".join(said)}.'
+  others = [words for name, words in OTHERS.items() if name in networks]
+  if others:
+    yield f'It is compared with the plain network and with {", and with ".join(others)}.'
   if 'two_crops' in networks:
     yield ('AugShift sees each image twice, so the fair control is two crops at weight 0: the same '
            'training without the pairwise loss.')
@@ -132,15 +132,15 @@ def told(records):
 
 def tables(records):
   """One row a network and dataset; heads of consistencies, or a column, name the protocol."""
-  found = by_cell(records)
-  several = len({group for group, _ in found}) > 1
+  metrics_by_cell = by_cell(records)
+  several = len({group for group, _ in metrics_by_cell}) > 1
   torch, paper = (any(r.get(who) is not None for r in records) for who in ('torch', 'paper'))
   protocols = {metric: list(dict.fromkeys(
     r.get('protocol') for r in records if r['metric'] == metric)) for metric in CONSISTENCIES}
   apart = len(protocols['consistency']) > 1
   others = [metric for metric in CONSISTENCIES[1:] if protocols[metric]]
   blocks, rows = [], []
-  for (group, _), metrics in found.items():
+  for (group, _), metrics in metrics_by_cell.items():
     record = next(iter(metrics.values()))
     blocks.append((group, record['dataset']))
     row = [*([group] if several else []), _panel(record).network_name, record['dataset']]
@@ -226,8 +226,8 @@ def _counted(source):
   images = {(r['detail'].get('shifts') or {}).get('images')
             for r in source.records if r.get('detail')}
   images = [f'{n:,}' for n in sorted(images - {None})]
-  said = f', on {" or ".join(images)} test images' if images else ''
-  return said + (', mean over seeds' if several_seeds(source) else '')
+  counted = f', on {" or ".join(images)} test images' if images else ''
+  return counted + (', mean over seeds' if several_seeds(source) else '')
 
 
 def sweep(source, folder):

@@ -90,10 +90,10 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
 def missing(records, cell, seed: int, *, twin: bool) -> set[str]:
   """What the records lack of a cell's seed: of 'trained', 'attacked' and 'twinned'."""
   own = [record for record in records if record['cell'] == cell.name]
-  there = {'attacked' if 'N' in record else 'trained' for record in own if seed in record['seeds']}
+  done = {'attacked' if 'N' in record else 'trained' for record in own if seed in record['seeds']}
   if any(seed in torch_seeds(record) for record in own):
-    there.add('twinned')
-  return {'trained', *(['attacked'] if cell.attack else []), *(['twinned'] if twin else [])} - there
+    done.add('twinned')
+  return {'trained', *(['attacked'] if cell.attack else []), *(['twinned'] if twin else [])} - done
 
 
 def _train(left, records, *, suite, scale, workdir, data_dir, command, progress, at_once):
@@ -137,7 +137,8 @@ def _work(cell, seed, parts, *, folder, data_dir, **how):
   config = replaced(cell.config, seed=seed)
   summary = attacked = twinned = None
   if parts & {'trained', 'attacked'}:
-    summary = train(config, workdir=folder, data_dir=data_dir, **how)
+    summary = train(config, workdir=folder, data_dir=data_dir, **how,
+                    alike=[folder.with_name(f'seed{earlier}') for earlier in range(seed)])
   if 'attacked' in parts:
     attacked = attack_run(folder, data_dir=data_dir)
   if 'twinned' in parts:

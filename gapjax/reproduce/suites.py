@@ -100,7 +100,7 @@ def changed(cells, changes, *, only=None) -> list[Cell]:
       raise UsageError(f'--config.{name}: the names of the cells say it, so a row would be called '
                        'what it is not; choose cells with --cells, or train one network of your '
                        'own with gapjax train')
-  found = [dataclasses.replace(
+  new = [dataclasses.replace(
     cell, config=configs.with_fields(cell.config, changes),
     changes=tuple(change.partition('config.')[2] for change in changes)) for cell in cells]
   for name in fields:
@@ -108,7 +108,7 @@ def changed(cells, changes, *, only=None) -> list[Cell]:
     if len(values) > 1:
       raise UsageError(f'--config.{name}: the cells differ in it ({", ".join(values)}); '
                        'choose some that do not with --cells')
-  return found
+  return new
 
 
 # ---- Table 1: location and image classification on a canvas (section 3) --------------------------

@@ -73,10 +73,9 @@ def bench(config, *, steps_per_round=None, rounds=5, against=None, mode='plain',
   devices.check_batch(config.batch_size)
 
   with contextlib.ExitStack() as stack:
-    sides = {}
-    if against:
-      sides['torch'] = stack.enter_context(TorchProcess(config, mode, data_dir))
-    sides = {'gapjax': Trainer(config, devices, data_dir), **sides}
+    theirs = {'torch': stack.enter_context(
+      TorchProcess(config, mode, data_dir))} if against else {}
+    sides = {'gapjax': Trainer(config, devices, data_dir), **theirs}
     ours = sides['gapjax']
     trace = ours.profile(profile) if profile else None
     counts = {name: ours.whole_calls(steps_per_round or ROUND_SECONDS / side.step_seconds)

@@ -52,6 +52,7 @@ def region(where: str | Sequence[float]) -> tuple[float, float, float, float]:
 def object_classes(names: Sequence[str], class_names: Sequence[str], *, dataset: str) -> list[int]:
   """The labels of the object of interest's classes. Raises UsageError on a name that is none of the
   dataset's."""
+  names = [*map(str, names)]  # a class may be called 1, which a flag reads as a number
   for name in names:
     check_choice(name, class_names, what=f'class of {dataset} in neurons.classes')
   return [class_names.index(name) for name in names]
@@ -75,6 +76,16 @@ def check_sizes(model, scenes, *, padded: bool) -> None:
   sizes = [scenes.size(i) for i in range(len(scenes))]
   for size in [np.max(sizes, 0).tolist()] if padded else sizes:
     trace(*size)
+
+
+def check_labels(scenes) -> None:
+  """Raises UsageError where all pixels are void: there is nothing to train on or to measure.
+
+  scenes: data.Scenes; they are read until one has a pixel with a class, so mostly the first alone.
+  """
+  if not any((scene['label'] < len(scenes.class_names)).any() for scene in scenes):
+    raise UsageError(f'no pixel of the {len(scenes)} scenes of {scenes.name} has a class, all are '
+                     'void: choose another split, as data.train_split or data.eval_split')
 
 
 def confusion(predicted: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
@@ -190,7 +201,8 @@ class SegmentationTask(Task):
     return {}
 
   def host_batches(self, train_set, *, batch_size, seed, num_hosts=1, host=0):
-    """Random crops of scaled scenes, by Grain."""
+    """Random crops of scaled scenes, by Grain. Raises UsageError as `check_labels` does."""
+    check_labels(train_set)
     return datasets.training_batches(
       train_set, batch_size=batch_size, seed=seed, crop_size=self.crop, scale=self.scale,
       flip=self.flip, fill=MEAN_COLOUR, num_hosts=num_hosts, host=host)
@@ -256,12 +268,14 @@ class SceneEvaluation(Evaluation):
   padding enters the image-pooling branch and the borders' receptive fields, and mIoU differs a
   little.
 
-  Raises UsageError where neurons.classes names no class: before an epoch of training, not after.
+  Raises UsageError where neurons.classes names no class, or no pixel has one: before an epoch of
+  training, not after.
   """
 
   def __init__(self, config, task, test_set, counter):
     super().__init__(config, task, test_set, counter)
     object_classes(config.neurons.classes, test_set.class_names, dataset=config.data.name)
+    check_labels(test_set)
 
   def during(self, state) -> dict:
     return self.final(state)
@@ -269,7 +283,8 @@ class SceneEvaluation(Evaluation):
   def final(self, state, *, progress=False, brief=False) -> dict:
     """{'accuracy' (of pixels), 'loss', 'miou', 'miou_left' and so on, 'per_class'}.
 
-    A class that does not occur is None in 'per_class', (K,).
+    A class that does not occur is None in 'per_class', (K,), and so is the mIoU of a region that is
+    void.
     """
     k, totals = self.task.num_classes, []
     zeros = {'matrix': np.zeros((len(REGIONS), k, k), np.int32),
@@ -281,7 +296,7 @@ class SceneEvaluation(Evaluation):
         counts = self.counter.count(state, zeros, [batch], local=True, bar=bar)
         totals.append({name: np.float64(value) if name == 'loss' else np.int64(value)
                        for name, value in counts.items()})
-    return _measures(jax.tree.map(lambda *parts: sum(parts), *totals))
+    return measures(jax.tree.map(lambda *parts: sum(parts), *totals))
 
   def pictures(self, state) -> dict[str, sheet.Sheet]:
     """Scenes from the whole split, their labels and the network's classes."""
@@ -302,13 +317,14 @@ class SceneEvaluation(Evaluation):
     return {**_named(final), 'loss': final['loss'], 'per_class': final['per_class']}
 
 
-def _measures(totals):
+def measures(totals) -> dict:
+  """The numbers of an evaluation from its sums, as `SceneEvaluation.final` returns them."""
   matrices = dict(zip(REGIONS, totals['matrix'], strict=True))
   per_class, miou = iou(matrices['all'])
-  regions = {f'miou_{name}': iou(matrix)[1] for name, matrix in matrices.items() if name != 'all'}
-  numbers = {'accuracy': float(np.trace(matrices['all']) / matrices['all'].sum()),
-           'loss': float(totals['loss'] / totals['count']), 'miou': miou, **regions}
-  return {**{name: value if np.isfinite(value) else None for name, value in numbers.items()},
+  known = {f'miou_{name}': iou(matrix)[1] for name, matrix in matrices.items() if name != 'all'}
+  regions = {name: None if np.isnan(value) else value for name, value in known.items()}
+  return {'accuracy': float(np.trace(matrices['all']) / matrices['all'].sum()),
+          'loss': float(totals['loss'] / totals['count']), 'miou': miou, **regions,
           'per_class': [None if np.isnan(value) else float(value) for value in per_class]}
 
 

@@ -36,6 +36,11 @@ def load_data(config, *, data_dir):
   return train_set, test_set, create_task(config, train_set)
 
 
+def identities(train_set, test_set) -> dict[str, dict]:
+  """What a run is trained and evaluated on, as workdirs.check_data takes it."""
+  return {'trained': train_set.identity(), 'evaluated': test_set.identity()}
+
+
 def create_task(config, train_set) -> Task:
   """The task of a config on a dataset."""
   return TASKS[config.task].of(config, train_set, dtype=image_dtype(config), axis_name=AXIS)
@@ -102,7 +107,7 @@ def pretrained(config, state):
   path, collections = config.model.pretrained, ('params', 'batch_stats')
   if not path:
     return state
-  found = weights.load_backbone({name: getattr(state, name)['backbone'] for name in collections},
+  backbone = weights.load_backbone({name: getattr(state, name)['backbone'] for name in collections},
                                 path, variant=config.model.backbone)
-  return state.replace(**{name: {**getattr(state, name), 'backbone': found[name]}
+  return state.replace(**{name: {**getattr(state, name), 'backbone': backbone[name]}
                           for name in collections})

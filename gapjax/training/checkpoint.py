@@ -107,33 +107,33 @@ class Checkpoints:
         raise
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory)) from error
 
-  def restore(self, like):
+  def restore(self, like, *, any_shape: bool = False):
     """The newest checkpoint that is whole, as (step, state, meta), or None if there is none at all.
 
-    like: a state of numpy arrays with the shapes and types to expect. A broken checkpoint is
-    reported, the one before used, and then the broken one moved to `workdir/checkpoints_broken/`
-    (unless read_only).
+    like: a state of numpy arrays with the shapes and types to expect; any_shape: shapes are those
+    on disk. A broken checkpoint is reported, the one before used, and then the broken one moved to
+    `workdir/checkpoints_broken/` (unless read_only).
 
     Raises UsageError when there are checkpoints but none can be read: starting again from nothing
-    would lose them; and when the newest is of another optimiser's state. Raises OSError when it is
-    the disk or the permissions that fail, and what gcsfs and tensorstore raise when it is the way
-    to the bucket.
+    would lose them; and when the newest is of another optimiser's state, or another network's.
+    Raises OSError when it is the disk or the permissions that fail, and what gcsfs and tensorstore
+    raise when it is the way to the bucket.
     """
     states = [like]
 
     def read():
-      if found := self._read(like):
+      if found := self._read(like, any_shape):
         step, states[0], meta = found
         return step, meta
 
     told = decided(read)
     return told and (told[0], broadcast(states[0]), told[1])
 
-  def _read(self, like):
+  def _read(self, like, any_shape):
     broken = {}
     for step in sorted(self.manager.all_steps(), reverse=True):
       try:
-        self._check_structure(step, like)
+        self._check_structure(step, like, any_shape)
         found = self.manager.restore(step, args=ocp.args.Composite(
           state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()))
         if digest(found.state) != found.meta['digest']:
@@ -160,35 +160,42 @@ class Checkpoints:
                        'train from the start')
     return None
 
-  def _check_structure(self, step, like):
-    """Raises UsageError where a checkpoint holds other arrays than `like`, whatever their shapes.
-    """
-    there, ours = map(_names, (self.manager.item_metadata(step).state.tree, like))
-    if there != ours:
+  def _check_structure(self, step, like, any_shape):
+    """Raises UsageError where a checkpoint holds other arrays than `like`, or of other shapes."""
+    there, ours = map(_shapes, (self.manager.item_metadata(step).state.tree, like))
+    if set(there) != set(ours):
       meta = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
       raise UsageError(
         f'checkpoint {step} in {self.directory} is of another optax or gapjax: it was written with '
         f'optax {meta.get("optax", "(unknown)")}, here is {versions()["optax"]}, and only one of '
-        f'them has `{min(there ^ ours)}`; install what it was trained with, or use another '
+        f'them has `{min(set(there) ^ set(ours))}`; install what it was trained with, or use '
+        'another --workdir')
+    different = sorted(name for name, shape in ours.items() if there[name] != shape)
+    if different and not any_shape:
+      name = different[0]
+      raise UsageError(
+        f'checkpoint {step} in {self.directory} has `{name}` of shape {there[name]}, and the '
+        f'network for this data {ours[name]}: it was trained on data with another number of '
+        'classes, or config.json was changed; give the --data_dir of that data, or use another '
         '--workdir')
 
 
-def _names(tree):
-  """The names of a tree's arrays, the same for a tuple, its named form and what orbax makes of it.
-  """
-  return {'.'.join(re.sub(r"[^\w]", '', str(key)) for key in path)
-          for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+def _shapes(tree):
+  """The shapes of a tree's arrays by their names, which are the same for a tuple, its named form
+  and what orbax makes of it."""
+  return {'.'.join(re.sub(r"[^\w]", '', str(key)) for key in path): tuple(leaf.shape)
+          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def newest(workdir, like):
-  """(step, state) of a run's newest checkpoint, read only; like: as `Checkpoints.restore` takes it.
+def newest(workdir, like, *, any_shape: bool = False):
+  """(step, state) of a run's newest checkpoint, read only; arguments as of `Checkpoints.restore`.
 
   Raises UsageError where there is none.
   """
   workdir, found = paths.of(workdir), None
   if (workdir / 'checkpoints').exists():
     with Checkpoints(workdir, read_only=True) as checkpoints:
-      found = checkpoints.restore(like)
+      found = checkpoints.restore(like, any_shape=any_shape)
   if not found:
     raise UsageError(f'{workdir} holds no checkpoint; train first: gapjax train --config=FILE '
                      f'--workdir={workdir}')

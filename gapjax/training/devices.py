@@ -118,7 +118,7 @@ def check_alike(digest: str) -> None:
   if others := np.flatnonzero((found != found[0]).any(1)).tolist():
     raise UsageError(
       f'process {others[0]} would not begin where the first does: it has another config, other '
-      'versions or another file of weights; start all processes with the same command')
+      'data, other versions or another file of weights; start all processes with the same command')
 
 
 def wait_for_all(name: str) -> None:

@@ -4,9 +4,11 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from gapjax import paths
+from gapjax.errors import UsageError
 from gapjax.training import build, workdirs
 from gapjax.training.checkpoint import newest
 from gapjax.training.devices import Devices
@@ -27,10 +29,12 @@ class FinishedRun:
 
 
 def open_run(workdir, *, data_dir=None) -> FinishedRun:
-  """Reads a run's config, data and newest checkpoint. Raises UsageError where there is none."""
+  """Reads a run's config, data and newest checkpoint. Raises UsageError where there is none, and
+  where the data is another than the run's."""
   workdir = paths.of(workdir)
   config = workdirs.read_config(workdir)
   train_set, test_set, task = build.load_data(config, data_dir=data_dir)
+  workdirs.check_data(workdir, build.identities(train_set, test_set))
   plan = Plan.of(config, num_images=len(train_set))
   model, state, _, _ = build.create_learner(config, task, train_set, plan,
                                     platform=jax.default_backend())
@@ -47,8 +51,14 @@ def evaluate(workdir, *, data_dir=None, devices=None) -> dict:
   segmentation 'miou', 'miou_left' and so on, 'pixel_accuracy' and 'per_class'.
   """
   workdir, devices = paths.of(workdir), Devices(devices)
+  paths.check_writable(workdir)
   run = open_run(workdir, data_dir=data_dir)
   evaluation = build.create_evaluation(run.config, run.model, run.task, run.test_set, devices)
   result = {'step': run.step, **evaluation.report(devices.replicate(run.state))}
-  paths.write_json(workdir / 'evaluation.json', result)
+  if not np.isfinite(result['loss']):
+    raise UsageError(f'checkpoint {run.step} in {workdir} computes infinities or NaN (loss '
+                     f'{result["loss"]}): a weight is not finite, or a running variance is below '
+                     '0; train or convert it again')
+  with paths.kept(result):
+    paths.write_json(workdir / 'evaluation.json', result)
   return result

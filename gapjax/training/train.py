@@ -28,7 +28,8 @@ from gapjax.training.system import Clock, StopSignals, commit, describe_devices,
 log = logging.getLogger(__name__)
 
 
-def train(config, *, workdir, data_dir=None, devices=None, progress=True, stop=None) -> dict:
+def train(config, *, workdir, data_dir=None, devices=None, progress=True, alike=(),
+          stop=None) -> dict:
   """Trains and evaluates one network; goes on where workdir's newest checkpoint stands.
 
   Args:
@@ -37,13 +38,15 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True, stop=N
     data_dir: where datasets are; None is TFDS' default.
     devices: jax devices; None for all, of all processes.
     progress: whether to show a progress bar.
+    alike: workdirs that this run is averaged with, and so must share its data with.
     stop: StopSignals that a caller in the main thread has entered; None: its own.
 
   Returns:
     The summary, as in `workdir/summary.json`.
 
   Raises:
-    UsageError: a config that cannot be; a workdir of another config; data that is not there.
+    UsageError: a config that cannot be; a workdir of another config, or of other data; data that is
+      not there.
     TrainingFailed: a loss, gradient or parameter is not finite.
     Interrupted: SIGTERM or Ctrl-C, after saving.
   """
@@ -62,11 +65,13 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True, stop=N
 
     # ---- Data ---------------------------------------------------------------------------------
     train_set, test_set, task = build.load_data(config, data_dir=data_dir)
+    identities = build.identities(train_set, test_set)
 
-    # ---- Workdir: new, or of the same config; nobody else's meanwhile --------------------------
+    # ---- Workdir: new, or of the same config and data; nobody else's meanwhile -----------------
     if is_first():  # the process that reads and writes there
       stack.enter_context(workdirs.lock(workdir))
     decided(lambda: workdirs.check(workdir, config))
+    decided(lambda: [workdirs.check_data(run, identities) for run in (workdir, *alike)])
 
     # ---- Network, optimiser, compiled steps ----------------------------------------------------
     plan = Plan.of(config, num_images=len(train_set))
@@ -82,9 +87,9 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True, stop=N
     checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
     found = checkpoints.restore(devices.to_host(state))
     step, state, meta = found or (0, build.pretrained(config, state), {'wall_seconds': 0.0})
-    check_alike(digest({'config': configs.as_json(config), 'state': state}))
+    check_alike(digest({'config': configs.as_json(config), 'data': identities, 'state': state}))
     if is_first():
-      workdirs.claim(workdir, config)
+      workdirs.claim(workdir, config, identities)
     if found:
       log.info('resumed from step %d of %d', step, plan.total_steps)
     clock = Clock(meta['wall_seconds'])
@@ -157,6 +162,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True, stop=N
     final = evaluation.final(state, progress=progress and is_first())
     check_finite(final['loss'], step)
     if is_first():
+      stack.enter_context(paths.kept(final))
       for name, picture in evaluation.pictures(state).items():
         picture.save(workdir / name)
     writer.write(step, 'final', **final)
@@ -194,10 +200,10 @@ def describe(config, task, plan, devices) -> str:
 
 
 def check_finite(loss: float, step: int, *,
-                 what: str = 'the evaluated loss (the last good checkpoint is kept)') -> None:
+                 what: str = 'the last good checkpoint is kept; the evaluation after step') -> None:
   """Raises TrainingFailed when a loss is not finite."""
   if not np.isfinite(loss):
-    raise TrainingFailed(f'{what} is {loss} at step {step}: try a lower optimizer.lr, '
+    raise TrainingFailed(f'{what} {step} has loss {loss}: try a lower optimizer.lr, '
                          'schedule.warmup_epochs or optimizer.clip_norm in a new workdir')
 
 

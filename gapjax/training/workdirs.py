@@ -1,7 +1,8 @@
-"""A run's folder: whose config it is, who is using it, and its JSON files."""
+"""A run's folder: whose config it is and on what data, who is using it, and its JSON files."""
 
 import contextlib
 import fcntl
+import itertools
 import os
 import socket
 
@@ -11,6 +12,8 @@ from gapjax import config as configs
 from gapjax import paths
 from gapjax.errors import UsageError
 from gapjax.training.log import METRICS
+
+DATA = 'data.json'
 
 
 @contextlib.contextmanager
@@ -53,16 +56,49 @@ def check(workdir, config: ConfigDict) -> None:
   there = paths.read_json(path) if (path := workdir / 'config.json').exists() else None
   if there is None:
     return
-  evaluated = any(line['split'] != 'train' for line in paths.read_lines(workdir / METRICS))
   if different := configs.difference(
-      config, there, deciding=configs.EVALUATION if evaluated else configs.RUN):
+      config, there, deciding=configs.EVALUATION if _evaluated(workdir) else configs.RUN):
     raise UsageError(f'{workdir} is the workdir of another config: {"; ".join(different)}; '
                      'use another --workdir')
 
 
-def claim(workdir, config: ConfigDict) -> None:
-  """Writes down that workdir is this config's, once the config is known to build."""
+def _evaluated(workdir):
+  return any(line['split'] != 'train' for line in paths.read_lines(workdir / METRICS))
+
+
+def check_data(workdir, data: dict[str, dict]) -> None:
+  """Raises UsageError, saying what differs, where workdir's run is trained on other data, or was
+  evaluated on other; a run of which that was not written down may take any.
+
+  data: what is there now, {'trained': the training set's `identity()`, 'evaluated': the other's}.
+  """
+  workdir = paths.of(workdir)
+  there = paths.read_json(workdir / DATA) if (workdir / DATA).exists() else {}
+  for job in ('trained', *(['evaluated'] if _evaluated(workdir) else [])):
+    now, then = data[job], there.get(job, data[job])
+    if now != then:
+      raise UsageError(
+        f'{workdir} was {job} on other data: {_difference(now, then)}; give the --data_dir of that '
+        f'data, train in another --workdir, or remove {workdir / DATA} to take this data all the '
+        'same')
+
+
+def _difference(now, then):
+  """'4 examples (there: 6), class 0 cat (there: dog)' of two sets' identities."""
+  classes = itertools.zip_longest(now['classes'], then['classes'], fillvalue='none')
+  found = [f'{now["examples"]} examples (there: {then["examples"]})'] * (
+    now['examples'] != then['examples']) + [
+      f'class {i} {one} (there: {other})' for i, (one, other) in enumerate(classes)
+      if one != other][:1]
+  return ', '.join(found) or 'other images or labels'
+
+
+def claim(workdir, config: ConfigDict, data: dict | None = None) -> None:
+  """Writes down that workdir is this config's, once the config is known to build, and, where it is
+  trained now, on what data: see `check_data`."""
   paths.write_json(paths.of(workdir) / 'config.json', configs.as_json(config))
+  if data:
+    paths.write_json(paths.of(workdir) / DATA, data)
 
 
 def read_config(workdir) -> ConfigDict:

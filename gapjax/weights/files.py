@@ -4,8 +4,10 @@
 all of it or none.
 """
 
+import contextlib
 import io
 import logging
+import os
 import pathlib
 import pickle
 import re
@@ -18,13 +20,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gapjax import paths
-from gapjax.errors import UsageError, check_choice
+from gapjax.errors import UsageError, check_choice, first_line
 from gapjax.weights.names import backbone_names
 
 log = logging.getLogger(__name__)
 
-# Where training scripts put the weights beside other things: the authors' two, and a common third.
-WRAPPERS = ('net', 'model_state', 'state_dict')
+# Where training scripts put the weights beside other things: the authors' two, and common others.
+WRAPPERS = ('net', 'model_state', 'state_dict', 'model', 'model_state_dict')
 SUFFIXES = ('.npz', '.safetensors', '.pth', '.pt')
 # What a file of a backbone may hold beside it: ImageNet's classifier, of MobileNetV2 with the
 # convolution before it; a segmentation net's heads.
@@ -41,10 +43,11 @@ def read(path) -> dict[str, np.ndarray]:
   Args:
     path: a .npz or .safetensors file, or a .pth or .pt file, which needs PyTorch and is read
       without executing what a pickle may hold: tensors, plain values and NumPy's scalars. Of
-      {'net': ...}, {'model_state': ...} and {'state_dict': ...} the inner dict is taken; `module.`
-      before every name (DataParallel's) is removed.
+      {'net': ...} and the other WRAPPERS the inner dict is taken; `module.` before every name
+      (DataParallel's) is removed.
 
-  Raises UsageError when the file is not there, of another kind, broken, or holds anything else.
+  Raises UsageError when the file is not there, of another kind, broken, or holds anything else, no
+  array at all, or more than this machine's memory.
   """
   path = pathlib.Path(path).expanduser()
   if path.suffix not in SUFFIXES:
@@ -53,17 +56,31 @@ def read(path) -> dict[str, np.ndarray]:
   if not path.is_file():
     raise UsageError(f'no file of weights `{path}`; download or save it there, or correct the path')
   readers = {'.npz': _read_npz, '.safetensors': _read_safetensors}
+  with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as file:
+    _check_size(path, sum(member.file_size for member in file.infolist()))
   weights = readers.get(path.suffix, _read_torch)(path)
-  if weights and all(name.startswith('module.') for name in weights):
+  _check_size(path, sum(x.nbytes for x in weights.values()))  # an expanded tensor takes no memory
+  if not weights:
+    raise UsageError(f'{path} holds no array; save the weights again: '
+                     'torch.save(network.state_dict(), PATH)')
+  if all(name.startswith('module.') for name in weights):
     weights = {name.removeprefix('module.'): value for name, value in weights.items()}
   return weights
+
+
+def _check_size(path, needed):
+  """Raises UsageError where `needed` bytes are more than this machine's memory."""
+  if needed > (memory := os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')):
+    raise UsageError(f'the arrays in {path} take {needed / 2**30:,.0f} GiB, and this machine has '
+                     f'{memory / 2**30:,.0f}; the file is damaged, or needs a larger machine')
 
 
 def _read_npz(path):
   try:
     with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
-      return dict(arrays)
-  except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, TypeError) as error:
+      return {name: np.asanyarray(x) for name, x in arrays.items()}  # bytes of what is no .npy
+  except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, TypeError, OverflowError,
+          MemoryError, RuntimeError) as error:  # the last is zipfile's, of what is encrypted
     raise _unreadable(path, error) from None
 
 
@@ -73,7 +90,7 @@ def _read_safetensors(path):
   try:
     return {name: x.astype(np.float32) if x.dtype == jnp.bfloat16 else x
             for name, x in load_file(path).items()}
-  except SafetensorError as error:
+  except (SafetensorError, AttributeError) as error:  # the latter of a type that NumPy lacks
     raise _unreadable(path, error) from None
 
 
@@ -87,11 +104,16 @@ def _read_torch(path):
     raise _unreadable(path, error) from None
   if isinstance(state, dict):
     state = next((state[key] for key in WRAPPERS if isinstance(state.get(key), dict)), state)
-  if not isinstance(state, dict) or not all(isinstance(x, torch.Tensor) for x in state.values()):
+  if not isinstance(state, dict) or not all(
+      isinstance(name, str) and isinstance(x, torch.Tensor) for name, x in state.items()):
     raise UsageError(f'{path} holds something else than tensors by their names; save it with '
                      'torch.save(network.state_dict(), PATH)')
-  return {name: (x.float() if x.dtype == torch.bfloat16 else x).numpy()
-          for name, x in state.items()}
+  try:
+    return {name: (x.float() if x.dtype == torch.bfloat16 else x).numpy(force=True)
+            for name, x in state.items()}
+  except (RuntimeError, TypeError) as error:  # sparse, quantised, of a type that NumPy lacks
+    raise UsageError(f'{path} holds a tensor that is no plain array ({first_line(error)}): save it '
+                     'dense and in float32') from None
 
 
 def require_torch(what: str, otherwise: str):
@@ -123,13 +145,15 @@ def _unreadable(path, error):
                     'it again, the weights alone: torch.save(network.state_dict(), PATH)')
 
 
-def write(path, arrays: dict[str, np.ndarray], *, wrap: str | None = None) -> pathlib.Path:
+def write(path, arrays: dict[str, np.ndarray], *, wrap: str | None = None,
+          beside: dict | None = None) -> pathlib.Path:
   """Writes arrays by their names to a new file, all of them or nothing.
 
   Args:
     path: a .npz, .safetensors, .pth or .pt file; the last two need PyTorch. Its folder is made.
     arrays: as PyTorch lays them out.
     wrap: one of WRAPPERS: the key of a dict around them, in .pth and .pt files.
+    beside: what that dict has beside them, plain values by their keys.
 
   Returns:
     The path, `~` expanded.
@@ -157,7 +181,7 @@ def write(path, arrays: dict[str, np.ndarray], *, wrap: str | None = None) -> pa
   else:
     torch = require_torch(f'writing {path}', 'name a .safetensors or .npz file')
     state = {name: torch.tensor(x) for name, x in arrays.items()}
-    torch.save({wrap: state} if wrap else state, data)
+    torch.save({wrap: state, **(beside or {})} if wrap else state, data)
   path.parent.mkdir(parents=True, exist_ok=True)
   paths.write_bytes(path, data.getvalue())
   return path
@@ -196,23 +220,25 @@ def convert(variables, weights: dict[str, np.ndarray], names: dict[str, str], *,
     A new tree of numpy arrays like `variables`, which stay as they are.
 
   Raises:
-    UsageError: it lists every name that is missing or left over, every wrong shape, and every
-      array that is not of finite numbers.
+    UsageError: it names what is missing or left over, of a wrong shape, or not of finite real
+      numbers, of each the first eight and how many there are.
   """
   weights = {name: x for name, x in weights.items()
              if name not in unread and not name.endswith('num_batches_tracked')}
   leaves = _leaves(variables, names)
   shapes = {name: torch_shape(leaves[path].shape) for name, path in names.items()
             if name in weights}
+  wrong = [name for name, shape in shapes.items() if weights[name].shape != shape]
   problems = {
     'missing': [name for name in names if name not in weights],
     'left over': [name for name in weights if name not in names],
-    'of another shape': [f'{name} {weights[name].shape} (here: {shape})'
-                         for name, shape in shapes.items() if weights[name].shape != shape],
-    'not of finite numbers': [name for name in shapes if not _finite(weights[name])]}
+    'of another shape': [f'{name} {weights[name].shape} (here: {shapes[name]})' for name in wrong],
+    'not of finite real numbers': [name for name in shapes
+                                   if name not in wrong and not _finite(weights[name])]}
   if any(problems.values()):
     raise UsageError(f'{what} do not fit: ' + '; '.join(
-      f'{len(names)} {kind}: {", ".join(names)}' for kind, names in problems.items() if names)
+      f'{len(found)} {kind}: {", ".join(found[:8])}{", ..." * (len(found) > 8)}'
+      for kind, found in problems.items() if found)
       + '; take the file of that network, or set the model to the file\'s')
   return unflatten_dict({path: np.array(to_jax(weights[name]), leaves[path].dtype, order='C')
                          for name, path in names.items()}, sep='/')
@@ -245,7 +271,7 @@ def _leaves(variables, names):
 
 
 def _finite(x):
-  return np.issubdtype(x.dtype, np.number) and bool(np.isfinite(x.astype(np.float64)).all())
+  return x.dtype.kind in 'iuf' and bool(np.isfinite(x.astype(np.float64)).all())
 
 
 def load_backbone(variables, path, *, variant: str) -> dict:

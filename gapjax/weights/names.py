@@ -12,6 +12,9 @@ from gapjax.models.deeplab import DEEPLABS
 from gapjax.models.resnet import RESNETS
 from gapjax.models.vgg import VGGS
 
+# What the linear layer behind GAP is called by each stem's authors.
+LINEAR = {'canvas': 'linear_location', 'cifar': 'linear', 'imagenet': 'fc'}
+
 # ---- Layers --------------------------------------------------------------------------------------
 
 
@@ -45,8 +48,8 @@ def names(model_config: ConfigDict) -> dict[str, str]:
   """The name map of the network of a `config.model`, every array of it once.
 
   ResNets on a canvas have the authors' names, those with the stem 'imagenet' torchvision's, with
-  the stem 'cifar' kuangliu's, which are the authors' too; VGGs and DeepLabs the authors'. The last
-  name is that of the bias before the logits, (K,).
+  the stem 'cifar' kuangliu's, which are the authors' too but for the linear layer's; VGGs and
+  DeepLabs the authors'. The last name is that of the bias before the logits, (K,).
   """
   c = model_config
   if c.name in DEEPLABS:
@@ -114,9 +117,9 @@ def _head_names(c):
   if c.name in VGGS:
     theirs = 'classifier'
   elif c.head == 'permuted':
-    theirs = 'linear_location'
+    theirs = LINEAR['canvas']
   else:
-    theirs = 'fc' if c.stem == 'imagenet' else 'linear'
+    theirs = LINEAR[c.stem]
   return conv_names(theirs, 'head/classifier', bias=True)
 
 

@@ -131,10 +131,11 @@ def looks(cells):
   unknown = [cell.network for cell in cells if cell.network not in NETWORKS]
   weights, shifts = (sorted({cell.settings[key] for cell in cells if key in cell.settings})
                      for key in ('weight', 'max_shift'))
-  def look(name, found):
-    if 'weight' in found:
-      dashes = DASHES[1:][shifts.index(found['max_shift']) % 5] if 'max_shift' in found else '-'
-      return weight_color(weights.index(found['weight']), len(weights)), dashes
+  def look(name, settings):
+    if 'weight' in settings:
+      shift = settings.get('max_shift')
+      dashes = '-' if shift is None else DASHES[1:][shifts.index(shift) % 5]
+      return weight_color(weights.index(settings['weight']), len(weights)), dashes
     place = 3 + unknown.index(name) if name in unknown else 0
     return (LINES[place % 6], DASHES[place % 6]) if place else LOOKS[name]
   return {cell.short_name: dict(zip(('color', 'linestyle'), look(cell.network, cell.settings),

@@ -41,14 +41,14 @@ def curves(cells, path):
 
 
 def _losses(axis, row, look):
-  found = [np.zeros(0)]
+  losses = [np.zeros(0)]
   for cell in row:
     steps, values = _series(cell.train_loss)
     if many := len(values) > 60:
       axis.plot(steps, values, color=look[cell.short_name]['color'], linewidth=.6, alpha=.25)
     axis.plot(steps, _smooth(values) if many else values, linewidth=1.5, **look[cell.short_name])
-    found.append(values[values > 0])  # False for nan
-  positive = np.concatenate(found)
+    losses.append(values[values > 0])  # False for nan
+  positive = np.concatenate(losses)
   if len(positive) and positive.max() > 20 * positive.min():
     axis.set_yscale('log', nonpositive='mask')
   else:

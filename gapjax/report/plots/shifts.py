@@ -43,8 +43,8 @@ def consistency_curves(cells, path):
     path: where the PNG goes.
   """
   rows = plots.rows_of(cells)
-  found = dict.fromkeys(name for cell in cells for name in cell.protocols)
-  names = sorted(found, key=[*PROTOCOLS, *found].index)
+  protocols = dict.fromkeys(name for cell in cells for name in cell.protocols)
+  names = sorted(protocols, key=[*PROTOCOLS, *protocols].index)
   look = plots.looks([cell for row in rows for cell in row])
   handles = plots.handles_of(look)
   size = (7.8 if len(names) > 1 else 4.2, 2.75 * len(rows) + plots.legend_height(handles))
