@@ -25,7 +25,7 @@ from gapjax.errors import TrainingFailed, UsageError
 from gapjax.models.layers import BatchNorm
 from gapjax.neurons import attack, network
 from gapjax.neurons.run import attack_run, rank_run
-from gapjax.tasks.segmentation import REGIONS, SegmentationTask, measures
+from gapjax.tasks.segmentation import REGIONS, SegmentationTask, measures, object_classes
 from gapjax.training import evaluate, workdirs
 from gapjax.training.checkpoint import Checkpoints
 from gapjax.training.devices import told_by_environment
@@ -302,6 +302,11 @@ def test_train_ids_are_not_taken_for_cityscapes_own_labels(tmp_path):
   files, _ = cityscapes_files([*range(19), 255])
   with pytest.raises(UsageError, match=r'holds the label 255, .*not those of train ids'):
     data.prepare('cityscapes', source=write(tmp_path / 'city', files), data_dir=tmp_path / 'data')
+
+
+def test_a_class_may_be_called_by_a_number():
+  config = configs.with_fields(tiny_config(**SCENES), ['--config.neurons.classes=1'])
+  assert object_classes(config.neurons.classes, ('0', '1'), dataset='own') == [1]
 
 
 def test_a_long_message_is_cut_in_its_middle(capsys):
