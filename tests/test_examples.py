@@ -64,8 +64,8 @@ def test_the_notebook_from_top_to_bottom(data_dir, monkeypatch):
   import nbformat
   from nbclient import NotebookClient
   tour, values = notebook(), nbformat.v4.new_code_cell(
-    'import json; print(json.dumps([right["GAPNet"].mean(), right["PermuteNet"].mean(), *'
-    'found.values(), curves["position"].mean(), curves["random"].mean()]))')
+    'import json; print(json.dumps([*map(float, [right["GAPNet"].mean(), '
+    'right["PermuteNet"].mean(), *found.values(), *(curves[name].mean() for name in curves)])]))')
   tour.cells.append(values)
   monkeypatch.setenv('TFDS_DATA_DIR', str(data_dir))
   monkeypatch.setenv('XLA_FLAGS', '')
