@@ -108,7 +108,7 @@ def wait_until(condition, *processes, seconds=300):
     time.sleep(0.01)
 
 
-def refused(call, message=''):
+def refused(call, message=None):
   """`call` raises a UsageError of one line, which matches; returns it."""
   from gapjax.errors import UsageError
   with pytest.raises(UsageError, match=message) as error:

@@ -333,9 +333,9 @@ def test_the_backbone_has_its_own_rate_and_momentum(data_dir):
   model, state, *_ = build.create_learner(config, task, train_set, Plan.of(
     workdirs.settled(config, platform='cpu'), num_images=len(train_set)))
   images = jnp.asarray(draw.normal(size=(2, 24, 32, 3)), jnp.float32)
-  _, updates = model.clone(axis_name=None, dropout=0.0).apply(
+  _, updates = jax.jit(lambda images: model.clone(axis_name=None, dropout=0.0).apply(
     {'params': state.params, 'batch_stats': state.batch_stats}, images, train=True,
-    mutable=['batch_stats'], capture_intermediates=lambda m, _: isinstance(m, Conv))
+    mutable=['batch_stats'], capture_intermediates=lambda m, _: isinstance(m, Conv)))(images)
   inside, stats = updates['intermediates'], updates['batch_stats']
   for seen, moved, momentum in (
       (inside['backbone']['conv1'], stats['backbone']['bn1'], 0.01),
