@@ -25,7 +25,7 @@ import tempfile
 import time
 
 from chaos_judge import complete, differs, not_clear, not_intact
-from conftest import ROOT, XLA_FLAGS
+from conftest import ROOT, XLA_FLAGS, wait_until
 from disks import mount_tmpfs
 
 from gapjax import data, paths
@@ -148,9 +148,7 @@ class Run:
 
   def wait(self, until):
     """Until that is so, or the training has ended; whether it is still going on."""
-    end = time.time() + PATIENCE
-    while self.running() and not until() and time.time() < end:
-      time.sleep(0.002)
+    wait_until(until, self.process, seconds=PATIENCE)
     return self.running()
 
   def moment(self, early=0.2):

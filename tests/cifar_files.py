@@ -7,9 +7,7 @@ import tarfile
 import types
 
 import numpy as np
-import pytest
-
-from gapjax.errors import UsageError
+from conftest import refused
 
 RECORDS = {'cifar10': {'train': 6, 'test': 10}, 'cifar100': {'train': 30, 'test': 10}}
 FILES = {'cifar10': {'train': 5, 'test': 1}, 'cifar100': {'train': 1, 'test': 1}}
@@ -107,9 +105,6 @@ def tar(folder, path):
 
 def fails(call, *parts):
   """`call` raises a one-line UsageError with each of `parts`."""
-  with pytest.raises(UsageError) as caught:
-    call()
-  message = str(caught.value)
-  assert '\n' not in message
+  message = refused(call)
   for part in parts:
     assert part in message, message

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import jaxtyping
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -29,10 +30,11 @@ jaxtyping.install_import_hook(
   'typechecker.check')
 
 
-# The files that take longest, in this order: they begin, so that the two workers end together.
-LONGEST = ('test_train', 'test_parity', 'test_neurons_run', 'test_processes', 'test_segmentation',
-           'test_twin', 'test_bench', 'test_kill', 'test_downsample', 'test_consistency',
-           'test_convert', 'test_devices', 'test_configs', 'test_launch_tpu', 'test_launch')
+# The files that take longest: they begin, in this order, and so both workers end together.
+LONGEST = ('test_processes', 'test_neurons_run', 'test_train', 'test_parity', 'test_kill',
+           'test_convert', 'test_devices', 'test_consistency', 'test_wild', 'test_configs',
+           'test_downsample', 'test_twin', 'test_segmentation', 'test_launch_tpu', 'test_bench',
+           'test_launch', 'test_augshift', 'test_attack')
 
 
 def pytest_collection_modifyitems(items):
@@ -104,6 +106,16 @@ def wait_until(condition, *processes, seconds=300):
   end = time.time() + seconds
   while not condition() and all(p.poll() is None for p in processes) and time.time() < end:
     time.sleep(0.01)
+
+
+def refused(call, message=None):
+  """`call` raises a UsageError of one line, which matches; returns it."""
+  from gapjax.errors import UsageError
+  with pytest.raises(UsageError, match=message) as error:
+    call()
+  said = str(error.value)
+  assert '\n' not in said and len(said) > 20
+  return said
 
 
 @pytest.fixture
@@ -192,7 +204,6 @@ def tiny_file(tmp_path_factory):
 def newest(workdir):
   """(step, state as nested dicts) of the newest checkpoint, read with orbax alone."""
   import jax
-  import numpy as np
   import orbax.checkpoint as ocp
   with ocp.CheckpointManager((workdir / 'checkpoints').absolute()) as manager:
     step = manager.latest_step()
@@ -223,7 +234,6 @@ def event_values(path):
 def trained(model, images):
   """Variables as if trained: no mean is 0, no scale or variance 1. Drawn by NumPy: no program."""
   import jax
-  import numpy as np
   noise = np.random.default_rng(1)
 
   def one(path, x):
@@ -240,7 +250,6 @@ def trained(model, images):
 def same(a, b):
   """Whether two trees of arrays are equal to the bit, leaf by leaf."""
   import jax
-  import numpy as np
   return jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 

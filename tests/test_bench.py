@@ -9,11 +9,11 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, SCENES, tiny_config
+from conftest import ROOT, SCENES, refused, tiny_config
 
 from gapjax import cli, models
 from gapjax import config as configs
-from gapjax.errors import CheckFailed, UsageError
+from gapjax.errors import CheckFailed
 from gapjax.models.layers import Conv, Dense, SeparableConv
 from gapjax.speed import bench, flops, inputs
 from gapjax.training.devices import Devices
@@ -51,7 +51,7 @@ def test_flops_of_imagenet_resnets(name, published):
   assert flops.forward_flops(model, (224, 224, 3)) / 2e9 == pytest.approx(published, abs=5e-4)
 
 
-def test_flops_of_a_step_are_the_networks_on_a_cpu_too(data_dir):
+def test_flops_of_a_step_are_the_networks_on_a_cpu_too(shallow, data_dir):
   """MobileNetV2's depthwise convolutions, which on CPU are sums of products, count as elsewhere."""
   config = tiny_config(**{**SCENES, 'model.backbone': 'mobilenetv2', 'model.stem': 'imagenet',
                           'model.width': 8})
@@ -181,8 +181,7 @@ def test_prepared_data_is_taken_and_what_is_damaged_refused(data_dir, tmp_path):
   assert what == 'digits' and len(train_set) == 160
   (tmp_path / 'cifar10' / '1.0.0').mkdir(parents=True)
   (tmp_path / 'cifar10' / '1.0.0' / 'dataset_info.json').write_text('{')
-  with pytest.raises(UsageError, match='incomplete'):
-    inputs.training_set(configs.default(), tmp_path)
+  refused(lambda: inputs.training_set(configs.default(), tmp_path), 'incomplete')
 
 
 # ---- The verb ------------------------------------------------------------------------------------
@@ -231,12 +230,6 @@ def test_the_verb(capsys, data_dir, tmp_path):
   assert found['profile'] in printed and f'{ours["utilisation"]:.1%}' in printed
 
 
-def complaint(capsys, *argv, code=2):
-  assert cli.main(['bench', *map(str, argv)]) == code
-  [line] = capsys.readouterr().err.splitlines()
-  return line
-
-
 @pytest.mark.parametrize(('argv', 'expected'), [
   (['--against=tensorflow'], 'unknown --against `tensorflow`; known: torch'),
   (['--against=torch', '--torch=compile'], '(did you mean `compiled`?)'),
@@ -248,19 +241,19 @@ def complaint(capsys, *argv, code=2):
   (['--profile=file'], 'file'),
   (['--config=nowhere.py'], 'no config file `nowhere.py`'),
 ])
-def test_mistakes(capsys, monkeypatch, tmp_path, argv, expected):
+def test_mistakes(complaint, monkeypatch, tmp_path, argv, expected):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'file').write_text('')
-  assert expected in complaint(capsys, *argv)
+  assert expected in complaint('bench', *argv)
 
 
-def test_without_pytorch(capsys, monkeypatch):
+def test_without_pytorch(complaint, monkeypatch):
   find = bench.importlib.util.find_spec
   monkeypatch.setattr(bench.importlib.util, 'find_spec',
                       lambda name, *rest: None if name == 'torch' else find(name, *rest))
   monkeypatch.setitem(sys.modules, 'torch', None)
   monkeypatch.setenv('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
-  line = complaint(capsys, '--against=torch', '--config.batch_size=48')
+  line = complaint('bench', '--against=torch', '--config.batch_size=48')
   assert '--against=torch needs PyTorch: pip install torch, or leave it out' in line
 
 

@@ -8,10 +8,9 @@ import numpy as np
 import PIL.Image
 import pytest
 import reference
-from conftest import tiny_config
+from conftest import refused, tiny_config
 
 from gapjax import paths
-from gapjax.errors import UsageError
 from gapjax.tasks.consistency import PROTOCOLS, shifted_views
 from gapjax.training import build, workdirs
 from gapjax.training.devices import Devices
@@ -192,5 +191,5 @@ def test_a_run_and_its_evaluation(data_dir, tmp_path):
   ('augshift.max_shift', 8), ('eval.shift', 9), ('eval.max_shift', 8)])
 def test_a_shift_larger_than_the_image(data_dir, field, value):
   config = moving_config(**{field: value})
-  with pytest.raises(UsageError, match=rf'{field}={value}.*8x8; choose one from 0 to 7'):
-    build.load_data(config, data_dir=data_dir)
+  refused(lambda: build.load_data(config, data_dir=data_dir),
+          rf'{field}={value}.*8x8; choose one from 0 to 7')

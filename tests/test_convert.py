@@ -6,13 +6,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, SCENES, newest, same, tiny_config
+from conftest import ROOT, SCENES, newest, refused, same, tiny_config
 
 from gapjax import cli
 from gapjax import config as configs
 from gapjax.data import CLASSES, NAMES, scenes_sources, sources
 from gapjax.data.digit_scenes import digit_scenes
-from gapjax.errors import UsageError
 from gapjax.pytorch import convert
 from gapjax.training import build, evaluate
 from gapjax.training.plan import Plan
@@ -64,7 +63,7 @@ def their_arrays(config, num_classes, **more):
 # ---- Round trips ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', ['gap, canvas', 'permuted, cifar', 'linear, imagenet', 'resnet50',
+@pytest.mark.parametrize('name', ['gap, canvas', 'permuted, cifar', 'linear, imagenet',
                                   'vgg11, gap', 'v3, separable', 'v3+, mobilenetv2, separable'])
 def test_there_and_back(name, tmp_path):
   """PyTorch -> gapjax -> PyTorch -> gapjax. What nothing reads comes back as zeros."""
@@ -214,27 +213,20 @@ def test_classes_of_a_config(data_dir, tmp_path):
   convert.convert(path, tmp_path / 'run', config=image)
   assert newest(tmp_path / 'run')[1]['params']['head']['pre_classifier']['bias'].shape == (17,)
   image.data.name = 'cifar11'
-  with pytest.raises(UsageError, match='cifar10'):
-    convert.expected_classes(image)
+  refused(lambda: convert.expected_classes(image), 'cifar10')
 
 
 # ---- Mistakes ------------------------------------------------------------------------------------
 
 
-def complaint(capsys, *argv):
-  assert cli.main(['convert', *map(str, argv)]) == 2
-  [line] = capsys.readouterr().err.splitlines()
-  return line
-
-
-def test_all_that_does_not_fit_is_listed_and_nothing_is_written(tmp_path, capsys):
+def test_all_that_does_not_fit_is_listed_and_nothing_is_written(tmp_path, complaint):
   config = tiny_config(**{'canvas.grid': 3})
   theirs = their_arrays(config, 9, stray=np.ones(2))
   for name in ('conv1.weight', 'bn1.bias'):
     del theirs[name]
   theirs['bn1.weight'][1] = np.nan
   path = weights.write(tmp_path / 'w.npz', theirs)
-  line = complaint(capsys, path, tmp_path / 'run', DIGITS, '--config.canvas.grid=5',
+  line = complaint('convert', path, tmp_path / 'run', DIGITS, '--config.canvas.grid=5',
                    '--config.model.name=resnet10', '--config.model.width=4',
                    '--config.model.stem=canvas')
   for part in ('(resnet10, head gap, width 4, 25 classes)', '2 missing: conv1.weight, bn1.bias;',
@@ -259,7 +251,7 @@ def test_a_disk_that_fails_leaves_nothing(tmp_path, monkeypatch):
   assert not any((tmp_path / 'runs').iterdir())
 
 
-def test_mistakes_are_one_line_with_the_way_out(tmp_path, capsys):
+def test_mistakes_are_one_line_with_the_way_out(tmp_path, complaint):
   config = tiny_config()
   path = weights.write(tmp_path / 'w.npz', their_arrays(config, 4))
   run = convert.convert(path, tmp_path / 'run', config=config)
@@ -281,8 +273,8 @@ def test_mistakes_are_one_line_with_the_way_out(tmp_path, capsys):
       ([tmp_path / 'empty', tmp_path / 'new.npz'], 'holds no run'),
       ([run, 'gs://bucket/w.npz'], 'remote folders are not supported'),
       ([path, tmp_path / 'new', DIGITS, '--config.model.dtype=float64'], 'JAX_ENABLE_X64=1')):
-    assert words in complaint(capsys, *argv)
+    assert words in complaint('convert', *argv)
   assert sorted(x.name for x in tmp_path.iterdir()) == ['empty', 'run', 'w.npz']
   assert path.read_bytes() == before
   shutil.rmtree(run / 'checkpoints')
-  assert re.search('holds no checkpoint; train first', complaint(capsys, run, tmp_path / 'n.npz'))
+  assert 'holds no checkpoint; train first' in complaint('convert', run, tmp_path / 'n.npz')

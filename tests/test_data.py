@@ -166,7 +166,8 @@ def test_folders_that_do_not_fit(tmp_path):
   unlabelled = any_data(tmp_path / 'unlabelled', [small], [-1])
   fails(lambda: data.load_images(unlabelled, split='train'), 'without a label')
   text = any_data(tmp_path / 'text', [small], ['words'], tfds.features.Text())
-  fails(lambda: data.load_images(text, split='train'), 'one label each', 'kind (Text), picture (Image)')
+  fails(lambda: data.load_images(text, split='train'), 'one label each',
+        'kind (Text), picture (Image)')
   keyless = any_data(tmp_path / 'keyless', [small], [0], supervised=None)
   fails(lambda: data.load_images(keyless, split='train'), 'one label each')
 

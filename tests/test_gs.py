@@ -8,7 +8,6 @@ import random
 import re
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -19,10 +18,9 @@ import urllib.request
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, XLA_FLAGS, newest, same
+from conftest import ROOT, event_values, newest, python, refused, same
 
 from gapjax import paths
-from gapjax.errors import UsageError
 from gapjax.neurons.rank import load
 from gapjax.paths import read_json, read_lines
 from gapjax.report import page as report
@@ -140,17 +138,10 @@ def test_killed_in_a_bucket_ends_as_in_a_folder(local, killed):
 @pytest.mark.slow
 def test_event_files_in_a_bucket(killed):
   """One of each process, of whole records, and together no step is missing."""
-  from tensorboardX.proto import event_pb2
   copy, _ = killed
-  files, steps = list(copy.glob('events.*')), set()
+  files = list(copy.glob('events.*'))
   assert len(files) == 2
-  for file in files:
-    data = file.read_bytes()
-    while data:  # length, its checksum, the event, its checksum
-      length, = struct.unpack('<Q', data[:8])
-      event = event_pb2.Event.FromString(data[12:12 + length])
-      steps |= {event.step for value in event.summary.value if value.tag == 'train/loss'}
-      data = data[16 + length:]
+  steps = {step for file in files for tag, step in event_values(file) if tag == 'train/loss'}
   assert steps == {line['step'] for line in read_lines(copy / 'metrics.jsonl')
                    if line['split'] == 'train'}
 
@@ -177,16 +168,9 @@ sys.exit(cli.main(['evaluate', *sys.argv[1:]]) or cli.main(['attack', *sys.argv[
 """
 
 
-def python(code, *argv, env):
-  return subprocess.run([sys.executable, '-c', code, *argv], text=True, capture_output=True,
-                        check=False, cwd=ROOT,
-                        env={**os.environ, **env, 'XLA_FLAGS': XLA_FLAGS.format(1)})
-
-
 @pytest.mark.slow
 def test_evaluate_and_attack_in_a_bucket(bucket, local, killed, data_dir, tmp_path):
-  done = python(VERBS, '--workdir=gs://bucket/a run', f'--data_dir={data_dir}', env=bucket.env)
-  assert done.returncode == 0, done.stderr
+  python(VERBS, '--workdir=gs://bucket/a run', f'--data_dir={data_dir}', **bucket.env)
   found = bucket.download('a run', tmp_path)
   expected = evaluate(local, data_dir=data_dir, devices=jax.local_devices()[:1])
   assert read_json(found / 'evaluation.json') == json.loads(json.dumps(expected))
@@ -250,8 +234,7 @@ sys.exit(cli.main(argv) or cli.main(argv))
 def test_reproduce_in_a_bucket(bucket, tiny_file, data_dir):
   """A suite of one cell: trained, and the second time known."""
   done = python(SUITE, tiny_file(num_epochs=2), 'reproduce', 'table1', '--scale=small',
-                '--workdir=gs://bucket/suite', f'--data_dir={data_dir}', env=bucket.env)
-  assert done.returncode == 0, done.stderr
+                '--workdir=gs://bucket/suite', f'--data_dir={data_dir}', **bucket.env)
   assert done.stdout.count('report: gs://bucket/suite/report/report.html\n') == 2
   assert 'is known from gs://bucket/suite/results.json' in done.stderr
   names = bucket.names('suite')
@@ -270,7 +253,7 @@ for argv in json.loads(sys.argv[1]):
 
 def complaints(*commands, env):
   """The one line that each of the commands complains with, all in one process."""
-  done = python(SEVERAL, json.dumps(commands), env=env)
+  done = python(SEVERAL, json.dumps(commands), **env)
   assert done.stdout.split() == ['2'] * len(commands), done.stderr
   lines = [line for line in done.stderr.splitlines() if line.startswith('gapjax: ')]
   assert len(lines) == len(commands) and 'Traceback' not in done.stderr
@@ -324,8 +307,7 @@ sys.exit(gapjax.cli.main(['report', '--workdir=gs://bucket/run']))
 
 
 def test_without_gcsfs():
-  done = subprocess.run([sys.executable, '-c', WITHOUT], capture_output=True, text=True,
-                        check=False, cwd=ROOT, timeout=60)
+  done = python(WITHOUT, check=False)
   assert done.returncode == 2
   assert len(done.stderr.splitlines()) == 1
   assert 'gs://bucket/run needs gcsfs, which is not installed: pip install gcsfs' in done.stderr
@@ -333,8 +315,7 @@ def test_without_gcsfs():
 
 @pytest.mark.parametrize('path', ['s3://bucket/run', 'gs://', 'gs:///', 'http://host/run'])
 def test_what_is_no_folder_in_a_bucket(path):
-  with pytest.raises(UsageError, match='must be gs://BUCKET/FOLDER'):
-    paths.of(path)
+  refused(lambda: paths.of(path), 'must be gs://BUCKET/FOLDER')
 
 
 def test_local_files_are_where_they_were(tmp_path):

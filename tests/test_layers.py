@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from conftest import refused
 
 from gapjax import config, models
-from gapjax.errors import UsageError
 from gapjax.models import convolution, layers, on_cpu
 from gapjax.training.devices import AXIS, Devices
 
@@ -104,10 +104,9 @@ def test_padding_needs_enough_pixels():
     if fits:
       assert layers.pad(x, size, mode=mode).shape == (1, 3 + 2 * size, 3 + 2 * size, 1)
     else:
-      with pytest.raises(UsageError, match='larger'):
-        layers.pad(x, size, mode=mode)
-  with pytest.raises(UsageError, match='larger canvas'):
-    layers.Conv(1, padding='none').init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))
+      refused(lambda size=size, mode=mode: layers.pad(x, size, mode=mode), 'larger')
+  refused(lambda: layers.Conv(1, padding='none').init(jax.random.key(0), jnp.zeros((1, 2, 2, 1))),
+          'larger canvas')
 
 
 @pytest.mark.parametrize(('module', 'shape', 'fan_in'), [

@@ -10,9 +10,9 @@ import socket
 import jax
 import numpy as np
 import pytest
-from conftest import SCENES, newest, same, tiny_config, wait_until
+from chaos_judge import complete
+from conftest import SCENES, newest, refused, same, tiny_config, wait_until
 
-from gapjax.errors import UsageError
 from gapjax.paths import read_json, read_lines
 from gapjax.training import devices as devices_module
 from gapjax.training.devices import check_alike, initialize, told_by_environment
@@ -133,19 +133,14 @@ def test_processes_that_would_not_begin_alike(monkeypatch):
   gathered = iter([[0, 0, 1], [0, 0, 0]])
   monkeypatch.setattr(devices_module.multihost_utils, 'process_allgather',
                       lambda x: np.stack([x ^ change for change in next(gathered)]))
-  with pytest.raises(UsageError, match='process 2 would not begin where the first does'):
-    check_alike('00ff')
+  refused(lambda: check_alike('00ff'), 'process 2 would not begin where the first does')
   check_alike('00ff')
-
-
-def saved(workdir):
-  return [path for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit()]
 
 
 @pytest.mark.slow
 def test_one_is_killed_and_all_are_started_again(start, two, tmp_path):
   processes = start(tmp_path, 2, KILLED)
-  wait_until(lambda: saved(tmp_path), *processes)
+  wait_until(lambda: complete(tmp_path), *processes)
   os.kill(processes[1].pid, signal.SIGKILL)
   (code, err), _ = finish(processes)
   assert code in (1, -signal.SIGABRT), err  # jax itself ends a process whose partner is silent
@@ -160,7 +155,7 @@ def test_one_is_killed_and_all_are_started_again(start, two, tmp_path):
 @pytest.mark.slow
 def test_a_signal_to_one_stops_all_and_saves(start, tmp_path):
   processes = start(tmp_path / 'run', 2, {**PERMUTED, 'num_epochs': 2000})
-  wait_until(lambda: saved(tmp_path / 'run'), *processes)
+  wait_until(lambda: complete(tmp_path / 'run'), *processes)
   processes[1].send_signal(signal.SIGTERM)
   steps = set()
   for code, err in finish(processes):
@@ -171,10 +166,8 @@ def test_a_signal_to_one_stops_all_and_saves(start, tmp_path):
 
 def test_how_processes_find_each_other(monkeypatch):
   for wrong in ('here', 'here:1,2', 'here:1,2,x', 'here,2,0'):
-    with pytest.raises(UsageError, match='HOST:PORT,NUMBER_OF_PROCESSES,PROCESS'):
-      initialize(wrong)
-  with pytest.raises(UsageError, match='from 0 to 1'):
-    initialize('here:1,2,2')
+    refused(lambda wrong=wrong: initialize(wrong), 'HOST:PORT,NUMBER_OF_PROCESSES,PROCESS')
+  refused(lambda: initialize('here:1,2,2'), 'from 0 to 1')
   assert told_by_environment() is None
   for tasks, told in (('4', 'auto'), ('', None), ('x', None), ('1', None)):
     monkeypatch.setenv('SLURM_STEP_NUM_TASKS', tasks)

@@ -7,10 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, refused
 
 from gapjax import cli, config
-from gapjax.errors import UsageError
 from gapjax.paths import read_json
 from gapjax.pytorch import parity
 from gapjax.report import schema
@@ -109,8 +108,8 @@ def test_records_of_before_are_converted_and_no_number_changes():
   wrong = {**after[1], 'values': [.5, .75 + 1e-12]}
   with pytest.raises(AssertionError):
     convert_results.compare(before, [after[0], wrong, *after[2:]])
-  with pytest.raises(UsageError, match='several commits'):
-    convert_results.convert([{**before[0], 'commits': ['a', 'b']}])
+  refused(lambda: convert_results.convert([{**before[0], 'commits': ['a', 'b']}]),
+          'several commits')
 
 
 def test_parity_is_of_these_networks_and_rounding_alone():

@@ -5,9 +5,9 @@ import re
 
 import numpy as np
 import pytest
+from conftest import refused
 from pixels import pixels, row
 
-from gapjax.errors import UsageError
 from gapjax.neurons.sweeps import Sweep
 from gapjax.report import attack as report_attack
 from gapjax.report import page as report
@@ -137,8 +137,7 @@ def test_curves_are_drawn_where_the_values_are(tmp_path):
   left, right, at = (row(picture, color) for color in (plots.LINES[0], plots.LINES[2], plots.SOFT))
   assert left < at < right
   assert (at - left) / (right - left) == pytest.approx(.3 / .7, abs=.02)
-  with pytest.raises(UsageError, match='no metric'):
-    pictures.curves(Sweep((0, 1), {}), tmp_path / 'a.png')
+  refused(lambda: pictures.curves(Sweep((0, 1), {}), tmp_path / 'a.png'), 'no metric')
 
 
 def test_a_subject_is_a_network_and_its_grid():

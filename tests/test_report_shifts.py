@@ -131,17 +131,6 @@ def test_other_protocols_are_columns_where_a_record_has_them():
   assert len(_rows(report.table(_shift_records(('augshift',))))[0]) == 7
 
 
-def test_tables_come_in_the_papers_order_and_unknown_cells_last():
-  unknown = [{'cell': 'overall/N=100', 'metric': 'miou', 'mean': .5},
-             {'cell': 'augshift/cifar10', 'metric': 'loss', 'mean': 1.5}]
-  text = report.table([*unknown, *_shift_records(), *_records()])
-  heads = [table.splitlines()[0] for table in text.split('\n\n')]
-  assert ['grid' in head for head in heads] == [True, False, False]
-  assert ['feature distance' in head for head in heads] == [False, True, False]
-  assert 'overall/N=100' in text.split('\n\n')[2] and '1.5' in text.split('\n\n')[2]
-  assert 'image_accuracy_best' not in text
-
-
 def test_a_table_of_many_columns_may_leave_the_margins(tmp_path):
   for more, wide in (({'paper': None}, False), ({'torch': TWIN}, True)):
     _write(tmp_path / 'results.json', [{**r, 'detail': None, **more} for r in _shift_records()])

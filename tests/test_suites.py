@@ -7,11 +7,11 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, refused
 
 from gapjax import cli, config
 from gapjax.errors import UsageError
-from gapjax.neurons.sweeps import Sweep
+from gapjax.neurons import sweeps
 from gapjax.report import page as report
 from gapjax.report import schema
 from gapjax.reproduce import loop, records, suites
@@ -77,8 +77,7 @@ def test_chosen_cells():
                    'augshift_aps/cifar10', 'resnet18/cifar100']
   assert suites.chosen(found, None) == found
   for only in ('augshift', 'resnet18/* resnet50/*', ''):
-    with pytest.raises(UsageError, match='no cell is named'):
-      suites.chosen(found, only)
+    refused(lambda only=only: suites.chosen(found, only), 'no cell is named')
 
 
 PNG = b'\x89PNG\r\n\x1a\n' + bytes(32)
@@ -228,8 +227,7 @@ def test_a_change_is_of_every_cell_and_told(tmp_path):
   (['--config.num_epochs=2'], '*/3x3 */5x5', r'the cells differ in it \(10, 6\)')])
 def test_a_change_that_cannot_be(changes, only, message):
   """Also of what the cells are there to compare."""
-  with pytest.raises(UsageError, match=message):
-    suites.changed(suites.table1('small'), changes, only=only)
+  refused(lambda: suites.changed(suites.table1('small'), changes, only=only), message)
 
 
 @pytest.mark.parametrize(('suite', 'only', 'field'), [
@@ -242,13 +240,8 @@ def test_a_change_that_cannot_be(changes, only, message):
   ('ablations', 'padding=zero/*', 'model.padding=circular')])
 def test_a_row_is_called_what_it_is(suite, only, field):
   """What the names of cells say cannot be changed, though these cells do not differ in it."""
-  with pytest.raises(UsageError, match='names of the cells say it, so a row would be called what'):
-    suites.changed(suites.SUITES[suite]('small'), [f'--config.{field}'], only=only)
-
-
-def test_an_unknown_scale_is_none(tmp_path):
-  with pytest.raises(UsageError, match='unknown scale of table1 `smal`'):
-    loop.run('table1', scale='smal', seeds=1, workdir=tmp_path, command='')
+  refused(lambda: suites.changed(suites.SUITES[suite]('small'), [f'--config.{field}'], only=only),
+          'names of the cells say it, so a row would be called what')
 
 
 def test_results_of_another_suite_are_not_overwritten(tmp_path, data_dir):
@@ -308,7 +301,7 @@ def test_seeds_are_gathered():
 def _attack_records(cell, at, found=(), *, seed=0):
   """What a made-up sweep left of a cell: two orders, two N."""
   metric = 'miou' if cell.config.task == 'segmentation' else f'{cell.config.canvas.target}_accuracy'
-  sweep = Sweep((0, 5, 9), {metric: {'overall': np.array([[at, .5, .3]]),
+  sweep = sweeps.Sweep((0, 5, 9), {metric: {'overall': np.array([[at, .5, .3]]),
                                      'random': np.array([[at, .8, .6], [at, .7, .4]])}})
   return records.add_attack(list(found), cell, seed=seed, summary=_summary(cell, seed),
                             sweep=sweep, **ABOUT)
@@ -331,14 +324,20 @@ def test_a_config_stands_once_a_cell_and_is_read_for_all(tmp_path):
 
 
 def test_attacks_of_two_networks_do_not_hide_each_other():
-  """Their orders, N and metrics are the same; random orders have two values a seed."""
+  """Their orders, N and metrics are the same; random orders have two values a seed. A cell's own
+  metric is not taken for its attack's."""
   cells = suites.attack('small')[1:3]
-  found = []
+  own = {'suite': 'table2', 'cell': cells[0].name, 'metric': 'location_accuracy', 'seeds': [0],
+         'values': [.5], 'config': cells[0].config.to_dict()}
+  found = [own]
   for seed, at in enumerate((.9, .8)):
     for cell in cells:
       found = _attack_records(cell, at, found, seed=seed)
-  assert len(found) == 2 * 5
-  for record in found:
+  assert len(found) == 1 + 2 * 5 and found[0]['values'] == [.5]
+  both = sweeps.from_records([r for r in found[1:] if r['cell'] == cells[1].name])  # what is drawn
+  np.testing.assert_array_equal(both.metrics['location_accuracy']['random'],
+                                [[.9, .8, .6], [.9, .7, .4], [.8, .8, .6], [.8, .7, .4]])
+  for record in found[1:]:
     assert record['seeds'] == [0, 1] and record['chance'] == .1
     expected = {('clean', 0): [.9, .8], ('overall', 5): [.5, .5], ('overall', 9): [.3, .3],
                 ('random', 5): [.8, .7, .8, .7], ('random', 9): [.6, .4, .6, .4]}
