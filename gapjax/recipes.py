@@ -75,15 +75,15 @@ def cifar(dataset: str) -> ConfigDict:
 
 
 def narrow_cifar(dataset: str) -> ConfigDict:
-  """Width 16, all 50,000 images, 15 epochs: about an hour on 2 CPU cores.
+  """Width 16, all 50,000 images, 20 epochs: about an hour on 2 CPU cores.
 
   Large batches and a triangular rate (up over a fifth of the training, then down to 0), as those
-  who train CIFAR-10 in few epochs have it.
+  who train CIFAR-10 in few epochs have it. With 15 epochs one seed of the baseline had 88.3%.
   """
   return replaced(
-    cifar(dataset), num_epochs=15, batch_size=250, model=dict(width=16),
+    cifar(dataset), num_epochs=20, batch_size=250, model=dict(width=16),
     optimizer=dict(lr=0.2, nesterov=True),
-    schedule=dict(name='poly', power=1.0, warmup_epochs=3.0), eval=dict(every_epochs=3),
+    schedule=dict(name='poly', power=1.0, warmup_epochs=4.0), eval=dict(every_epochs=4),
     checkpoint=dict(every_epochs=1.0))
 
 

@@ -253,7 +253,7 @@ def test_scale_notes_depend_on_the_suite():
   narrow = [report.scale_notes([{'suite': suite, 'scale': 'narrow'}])
             for suite in ('table1', 'table2', 'augshift_sweep', 'mine')]
   assert all('a quarter of the width' in note for note, in narrow) and narrow[1] == narrow[2]
-  assert 'GAPNet' in narrow[0][0] and '15 epochs' in narrow[1][0]
+  assert 'GAPNet' in narrow[0][0] and '20 epochs' in narrow[1][0]
   sweep = {'suite': 'augshift_sweep', 'scale': 'small'}
   assert report.scale_notes([{'suite': 'table2', 'scale': 'small'}, sweep]) == table2
   assert report.scale_notes([{'suite': 'table2', 'scale': 'full'}]) == []

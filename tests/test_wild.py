@@ -178,7 +178,7 @@ def test_a_run_refuses_other_data(trained, tmp_path, files, names, told):
 
 def test_scenes_with_other_masks_are_others(tmp_path):
   """Also where a file has the same size, and where scenes are held out."""
-  masks = [encoded(np.full((24, 32), i % 2, np.uint8)) for i in range(20)]
+  masks = [encoded(np.repeat(np.eye(24, dtype=np.uint8)[[i]], 32, 0).T) for i in range(20)]
   sets = [data.load_scenes(write_scenes(tmp_path / name, files), split='train') for name, files in
           (('a', masks), ('again', masks), ('swapped', masks[1:] + masks[:1]))]
   first, again, swapped = (scenes.identity() for scenes in sets)

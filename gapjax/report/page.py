@@ -46,7 +46,7 @@ NOTES = {
   ('table1', 'narrow'): 'This run is the paper\'s recipe, all images and all epochs (GAPNet\'s '
                         'location: 2, which it finds after one), at a quarter of the width.',
   **dict.fromkeys((('table2', 'narrow'), ('augshift_sweep', 'narrow')), (
-    'This run uses a quarter of the width, all training images and 15 epochs of large batches with '
+    'This run uses a quarter of the width, all training images and 20 epochs of large batches with '
     f'a triangular rate, {COMPARE}')),
   ('', 'narrow'): f'This run uses a quarter of the width, {COMPARE}',
   ('', 'small'): f'This run is smaller than the paper\'s, {COMPARE}',
