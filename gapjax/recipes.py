@@ -106,7 +106,7 @@ def digits_moved() -> ConfigDict:
   return replaced(
     digits(), task='classification', num_epochs=6, model=dict(head='linear'),
     augshift=dict(weight=3.0), checkpoint=dict(every_epochs=6.0),
-    eval=dict(every_epochs=6, pairs=10, map_step=2, shift_images=200))
+    eval=dict(every_epochs=2, pairs=10, map_step=2, shift_images=200))
 
 
 # ---- Segmentation, to be attacked (section 5) ----------------------------------------------------

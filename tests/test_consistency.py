@@ -84,25 +84,25 @@ def result(network):
     return evaluate(network, devices=1, batch_size=32)
 
 
-def evaluate(network, *, devices, batch_size):
+def evaluate(network, *, devices, batch_size, **changes):
   _, model, state, task, test_set, _ = network
   here = Devices(jax.local_devices()[:devices])
-  config = moving_config(**{'eval.batch_size': batch_size})
+  config = moving_config(**{'eval.batch_size': batch_size, **changes})
   evaluation = build.create_evaluation(config, model, task, test_set, here)
   return evaluation.final(here.replicate(state))
 
 
-def views_by_hand(network, protocol, s, count):
-  """Classes and features (2, count, ...) of the pairs that seed 0 draws."""
+def views_by_hand(network, protocol, s, count, *, times=1):
+  """Classes and features (2, times * count, ...) of the pairs that seed 0 draws."""
   *_, task, test_set, forward = network
   rng = np.random.default_rng((0, PROTOCOLS.index(protocol), s))
-  offsets = rng.integers(-s, s, endpoint=True, size=(30, 2, 2))
+  offsets = rng.integers(-s, s, endpoint=True, size=(times, 30, 2, 2))
   images = np.asarray(task.normalised(test_set.images), np.float64)
-  views = np.stack([[by_hand(images[i], protocol, offsets[i, v], s) for i in range(count)]
-                    for v in range(2)])
+  views = np.stack([[by_hand(images[i], protocol, offsets[j, i, v], s)
+                     for j in range(times) for i in range(count)] for v in range(2)])
   logits, features = forward(views.reshape(-1, *images.shape[1:]))
-  return (np.asarray(logits).argmax(-1).reshape(2, count),
-          np.asarray(features).reshape(2, count, -1))
+  return (np.asarray(logits).argmax(-1).reshape(2, times * count),
+          np.asarray(features).reshape(2, times * count, -1))
 
 
 def test_headline_by_hand(network, result):
@@ -118,6 +118,15 @@ def test_headline_by_hand(network, result):
   np.testing.assert_allclose(result['loss'],
                              reference.entropies(still, test_set.labels).mean())
   distance = ((z[0] - z[1]) ** 2).mean() / z.reshape(60, -1).var(0).mean()
+  np.testing.assert_allclose(result['feature_distance'], distance, rtol=1e-9)
+
+
+def test_every_image_is_moved_many_times(network):
+  with jax.enable_x64(True):
+    result = evaluate(network, devices=2, batch_size=8, **{'eval.pairs': 3, 'eval.max_shift': 0})
+    classes, z = views_by_hand(network, 'pad', 2, 30, times=3)
+  assert result['consistency'] == (classes[0] == classes[1]).mean() and z.shape[1] == 90
+  distance = np.square(z[0] - z[1]).mean() / z.reshape(180, -1).var(0).mean()
   np.testing.assert_allclose(result['feature_distance'], distance, rtol=1e-9)
 
 

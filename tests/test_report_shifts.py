@@ -5,10 +5,12 @@ import re
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from pixels import pixels, where
 from test_report import TWIN, _html, _markdown, _records, _rows, _run, _write, save_samples
 
 from gapjax.report import page as report
+from gapjax.report import schema
 from gapjax.report.plots import base as plots
 from gapjax.report.plots import shifts as plots_shifts
 from gapjax.report.plots.shifts import ShiftPanel
@@ -176,6 +178,9 @@ def test_rebuilding_changes_no_byte(shifts):
 
 
 def test_the_page_says_what_is_compared_and_measured(shifts):
+  mean = {(r['network'], r['metric']): r['mean'] for r in json.loads(
+    (shifts / 'results.json').read_text())}
+  beyond = 100 * (mean['augshift', 'consistency'] - mean['two_crops', 'consistency'])
   for text in (_html(shifts), _markdown(shifts)):
     assert 'Can a loss make a network translation invariant?' in text
     for words in ('the fair control is two crops at weight 0', 'This run uses a narrow ResNet-18',
@@ -184,6 +189,7 @@ def test_the_page_says_what_is_compared_and_measured(shifts):
                   'Training images as the network sees them; with two', 'sum over both'):
       assert words in text
     assert 'GAPNet' not in text and 'BlurPool' not in text
+    assert f'{beyond:+.1f} than two crops without the loss, and its features of two' in text
     assert 'canvas' not in text.replace('samples.png', '')
   records = {(r['cell'], r['metric']): r['mean'] for r in json.loads(
     (shifts / 'results.json').read_text())}
@@ -257,6 +263,24 @@ def test_scale_notes_depend_on_the_suite():
   sweep = {'suite': 'augshift_sweep', 'scale': 'small'}
   assert report.scale_notes([{'suite': 'table2', 'scale': 'small'}, sweep]) == table2
   assert report.scale_notes([{'suite': 'table2', 'scale': 'full'}]) == []
+  longer = next(r for r in schema.read(ROOT / 'results/ablations/results.json') if (
+    r['cell'], r['metric']) == ('permute_at=pooled_5x/location/3x3', 'location_accuracy'))
+  [note] = report.scale_notes([{'suite': 'quickstart', 'scale': 'digits'}])
+  assert f'{longer["detail"]["steps"]:,} steps' in note and f'{100 * longer["mean"]:.1f}%' in note
+
+
+def test_a_network_is_told_in_a_sentence():
+  lines = report.told([*_shift_records(('augshift',)), *_records()], headings=True)
+  assert [line for line in lines if 'claim:' in line] == [
+    'First claim: position survives global pooling',
+    'Second claim: AugShift makes networks translation invariant']
+  assert len(lines) == 2 + 1 + len({r['cell'] for r in _records()})
+  mean = {r['metric']: 100 * r['mean'] for r in _shift_records(('augshift',))}
+  top, agree = mean['image_accuracy'], mean['consistency']
+  assert f'AugShift names {top:.1f}% of the images' in lines[-1] and f'{agree:.1f}% of' in lines[-1]
+  found = next(100 * r['mean'] for r in _records() if (r['network'], r['metric']) == (
+    'gapnet', 'location_accuracy'))
+  assert f'GAPNet finds {found:.1f}% of the places; guessing finds 11.1%' in lines
 
 
 # --- pictures --------------------------------------------------------------------------------

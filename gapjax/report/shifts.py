@@ -105,7 +105,22 @@ def lead(source):
   else:
     claim += ('If the claim holds, AugShift is more consistent than the network alone, at nearly '
               'the same accuracy.')
-  return [claim, ' '.join([*_compared(source), measure])]
+  return [claim, ' '.join([*_compared(source), measure]), *_here(source)]
+
+
+def _here(source):
+  """A sentence for each dataset on AugShift beside the network alone and the control."""
+  means = {(r['dataset'], r['network'], r['metric']): r['mean'] for r in source.records}
+  for dataset, alone in dict.fromkeys(key[:2] for key in means if key[1].startswith('resnet')):
+    (augshift, *others), (near, far) = (
+      [means.get((dataset, network, metric)) for network in networks] for metric, networks in (
+        ('consistency', ('augshift', alone, 'two_crops')),
+        ('feature_distance', ('augshift', 'two_crops'))))
+    if None not in (augshift, *others, near, far) and not _is_sweep(source):
+      over_alone, over_control = (f'{100 * (augshift - other):+.1f}' for other in others)
+      yield (f'On {dataset} AugShift is {over_alone} points more consistent than the network alone '
+             f'and {over_control} than two crops without the loss, and its features of two shifts '
+             f'are {far / near:.1f} times as close as theirs.')
 
 
 def _compared(source):

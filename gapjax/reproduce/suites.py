@@ -227,7 +227,7 @@ def quickstart(scale: str) -> list[Cell]:
   segmentation network whose position channels are removed.
   """
   canvas = configs.replaced(recipes.digits(), num_epochs=4, data=dict(image_size=8),
-                            eval=dict(every_epochs=4), checkpoint=dict(every_epochs=4.0))
+                            eval=dict(every_epochs=1), checkpoint=dict(every_epochs=4.0))
   moved, scenes = recipes.digits_moved(), recipes.digit_scenes()
   if scale == 'tiny':  # for continuous integration: shows that it runs, not what it finds
     digits = dict(num_epochs=2, data=dict(image_size=8), model=dict(width=8))
