@@ -15,7 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 os.environ['JAX_PLATFORMS'] = 'cpu'
-XLA_FLAGS = '--xla_force_host_platform_device_count={} --xla_backend_optimization_level=0'
+XLA_FLAGS = ('--xla_force_host_platform_device_count={} --xla_backend_optimization_level=2 '
+             '--xla_llvm_disable_expensive_passes=true')
 os.environ['XLA_FLAGS'] = XLA_FLAGS.format(8)
 # On CPUs whose widest vectors are AVX2's, torch 2.13 corrupts its memory ("corrupted double-linked
 # list") in the backward pass of some of the tests' tiny networks; with older kernels it does not.

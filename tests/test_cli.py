@@ -192,17 +192,17 @@ def test_help(capsys):
 
 @pytest.mark.slow
 def test_quickstart_at_its_smallest(gapjax, tmp_path, data_dir):
-  """All networks, the table, the report, and a second start that has nothing left to do."""
+  """All networks, a dozen lines, the report, and a second start that has nothing left to do."""
   command = ['quickstart', '--scale=tiny', f'--workdir={tmp_path}', f'--data_dir={data_dir}']
   first = gapjax(*command)
   assert first.returncode == 0, first.stderr
   page = tmp_path / 'report' / 'report.html'
   assert first.stdout.splitlines()[-1] == f'report: {page}'
   results = json.loads((tmp_path / 'results.json').read_text())
-  # Two metrics for each of five canvas cells, six for each of two of shifted images, eight of a
-  # segmentation network, and for each of six orders at three N and for none mIoU in four regions
-  # and the accuracies of two canvas networks.
-  assert len(results) == 5 * 2 + 2 * 6 + 8 + (4 + 2) * (6 * 3 + 1)
+  # Two metrics for each of three canvas cells, six for each of three of shifted images, eight of a
+  # segmentation network, and for each of six orders at three N and for none mIoU in four regions.
+  assert len(results) == 3 * 2 + 3 * 6 + 8 + 4 * (6 * 3 + 1)
+  assert len(first.stdout.splitlines()) == 3 + 7 + 1  # claims, networks, the page
   for random, n in ((False, 1), (True, 2)):
     assert {r['n'] for r in results if (r.get('order') == 'random') == random} == {n}
   before = page.read_bytes()
