@@ -351,7 +351,8 @@ def test_a_trained_cell_is_attacked_without_training_it_again(monkeypatch, tmp_p
   """Results from before its attack belonged to the suite stay, and are not counted twice."""
   monkeypatch.setitem(suites.SUITES, 'quickstart', lambda scale: [cell])
   cell = suites.quickstart('tiny')[0]
-  assert cell.name == 'gapnet/location/3x3' and cell.attack
+  assert cell.name == 'gapnet/location/3x3'
+  cell.config.neurons.update(counts=3, random_orders=2)
   for attacked in (False, True, True):
     cell = dataclasses.replace(cell, attack=attacked)
     loop.run('quickstart', scale='tiny', seeds=1, workdir=tmp_path, data_dir=data_dir,
