@@ -105,7 +105,9 @@ def keep_freed_memory() -> bool:
   XLA on CPU frees and allocates its temporary buffers every step; glibc would hand them back to
   the system and fault the pages in again (0.5 million faults and a quarter of the time for a step
   of 2 GB). All threads share one arena, since the others map and unmap whatever is larger than 64
-  MB; a thread that has one already keeps it, so call this before jax starts its threads.
+  MB; a thread that has one already keeps it, so call this before jax starts its threads. One arena
+  costs small networks (digits, width 16: 13% more images a second without it, and a third less to
+  compile), and gains for large ones (canvas of 96 pixels, width 64: 14% more with it).
   """
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
   if mallopt is None:
