@@ -151,11 +151,13 @@ def test_images_of_a_region_are_chosen_by_their_masks(settings, expected):
 
 
 @pytest.mark.parametrize(('settings', 'message'), [
-  ({'classes': []}, 'no class'), ({'purity': 0}, 'purity 0'), ({'least_area': 1.5}, 'fractions'),
+  ({'classes': []}, 'no class'), ({'classes': 1}, 'numbers of classes in a list'),
+  ({'classes': ['car']}, 'numbers of classes'), ({'purity': 0}, 'purity 0'),
+  ({'least_area': 1.5}, 'fractions'),
   ({'limit': 0}, 'limit 0'), ({'region': 'lft'}, 'unknown region'),
   ({'classes': [3]}, r'none of 6 images has classes \[3\].*lower least_area'),
   ({'least_area': .5}, 'none of 6 images')])
-def test_settings_that_choose_nothing(settings, message):
+def test_settings_that_choose_nothing(settings, message, unchecked):
   settings = {'region': 'left', 'classes': [7], **settings}
   refused(lambda: rank.choose(SCENES, **settings), message)
 

@@ -185,7 +185,10 @@ def choose(scenes: Iterable[Mapping], *, region: str | Sequence[float], classes:
     UsageError: a setting is out of range, or no scene qualifies.
   """
   rectangle = segmentation.region(region)
-  classes = [int(c) for c in classes]
+  numbers = np.asarray(classes)
+  if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in 'iu'):
+    raise UsageError(f'classes={classes!r}: give numbers of classes in a list, such as [24, 25]')
+  classes = numbers.tolist()
   if not classes:
     raise UsageError('there is no class to choose images by; name at least one, such as 24')
   if not 0 <= least_area <= 1 or not 0 < purity <= 1:
