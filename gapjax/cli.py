@@ -137,7 +137,7 @@ def check_output(path):
            help='tiny: a few steps of each network, to see that it runs'))
 def quickstart(arguments):
   """The whole paper on data that ships with scikit-learn."""
-  print('gapjax: seven small networks on handwritten digits; about two minutes on 2 CPU cores',
+  print('gapjax: seven networks on handwritten digits; at scale digits two minutes on 2 cores',
         file=sys.stderr, flush=True)
   # A fifth less to compile on a CPU, and no number changes.
   os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')

@@ -107,7 +107,7 @@ def _train(left, records, *, suite, scale, workdir, data_dir, command, progress,
     return _work(cell, seed, parts, folder=workdir / 'cells' / cell.name / f'seed{seed}',
                  data_dir=data_dir, **how)
 
-  for (_, (seed, cell, parts)), (folder, summary, attacked, twinned) in _several(
+  for (_, (seed, cell, parts)), (folder, summary, attacked) in _several(
       work, list(enumerate(left, 1)), at_once=at_once, progress=progress):
     about = dict(seed=seed, summary=summary, suite=suite, scale=scale)
     if 'trained' in parts:
@@ -115,36 +115,34 @@ def _train(left, records, *, suite, scale, workdir, data_dir, command, progress,
     if attacked:
       pictures.save(folder, *attacked)
       records = add_attack(records, cell, sweep=attacked.sweep, **about)
-    if twinned:
-      records = add_torch(records, cell, seed=seed, summary=twinned)
     write(workdir / 'results.json', records)
     for line in report.told([record for record in records if record['cell'] == cell.name]):
       log.warning('  %s', line)
-    made = summary or twinned
+    if 'twinned' in parts:
+      from gapjax.pytorch import train as twin
+      summary = twin.train(replaced(cell.config, seed=seed), workdir=folder / 'torch',
+                           data_dir=data_dir, progress=progress)
+      records = add_torch(records, cell, seed=seed, summary=summary)
+      write(workdir / 'results.json', records)
     today = datetime.date.today().isoformat()
     paths.write_json(workdir / 'run.json', {
       'began': previous.get('began', today), 'ended': today,
       'command': '\n'.join(dict.fromkeys([*previous.get('command', '').splitlines(), command])),
       'device': '; '.join(dict.fromkeys(filter(None, [
-        *previous.get('device', '').split('; '), made['device']]))),
-      'versions': {**previous.get('versions', {}), **made.get('versions', versions())},
+        *previous.get('device', '').split('; '), summary['device']]))),
+      'versions': {**previous.get('versions', {}), **summary.get('versions', versions())},
       'wall_seconds': previous.get('wall_seconds', 0.0) + time.perf_counter() - start})
 
 
 def _work(cell, seed, parts, *, folder, data_dir, **how):
-  """Trains, attacks and twins a cell's seed: (folder, summary, attack, the twin's summary), None
-  where it is not in `parts`."""
-  config = replaced(cell.config, seed=seed)
-  summary = attacked = twinned = None
+  """Trains and attacks a cell's seed: (folder, summary, attack), None where not in `parts`."""
+  summary = attacked = None
   if parts & {'trained', 'attacked'}:
-    summary = train(config, workdir=folder, data_dir=data_dir, **how,
+    summary = train(replaced(cell.config, seed=seed), workdir=folder, data_dir=data_dir, **how,
                     alike=[folder.with_name(f'seed{earlier}') for earlier in range(seed)])
   if 'attacked' in parts:
     attacked = attack_run(folder, data_dir=data_dir)
-  if 'twinned' in parts:
-    from gapjax.pytorch import train as twin
-    twinned = twin.train(config, workdir=folder / 'torch', data_dir=data_dir, **how)
-  return folder, summary, attacked, twinned
+  return folder, summary, attacked
 
 
 def _several(work, items, *, at_once: int, progress: bool):
