@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import math
 import os
 import shlex
 import sys
@@ -77,6 +78,14 @@ def positive(text):
   number = int(text)
   if number < 1:
     raise argparse.ArgumentTypeError(f'must be at least 1, not {number}')
+  return number
+
+
+def duration(text):
+  """Minutes, more than none."""
+  number = float(text)
+  if not 0 < number < math.inf:
+    raise argparse.ArgumentTypeError(f'must be above 0, not {text}')
   return number
 
 
@@ -234,6 +243,8 @@ def attack(arguments, neurons):
       flag('--cells', help="only these, such as 'augshift/* resnet18/cifar10'"),
       flag('--with_torch', action='store_true', help='train the same networks in plain PyTorch '
            f'too, for the column PyTorch ({", ".join(WITH_TORCH)})'),
+      flag('--minutes', type=duration, help='begin no cell that would not end within so many, as '
+           'far as those before it tell, and stop, saved, when they are over'),
       fields='--config.FIELD=VALUE sets a field of every cell, such as --config.num_epochs=100 '
       '(fields: gapjax/config.py)')
 def reproduce(arguments, changes):
@@ -248,7 +259,8 @@ def reproduce(arguments, changes):
     *(['--with_torch'] if arguments.with_torch else []), *map(shlex.quote, changes)])
   from gapjax.report import page as report
   records, page = run_suite(arguments.suite, arguments, seeds=arguments.seeds, command=command,
-                            only=arguments.cells, with_torch=arguments.with_torch, changes=changes)
+                            only=arguments.cells, with_torch=arguments.with_torch, changes=changes,
+                            minutes=arguments.minutes)
   print('\n'.join([report.table(records).rstrip(), *report.scale_notes(records)]))
   print(f'\nreport: {page}')
 

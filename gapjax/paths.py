@@ -47,6 +47,12 @@ def of(path):
   return epath.Path(text)
 
 
+def cache() -> pathlib.Path:
+  """gapjax's folder among the user's caches."""
+  home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  return pathlib.Path(home) / 'gapjax'
+
+
 def is_remote(path) -> bool:
   """Whether it is in a bucket."""
   return os.fspath(path).startswith(SCHEME)

@@ -1,38 +1,51 @@
 #!/usr/bin/env bash
-# What a GPU that is lent for minutes should tell first, in at most 3.5 minutes: the tests that need
-# a GPU, how far gapjax and PyTorch differ on it, and how fast they are in turns.
+# What a GPU that is lent for minutes should tell first, in at most 3.75 minutes: how fast gapjax and
+# PyTorch are in turns, how far they differ, and the tests that need a GPU.
 #
-#   OUT=results/gpu launch/gpu_first.sh          JAX_PLATFORMS=cpu, with MINUTES=1, tries the script
+#   OUT=results/gpu launch/gpu_first.sh          JAX_PLATFORMS=cpu TINY=1 MINUTES=2 tries the script
 #
-# Everything is written to $OUT as it comes. Nothing that fails stops what follows, and what would
-# not end in time is cut off; the short table at the end says which.
+# Everything comes to $OUT/first.tgz after every step. Nothing that fails stops what follows, and
+# what would not end in time is cut off; the short table at the end says which.
 
 set -uo pipefail
-OUT=${OUT:?a folder for what is measured} MINUTES=${MINUTES:-3.5}
+OUT=${OUT:?a folder for what is measured} MINUTES=${MINUTES:-3.75}
 mkdir -p "$OUT"
 here=$(cd "$(dirname "$0")/.." && pwd)
 [ -d "$here/gapjax" ] || here=$PWD  # the script was copied elsewhere: run in the project's root
 cd "$here" || exit 2
-end=$(python3 -c "import time; print(time.time() + 60 * $MINUTES - 5)")
-table=()
+work=$(mktemp -d) begin=$SECONDS
+limit=$(python3 -c "print(int(60 * $MINUTES) - 5)")
+export XLA_PYTHON_CLIENT_PREALLOCATE=false TQDM_DISABLE=1  # several processes share the GPU
+tiny=() rounds=3 steps=512
+[ -n "${TINY:-}" ] && tiny=(--config.model.width=4 --config.batch_size=8) rounds=1 steps=2
 
-step() { # SHARE of what is left, NAME, COMMAND ...: its output goes to $OUT/NAME.txt
-  local share=$1 name=$2 limit begin=$SECONDS code
-  shift 2
-  limit=$(python3 -c "import time; print(max(1, int($share * ($end - time.time()))))")
-  timeout --kill-after=5 "$limit" "$@" >"$OUT/$name.txt" 2>&1
+keep() { tar czf "$OUT/first.tgz.part" -C "$work" . && mv "$OUT/first.tgz.part" "$OUT/first.tgz"; }
+
+step() { # NAME, COMMAND ...: its output goes to NAME.txt, a line on how it ended to NAME.end
+  local name=$1 left=$((limit - (SECONDS - begin))) start=$SECONDS code
+  shift
+  timeout --kill-after=5 "$((left > 0 ? left : 1))" "$@" >"$work/$name.txt" 2>&1
   code=$?
-  [ "$code" = 124 ] && code="cut off after $limit s"
-  table+=("$name: exit $code, $((SECONDS - begin)) s: $(tail -n 1 "$OUT/$name.txt" | cut -c 1-100)")
+  [ "$code" = 124 ] && code="cut off"
+  echo "$name: exit $code, $((SECONDS - start)) s: $(tail -n 1 "$work/$name.txt" | cut -c 1-100)" \
+    >"$work/$name.end"
+  keep
 }
 
-python3 -c 'import jax; print(jax.__version__, jax.devices())' >"$OUT/device.txt" 2>&1
-nvidia-smi >>"$OUT/device.txt" 2>&1
-step 0.5 parity python3 -m gapjax convert --check --output="$OUT/parity.json" \
-  --config=configs/gapnet_cifar10.py
-step 0.5 parity_permuted python3 -m gapjax convert --check --output="$OUT/parity_permuted.json" \
-  --config=configs/permutenet_cifar10.py
-step 0.6 bench python3 -m gapjax bench --against=torch --torch=compiled --rounds=3 \
-  ${GAPJAX_DATA:+--data_dir="$GAPJAX_DATA"} --output="$OUT/bench.json"
-step 1 tests python3 -m pytest -q -o addopts= -p no:cacheprovider -m gpu tests/gpu
-printf '%s\n' "${table[@]}"
+python3 -c 'import jax, torch; print(jax.__version__, jax.devices(), torch.__version__)' \
+  >"$work/device.txt" 2>&1
+nvidia-smi >>"$work/device.txt" 2>&1
+
+# Alone, since it is timed.
+step bench python3 -m gapjax bench --against=torch --torch=compiled --rounds="$rounds" \
+  --steps="$steps" --config=configs/gapnet_cifar10.py --config.model.dtype=bfloat16 "${tiny[@]}" \
+  ${GAPJAX_DATA:+--data_dir="$GAPJAX_DATA"} --output="$work/bench.json"
+
+# Next to one another. The twin computes on one core: a quarter of the width keeps it to seconds.
+for network in gapnet permutenet; do
+  step "parity_$network" python3 -m gapjax convert --check --output="$work/parity_$network.json" \
+    --config="configs/${network}_cifar10.py" --config.model.width=16 &
+done
+step tests python3 -m pytest -q -o addopts= -n 3 -p no:cacheprovider -m gpu tests/gpu &
+wait
+cat "$work"/*.end

@@ -14,6 +14,7 @@ from gapjax.report import schema
 from gapjax.report.plots import base as plots
 from gapjax.report.plots import shifts as plots_shifts
 from gapjax.report.plots.shifts import ShiftPanel
+from gapjax.reproduce import suites
 
 PAPER = {'resnet18': (.931, .908), 'augshift': (.921, .948)}
 NETWORKS = ('resnet18', 'blurpool', 'aps', 'two_crops', 'augshift', 'augshift_blurpool',
@@ -262,7 +263,8 @@ def test_scale_notes_depend_on_the_suite():
   assert 'GAPNet' in narrow[0][0] and '20 epochs' in narrow[1][0]
   sweep = {'suite': 'augshift_sweep', 'scale': 'small'}
   assert report.scale_notes([{'suite': 'table2', 'scale': 'small'}, sweep]) == table2
-  assert report.scale_notes([{'suite': 'table2', 'scale': 'full'}]) == []
+  [full] = report.scale_notes([{'suite': 'table2', 'scale': 'full'}])
+  assert 'bfloat16' in full and suites.table2('full')[0].config.model.dtype == 'bfloat16'
   longer = next(r for r in schema.read(ROOT / 'results/ablations/results.json') if (
     r['cell'], r['metric']) == ('permute_at=pooled_5x/location/3x3', 'location_accuracy'))
   [note] = report.scale_notes([{'suite': 'quickstart', 'scale': 'digits'}])

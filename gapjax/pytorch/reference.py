@@ -75,7 +75,8 @@ def measure(case: parity.Case) -> dict[str, tuple[float, float]]:
   """The largest absolute and relative difference of each of parity.COLUMNS."""
   differences = {}
   for dtype in parity.TOLERANCES:
-    with jax.enable_x64(dtype == 'float64'):
+    # An accelerator would else multiply in TensorFloat-32 or bfloat16.
+    with jax.enable_x64(dtype == 'float64'), jax.default_matmul_precision('highest'):
       candidate = parity.Candidate(case, dtype)
       reference = Reference(case, dtype, candidate.permutations)
       ours, theirs = candidate.one_step(), reference.one_step()

@@ -48,6 +48,8 @@ NOTES = {
   **dict.fromkeys((('table2', 'narrow'), ('augshift_sweep', 'narrow')), (
     'This run uses a quarter of the width, all training images and 20 epochs of large batches with '
     f'a triangular rate, {COMPARE}')),
+  ('', 'full'): 'Networks compute in bfloat16; BatchNorm\'s statistics, pooled features and losses '
+                'in float32.',
   ('', 'narrow'): f'This run uses a quarter of the width, {COMPARE}',
   ('', 'small'): f'This run is smaller than the paper\'s, {COMPARE}',
   ('', 'tiny'): 'This run shows that everything runs; its few steps show nothing else.'}

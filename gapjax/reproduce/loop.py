@@ -3,13 +3,14 @@
 import concurrent.futures
 import datetime
 import logging
+import math
 import time
 
 import jax
 
 from gapjax import paths
 from gapjax.config import replaced
-from gapjax.errors import UsageError, check_choice
+from gapjax.errors import Interrupted, UsageError, check_choice
 from gapjax.neurons.run import attack_run
 from gapjax.report import page as report
 from gapjax.report.plots import neurons as pictures
@@ -23,8 +24,10 @@ from gapjax.reproduce.records import (
   write,
 )
 from gapjax.reproduce.suites import SCALES, SUITES, changed, chosen
+from gapjax.speed.inputs import step_flops
 from gapjax.tasks import TASKS
-from gapjax.training import workdirs
+from gapjax.training import build, workdirs
+from gapjax.training.plan import Plan
 from gapjax.training.system import StopSignals, commit, versions
 from gapjax.training.train import train
 from gapjax.weights.files import require_torch
@@ -34,7 +37,7 @@ log = logging.getLogger(__name__)
 
 def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: str,
         only: str | None = None, changes=(), with_torch: bool = False, progress: bool = True,
-        at_once: int = 1):
+        at_once: int = 1, minutes: float | None = None):
   """Trains what the workdir's results.json does not hold yet, cell by cell, then its report.
 
   Args:
@@ -51,6 +54,8 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
     progress: whether to show progress bars.
     at_once: on a single device, trains so many cells at the same time, without progress bars where
       that is several: a small network keeps one core busy, not two.
+    minutes: how long training may take (without at_once): a cell is begun only if, by what the
+      others took, it ends in time; one that does not is cut off, saved. None: as long as it does.
 
   Returns:
     The path of report.html.
@@ -82,8 +87,9 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
       if 'trained' in parts:
         check_commit([r['commit'] for r in records if r['cell'] == cell.name], here,
                      name=cell.name)
-    _train(left, records, suite=suite, scale=scale, workdir=workdir, data_dir=data_dir,
-           command=command, progress=progress, at_once=at_once)
+    with build.datasets_kept():
+      _train(left, records, suite=suite, scale=scale, workdir=workdir, data_dir=data_dir,
+             command=command, progress=progress, at_once=at_once, minutes=minutes)
     return report.build(workdir)
 
 
@@ -96,42 +102,82 @@ def missing(records, cell, seed: int, *, twin: bool) -> set[str]:
   return {'trained', *(['attacked'] if cell.attack else []), *(['twinned'] if twin else [])} - done
 
 
-def _train(left, records, *, suite, scale, workdir, data_dir, command, progress, at_once):
+class Pace:
+  """Which cells still end in time, judging by what those that are finished took.
+
+  A cell of so many floating-point operations takes as long for each as the finished one did whose
+  number is nearest, compilation and evaluation included. The first is always begun.
+  """
+
+  def __init__(self, minutes: float | None, data_dir):
+    self.until = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    self.data_dir, self.left, self._finished = data_dir, [], []
+
+  def in_time(self, items):
+    """Yields those of (number, (seed, cell, parts)) that do; `left` is what was not finished."""
+    for number, (seed, cell, parts) in items:
+      if math.isinf(self.until):
+        yield number, (seed, cell, parts)
+        continue
+      work, begin = self._work(cell.config), time.monotonic()
+      rates = sorted((abs(math.log(work / other)), seconds / other)
+                     for other, seconds in self._finished)
+      self.left.append(f'{cell.name} seed {seed}')
+      if begin + work * (rates[0][1] if rates else 0) > self.until:
+        continue
+      yield number, (seed, cell, parts)
+      self.left.pop()
+      self._finished.append((work, time.monotonic() - begin))
+
+  def _work(self, config):
+    train_set, _, task = build.load_data(config, data_dir=self.data_dir)
+    plan = Plan.of(config, num_images=len(train_set))
+    return plan.total_steps * step_flops(config, task, train_set)
+
+
+def _train(left, records, *, suite, scale, workdir, data_dir, command, progress, at_once, minutes):
   """Trains what is left, and writes results.json and run.json after each."""
-  start = time.perf_counter()
+  start, pace = time.perf_counter(), Pace(minutes, data_dir)
   previous = paths.read_json(workdir / 'run.json') if (workdir / 'run.json').exists() else {}
 
   def work(item, **how):
     number, (seed, cell, parts) = item
     log.warning('%s seed %d (%d of %d)', cell.name, seed, number, len(left))
     return _work(cell, seed, parts, folder=workdir / 'cells' / cell.name / f'seed{seed}',
-                 data_dir=data_dir, **how)
+                 data_dir=data_dir, until=pace.until, **how)
 
-  for (_, (seed, cell, parts)), (folder, summary, attacked) in _several(
-      work, list(enumerate(left, 1)), at_once=at_once, progress=progress):
-    about = dict(seed=seed, summary=summary, suite=suite, scale=scale)
-    if 'trained' in parts:
-      records = add(records, cell, lines=paths.read_lines(folder / 'metrics.jsonl'), **about)
-    if attacked:
-      pictures.save(folder, *attacked)
-      records = add_attack(records, cell, sweep=attacked.sweep, **about)
-    write(workdir / 'results.json', records)
-    for line in report.told([record for record in records if record['cell'] == cell.name]):
-      log.warning('  %s', line)
-    if 'twinned' in parts:
-      from gapjax.pytorch import train as twin
-      summary = twin.train(replaced(cell.config, seed=seed), workdir=folder / 'torch',
-                           data_dir=data_dir, progress=progress)
-      records = add_torch(records, cell, seed=seed, summary=summary)
+  try:
+    for (_, (seed, cell, parts)), (folder, summary, attacked) in _several(
+        work, pace.in_time(enumerate(left, 1)), at_once=at_once, progress=progress):
+      about = dict(seed=seed, summary=summary, suite=suite, scale=scale)
+      if 'trained' in parts:
+        records = add(records, cell, lines=paths.read_lines(folder / 'metrics.jsonl'), **about)
+      if attacked:
+        pictures.save(folder, *attacked)
+        records = add_attack(records, cell, sweep=attacked.sweep, **about)
       write(workdir / 'results.json', records)
-    today = datetime.date.today().isoformat()
-    paths.write_json(workdir / 'run.json', {
-      'began': previous.get('began', today), 'ended': today,
-      'command': '\n'.join(dict.fromkeys([*previous.get('command', '').splitlines(), command])),
-      'device': '; '.join(dict.fromkeys(filter(None, [
-        *previous.get('device', '').split('; '), summary['device']]))),
-      'versions': {**previous.get('versions', {}), **summary.get('versions', versions())},
-      'wall_seconds': previous.get('wall_seconds', 0.0) + time.perf_counter() - start})
+      for line in report.told([record for record in records if record['cell'] == cell.name]):
+        log.warning('  %s', line)
+      if 'twinned' in parts:
+        from gapjax.pytorch import train as twin
+        summary = twin.train(replaced(cell.config, seed=seed), workdir=folder / 'torch',
+                             data_dir=data_dir, progress=progress)
+        records = add_torch(records, cell, seed=seed, summary=summary)
+        write(workdir / 'results.json', records)
+      today = datetime.date.today().isoformat()
+      paths.write_json(workdir / 'run.json', {
+        'began': previous.get('began', today), 'ended': today,
+        'command': '\n'.join(dict.fromkeys([*previous.get('command', '').splitlines(), command])),
+        'device': '; '.join(dict.fromkeys(filter(None, [
+          *previous.get('device', '').split('; '), summary['device']]))),
+        'versions': {**previous.get('versions', {}), **summary.get('versions', versions())},
+        'wall_seconds': previous.get('wall_seconds', 0.0) + time.perf_counter() - start})
+  except Interrupted:
+    if time.monotonic() < pace.until:
+      raise
+  if pace.left:
+    log.warning('the time is up: not finished are %s; the same command goes on',
+                ', '.join(pace.left))
 
 
 def _work(cell, seed, parts, *, folder, data_dir, **how):

@@ -5,6 +5,7 @@ A cell is one network trained once a seed.
 
 import dataclasses
 import fnmatch
+import functools
 import operator
 from collections.abc import Mapping
 
@@ -71,7 +72,8 @@ def cell_name(fields: Mapping) -> str:
 
 
 def chosen(cells, only: str | None) -> list[Cell]:
-  """The cells whose names match one of the patterns in `only` ('augshift/* resnet18/cifar10').
+  """The cells whose names match one of the patterns in `only` ('augshift/* resnet18/cifar10'), in
+  the order of the patterns.
 
   Raises UsageError, listing the names, when a pattern matches none.
   """
@@ -82,7 +84,8 @@ def chosen(cells, only: str | None) -> list[Cell]:
     if not fnmatch.filter([cell.name for cell in cells], pattern):
       raise UsageError(f'--cells: no cell is named `{pattern}`; there are '
                        f'{", ".join(cell.name for cell in cells)}')
-  return [cell for cell in cells if any(fnmatch.fnmatch(cell.name, p) for p in patterns)]
+  matching = (cell for p in patterns for cell in cells if fnmatch.fnmatch(cell.name, p))
+  return list({cell.name: cell for cell in matching}.values())
 
 
 def changed(cells, changes, *, only=None) -> list[Cell]:
@@ -111,6 +114,17 @@ def changed(cells, changes, *, only=None) -> list[Cell]:
   return new
 
 
+def in_bfloat16(suite):
+  """A suite whose networks compute in bfloat16 at scale 'full', which is for accelerators."""
+  @functools.wraps(suite)
+  def cells(scale):
+    found = suite(scale)
+    for cell in found if scale == 'full' else ():
+      cell.config.model.dtype = 'bfloat16'
+    return found
+  return cells
+
+
 # ---- Table 1: location and image classification on a canvas (section 3) --------------------------
 
 GRIDS = (3, 5, 7)
@@ -131,6 +145,7 @@ def canvas_cell(network: str, target: str, grid: int, base: ConfigDict) -> Cell:
               paper)
 
 
+@in_bfloat16
 def table1(scale: str) -> list[Cell]:
   """{GAPNet, PermuteNet} x {location, image} x {3x3, 5x5, 7x7} on CIFAR-10 (table 1).
 
@@ -151,6 +166,8 @@ def table1(scale: str) -> list[Cell]:
       cell.config.num_epochs = {3: 10, 5: 6, 7: 4}[cell.config.canvas.grid]
     else:  # the exact evaluation of 7x7 is 490,000 canvases
       cell.config.eval.batch_size = 500
+    if scale == 'full':  # where an epoch takes seconds
+      cell.config.checkpoint.every_epochs = 5.0
     if scale == 'narrow' and cell.name.startswith('gapnet/location/'):
       cell.config.num_epochs = 2
   return cells
@@ -179,6 +196,7 @@ def shift_cell(network: str, base: ConfigDict, **pair) -> Cell:
   return Cell(config, {'network': name, **pair}, paper)
 
 
+@in_bfloat16
 def table2(scale: str) -> list[Cell]:
   """SHIFT_NETWORKS x {CIFAR-10, CIFAR-100} (table 2); the recipe of each scale: CIFAR."""
   base = CIFAR[scale]
@@ -186,6 +204,7 @@ def table2(scale: str) -> list[Cell]:
           for dataset in ('cifar10', 'cifar100') for network in recipes.SHIFT_NETWORKS]
 
 
+@in_bfloat16
 def augshift_sweep(scale: str) -> list[Cell]:
   """AugShift on CIFAR-10 for several weights and maximum shifts, beside the baseline.
 
@@ -205,6 +224,7 @@ def augshift_sweep(scale: str) -> list[Cell]:
 # ---- Position channels: segmentation to attack (section 5) ---------------------------------------
 
 
+@in_bfloat16
 def attack(scale: str) -> list[Cell]:
   """DeepLabv3 on CamVid, and table 1's networks on 3x3: trained, ranked and attacked.
 
@@ -254,6 +274,7 @@ PERMUTED = {
      for s in (4, 3, 2, 1)}}
 
 
+@in_bfloat16
 def ablations(scale: str) -> list[Cell]:
   """One thing varied at a time, on the 3x3 canvas: where channels are permuted, for location and
   image; and how convolutions pad, for GAPNet's and PermuteNet's location ('none' shrinks the maps

@@ -45,13 +45,18 @@ class Program:
     plan = Plan.of(config, num_images=len(self.train_set))
     model, self.state, rule, _ = build.create_learner(config, self.task, self.train_set, plan,
                                               platform=devices.platform)
-    self.flops = flops.TRAINING * config.batch_size * self.task.crops * flops.forward_flops(
-      models.create_network(config.model, num_classes=self.task.num_classes),
-      (*self.task.input_shape(self.train_set), 3))
+    self.flops = step_flops(config, self.task, self.train_set)
     self.count = np.int32(config.steps_per_call)
     self.key = steps.stream(config.seed, steps.TRAIN)
     self.feed = build.create_feed(config, self.task, self.train_set, plan)
     self.train_steps = build.create_train_steps(model, self.task, rule, devices)
+
+
+def step_flops(config, task, train_set) -> int:
+  """Operations of the model in a training step, by all devices; see flops.forward_flops."""
+  return flops.TRAINING * config.batch_size * task.crops * flops.forward_flops(
+    models.create_network(config.model, num_classes=task.num_classes),
+    (*task.input_shape(train_set), 3))
 
 
 def training_set(config, data_dir):

@@ -1,6 +1,7 @@
 """From a config to its parts: datasets, task, network, optimiser, state."""
 
-import functools
+import contextlib
+import contextvars
 
 import jax
 import numpy as np
@@ -16,12 +17,33 @@ from gapjax.training.evaluator import DeviceCounter
 from gapjax.training.feeds import HostFeed, IndexFeed
 from gapjax.weights import files as weights
 
+_kept = contextvars.ContextVar('_kept', default=None)
+
+
+@contextlib.contextmanager
+def datasets_kept():
+  """While entered, `load_data` reads every dataset once: seconds a cell of a suite."""
+  token = _kept.set({})
+  try:
+    yield
+  finally:
+    _kept.reset(token)
+
 
 def load_data(config, *, data_dir):
   """The training set, what is evaluated, and the task that a config names."""
-  c = config.data
-  read = functools.partial(TASKS[config.task].load_split, c.name, data_dir=data_dir,
-                           image_size=c.image_size or None)
+  c, kept = config.data, _kept.get()
+
+  def read(**part):
+    where = dict(data_dir=data_dir, image_size=c.image_size or None, **part)
+    key = config.task, c.name, *where.values()
+    if kept is None or key not in kept:
+      found = TASKS[config.task].load_split(c.name, **where)
+      if kept is None:
+        return found
+      kept[key] = found
+    return kept[key]
+
   if c.held_out:
     both = read(split=c.train_split, limit=c.train_images and c.train_images + c.held_out)
     n = len(both) - c.held_out

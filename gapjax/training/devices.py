@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gapjax import paths
 from gapjax.errors import TrainingFailed, UsageError
 
 AXIS = 'devices'
@@ -166,11 +167,20 @@ def leave(code: int) -> None:
       os._exit(code)
 
 
+def keep_programs(platform: str) -> None:
+  """Compiled programs are kept in the user's cache folder, where an accelerator takes minutes to
+  compile what it trains in one; JAX_COMPILATION_CACHE_DIR is another folder, or, empty, none."""
+  chosen = 'JAX_COMPILATION_CACHE_DIR' in os.environ or jax.config.jax_compilation_cache_dir
+  if platform != 'cpu' and not chosen:
+    jax.config.update('jax_compilation_cache_dir', os.fspath(paths.cache() / 'programs'))
+
+
 class Devices:
   """The devices of a run. `Devices()` takes all of all processes, a process' own side by side."""
 
   def __init__(self, devices=None):
     self.devices = list(devices or sorted(jax.devices(), key=lambda d: (d.process_index, d.id)))
+    keep_programs(self.platform)
     here = [i for i, d in enumerate(self.devices) if d.process_index == jax.process_index()]
     self._here = slice(here[0], here[-1] + 1)
     mesh = Mesh(np.asarray(self.devices[self._here]), (AXIS,))

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import functools
 import importlib.metadata
+import math
 import os
 import pathlib
 import platform
@@ -53,12 +54,16 @@ class StopSignals:
   """While entered, SIGTERM and Ctrl-C set `requested`; a second one acts as it always does.
 
   A request that nothing acted on inside raises Interrupted at the end: a suite must not go on.
-  `message` is what that says.
+  `message` is what that says. until: at this time.monotonic(), `requested` is set by itself.
   """
   message = 'stopped; what was finished is saved, and the same command goes on'
 
-  def __init__(self):
-    self.requested, self.code = False, 0
+  def __init__(self, until: float = math.inf):
+    self._until, self._told, self.code = until, False, 0
+
+  @property
+  def requested(self) -> bool:
+    return self._told or time.monotonic() >= self._until
 
   def __enter__(self):
     self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -76,7 +81,7 @@ class StopSignals:
       raise Interrupted(self.message, code=self.code)
 
   def _handle(self, number, _):
-    self.requested, self.code = True, 0 if number == signal.SIGTERM else 130
+    self._told, self.code = True, 0 if number == signal.SIGTERM else 130
     signal.signal(number, self._old[number])
 
 
@@ -124,8 +129,9 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def commit() -> str | None:
-  """The commit of the clone that gapjax runs from, with '+' where files differ from it; None where
-  it is installed. Asked once: a process runs the code that it has loaded."""
+  """The commit of the clone that gapjax runs from, with '+' where files differ from it; where it is
+  installed, what the environment variable GAPJAX_COMMIT says, or None. Asked once: a process runs
+  the code that it has loaded."""
   here = pathlib.Path(__file__).resolve().parent
 
   def git(*command):
@@ -138,7 +144,7 @@ def commit() -> str | None:
         git('status', '--porcelain', '--untracked-files=no'))
   except (OSError, subprocess.CalledProcessError):
     pass
-  return None
+  return os.environ.get('GAPJAX_COMMIT')
 
 
 def describe_devices(devices) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def train(config, *, workdir, data_dir=None, devices=None, progress=True, alike=(),
-          stop=None) -> dict:
+          stop=None, until=math.inf) -> dict:
   """Trains and evaluates one network; goes on where workdir's newest checkpoint stands.
 
   Args:
@@ -40,6 +41,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True, alike=
     progress: whether to show a progress bar.
     alike: workdirs that this run is averaged with, and so must share its data with.
     stop: StopSignals that a caller in the main thread has entered; None: its own.
+    until: a time.monotonic() at which it stops, saved, as if SIGTERM had come (without `stop`).
 
   Returns:
     The summary, as in `workdir/summary.json`.
@@ -48,7 +50,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True, alike=
     UsageError: a config that cannot be; a workdir of another config, or of other data; data that is
       not there.
     TrainingFailed: a loss, gradient or parameter is not finite.
-    Interrupted: SIGTERM or Ctrl-C, after saving.
+    Interrupted: SIGTERM or Ctrl-C, or the time is up, after saving.
   """
   configs.validate(config)
   devices = Devices(devices)
@@ -56,7 +58,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True, alike=
   workdir, config = paths.of(workdir), workdirs.settled(config, platform=devices.platform)
 
   with contextlib.ExitStack() as stack:
-    stop = stop or stack.enter_context(StopSignals())
+    stop = stop or stack.enter_context(StopSignals(until))
 
     # ---- A finished run needs nothing more, not even its data -----------------------------------
     if finished := decided(lambda: workdirs.finished(workdir, config)):
