@@ -6,7 +6,7 @@
 #   OUT=results/gpu GAPJAX_DATA=FOLDER launch/gpu_second.sh     TINY=1 MINUTES=2 tries it on a CPU
 #
 # TABLE1 and TABLE2 are other cells, SEEDS more seeds, FIELDS other --config.FIELD=VALUE flags;
-# GAPJAX_COMMIT is what records call the commit of a gapjax that is installed. $OUT/SUITE.tgz holds a
+# GAPJAX_COMMIT is what records call the commit of a copy without its own git. $OUT/SUITE.tgz holds a
 # suite's workdir but for its checkpoints, anew every half a minute; the tables stand at the end.
 
 set -uo pipefail

@@ -111,10 +111,10 @@ class Pace:
 
   def __init__(self, minutes: float | None, data_dir):
     self.until = math.inf if minutes is None else time.monotonic() + 60 * minutes
-    self.data_dir, self.left, self._finished = data_dir, [], []
+    self.data_dir, self._finished = data_dir, []
 
   def in_time(self, items):
-    """Yields those of (number, (seed, cell, parts)) that do; `left` is what was not finished."""
+    """Yields those of (number, (seed, cell, parts)) that do."""
     for number, (seed, cell, parts) in items:
       if math.isinf(self.until):
         yield number, (seed, cell, parts)
@@ -122,11 +122,9 @@ class Pace:
       work, begin = self._work(cell.config), time.monotonic()
       rates = sorted((abs(math.log(work / other)), seconds / other)
                      for other, seconds in self._finished)
-      self.left.append(f'{cell.name} seed {seed}')
       if begin + work * (rates[0][1] if rates else 0) > self.until:
         continue
       yield number, (seed, cell, parts)
-      self.left.pop()
       self._finished.append((work, time.monotonic() - begin))
 
   def _work(self, config):
@@ -137,7 +135,7 @@ class Pace:
 
 def _train(left, records, *, suite, scale, workdir, data_dir, command, progress, at_once, minutes):
   """Trains what is left, and writes results.json and run.json after each."""
-  start, pace = time.perf_counter(), Pace(minutes, data_dir)
+  start, pace, done = time.perf_counter(), Pace(minutes, data_dir), set()
   previous = paths.read_json(workdir / 'run.json') if (workdir / 'run.json').exists() else {}
 
   def work(item, **how):
@@ -164,6 +162,7 @@ def _train(left, records, *, suite, scale, workdir, data_dir, command, progress,
                              data_dir=data_dir, progress=progress)
         records = add_torch(records, cell, seed=seed, summary=summary)
         write(workdir / 'results.json', records)
+      done.add((seed, cell.name))
       today = datetime.date.today().isoformat()
       paths.write_json(workdir / 'run.json', {
         'began': previous.get('began', today), 'ended': today,
@@ -175,9 +174,13 @@ def _train(left, records, *, suite, scale, workdir, data_dir, command, progress,
   except Interrupted:
     if time.monotonic() < pace.until:
       raise
-  if pace.left:
+  if unfinished := [f'{cell.name} seed {seed}' for seed, cell, _ in left
+                    if (seed, cell.name) not in done]:
     log.warning('the time is up: not finished are %s; the same command goes on',
-                ', '.join(pace.left))
+                ', '.join(unfinished))
+    if not records:
+      raise Interrupted('no cell was finished yet, so there is nothing to report; what was trained '
+                        'is saved', code=0)
 
 
 def _work(cell, seed, parts, *, folder, data_dir, **how):

@@ -129,9 +129,11 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def commit() -> str | None:
-  """The commit of the clone that gapjax runs from, with '+' where files differ from it; where it is
-  installed, what the environment variable GAPJAX_COMMIT says, or None. Asked once: a process runs
-  the code that it has loaded."""
+  """What the environment variable GAPJAX_COMMIT says, for code that is a copy of a commit; else the
+  commit of the clone that gapjax runs from, with '+' where files differ from it; None where it is
+  installed. Asked once: a process runs the code that it has loaded."""
+  if told := os.environ.get('GAPJAX_COMMIT'):
+    return told
   here = pathlib.Path(__file__).resolve().parent
 
   def git(*command):
@@ -144,7 +146,7 @@ def commit() -> str | None:
         git('status', '--porcelain', '--untracked-files=no'))
   except (OSError, subprocess.CalledProcessError):
     pass
-  return os.environ.get('GAPJAX_COMMIT')
+  return None
 
 
 def describe_devices(devices) -> str:
