@@ -19,36 +19,42 @@ from gapjax.report import compared as report_compared
 from gapjax.report import page as report
 from gapjax.report import schema
 from gapjax.report.parts import DASH, number, ours
+from gapjax.report.plots import base as plots
 from gapjax.report.render import Table, markdown_table
+from gapjax.reproduce import suites
 from gapjax.speed import bench
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'results'
-SUITES = ('quickstart', 'table1', 'table2', 'table2_longer', 'augshift_sweep', 'ablations',
-          'attack')
+SUITES = ('quickstart', 'table1', 'table1_full', 'table2', 'table2_full', 'table2_longer',
+          'augshift_sweep', 'ablations', 'attack')
 PARITY = 'gapjax convert --check --output=results/parity/results.json'
 BENCH = 'gapjax bench --against=torch --rounds={rounds} --output=results/bench/{name}'
-BENCHED = """The training step of the paper's network (ResNet-18, width 64, batch 48, canvas 96x96,
-float32) on CPUs without other work. Both sides train in turns, each in a process of its own.
-Columns: the median time of a step, the least and the most in brackets; and gapjax's images a second
-over PyTorch's, where a value below 1 means that PyTorch is faster."""
-LIMITS = """All figures of this page are of an earlier version of gapjax, which computed some
+# Measured while convolutions on CPU were computed in another way.
+EARLIER = ('canvas_cpu.json', 'canvas_cpu_intel.json', 'canvas_cpu_one_core.json')
+BENCHED = """The training step of canvas networks (batch 48) on machines without other work. Both
+sides train in turns, each in a process of its own. On the GPU PyTorch's side is channels_last,
+autocast to bfloat16 and torch.compile, without CUDA graphs, and gapjax takes 32 steps in one
+dispatch; jax took 91 s to compile its step, PyTorch 26 s. Columns: *code*, today's, or an earlier
+version's (below); the median time of a step, the least and the most in brackets; and gapjax's
+images a second over PyTorch's, where a value below 1 means that PyTorch is faster."""
+LIMITS = """The rows `earlier` are of a version of gapjax that computed some
 convolutions and gradients on CPU in another way: Winograd's algorithm for the 3x3 convolutions of
 many channels, and matrix products for the gradients of kernels. Both are removed. Today a
 convolution on CPU is cut into parts of the batch ([on_cpu.py](../../gapjax/models/on_cpu.py)),
 which is faster where channels are few and maps are large. **Today's code has not been timed against
-PyTorch at this width yet.** The earlier and today's convolutions in turns in one process
+PyTorch at width 64 on a CPU.** The earlier and today's convolutions in turns in one process
 (AMD EPYC, 2 cores, jax 0.10.2, median of seven steps):
 
 | step                                        | earlier, ms | today, ms | earlier over today |
 |---------------------------------------------|------------:|----------:|-------------------:|
-| this page's: width 64, canvas 96x96         |       2,345 |     2,630 |               0.89 |
+| that of these rows: width 64, canvas 96x96  |       2,345 |     2,630 |               0.89 |
 | canvas 96x96, width 24 (jax 0.12.0)         |         691 |       575 |               1.20 |
 | CIFAR, 3x3 stem, width 16, batch 500        |       1,819 |     1,397 |               1.30 |
 | CIFAR, width 24, batch 500 (jax 0.12.0)     |       3,348 |     3,017 |               1.11 |
 | DeepLabv3, ResNet-18, width 32 (CamVid)     |         379 |       359 |               1.06 |
 
-The page's own step lost 12%. XLA's own convolutions, the batch whole, take 2,637 ms
+Their own step lost 12%. XLA's own convolutions, the batch whole, take 2,637 ms
 for the width 16 step. `python benchmarks/convolutions.py` compares today's with XLA's own.
 
 ## What limited the earlier version
@@ -84,10 +90,11 @@ def tables() -> dict[str, str]:
     found[f'compile, {topology}'] = markdown_table(compile_table.table(
       {pair: result for pair, result in compiled.items() if pair[1] == topology}))
   found['bench'] = markdown_table(Table(
-    ['machine', 'gapjax: step, ms', 'PyTorch: step, ms', 'gapjax over PyTorch, images a second'],
-    [[machine(x['device']), *(bench.range_of(x[side]['step_seconds'], '{:,.0f}', 1e3)
-                     for side in ('gapjax', 'torch')), bench.range_of(x['ratio'], '{:.2f}')]
-     for x in map(read, sorted(f'bench/{path.name}' for path in RESULTS.glob('bench/*.json')))]))
+    ['step', 'machine', 'code', 'gapjax: step, ms', 'PyTorch: step, ms',
+     'gapjax over PyTorch, images a second'],
+    [[step(x), machine(x['device']), 'earlier' if name in EARLIER else "today's",
+      *(bench.range_of(x[side]['step_seconds'], '{:,.1f}', 1e3) for side in ('gapjax', 'torch')),
+      bench.range_of(x['ratio'], '{:.2f}')] for name, x in benched().items()], text=3))
   found['overview'] = markdown_table(overview())
   return {name: table.strip() + '\n' for name, table in found.items()}
 
@@ -139,6 +146,21 @@ def parity_summary(networks) -> Table:
     for dtype, tolerance in parity.TOLERANCES.items()])
 
 
+def benched() -> dict[str, dict]:
+  """The results of bench by the names of their files: today's code first."""
+  names = (path.name for path in RESULTS.glob('bench/*.json'))
+  return {name: read(f'bench/{name}')
+          for name in sorted(names, key=lambda name: (name in EARLIER, name))}
+
+
+def step(found) -> str:
+  """'ResNet-18, width 64, 96x96, float32' of a result of bench."""
+  c = found['config']
+  side = (c['data']['image_size'] or 32) * c['canvas']['grid']
+  return (f'{c["model"]["name"].replace("resnet", "ResNet-")}, width {c["model"]["width"]}, '
+          f'{side}x{side}, {c["model"]["dtype"]}')
+
+
 def machine(device):
   """'AMD EPYC, 2 cores' of 'cpu x 1 (AMD EPYC, 2 cores)'."""
   return device.split('(', 1)[-1].removesuffix(')').replace('1 cores', '1 core')
@@ -162,11 +184,14 @@ float64, where `parameters` are those after 20 steps of training:
 
 def bench_page(names) -> str:
   parts = []
-  for path in sorted(RESULTS.glob('bench/*.json')):
-    found = read(f'bench/{path.name}')
+  for name, found in benched().items():
+    how = ''.join(f' --{flag}' for flag, told in (
+      ('torch=compiled', found['torch'].get('mode') == 'compiled'),
+      (f'config.model.dtype={found["config"]["model"]["dtype"]}', found['config']['model'][
+        'dtype'] != 'float32')) if told)
     one = 'taskset -c 0 ' if machine(found['device']).endswith(', 1 core') else ''
-    parts += [f'## {path.name}: {machine(found["device"])}',
-              f'    {one}{BENCH.format(rounds=found["rounds"], name=path.name)}',
+    parts += [f'## {name}: {machine(found["device"])}',
+              f'    {one}{BENCH.format(rounds=found["rounds"], name=name)}{how}',
               f'{versions(found)}.', *filter(None, bench.lines(found))]
   return '\n\n'.join(['# Training steps, gapjax and PyTorch in turns', BENCHED,
                       names['bench'].strip(), LIMITS, *parts]) + '\n'
@@ -201,8 +226,32 @@ def pages() -> dict[pathlib.Path, str]:
                          RESULTS / 'README.md')}}
 
 
+def permutenet_steps(path):
+  """Draws how PermuteNet's accuracy of places grows with steps at every scale that is measured,
+  with the paper's number, and a line at each ninth: one place of the 3x3 canvas more."""
+  cell = 'permutenet/location/3x3'
+  with plots.drawing(path, size=(7.2, 3.4)) as figure:
+    axis = figure.subplots()
+    for colour, name in zip(plots.LINES, ('table1_full', 'table1'), strict=False):
+      [record] = [r for r in schema.read(RESULTS / name / 'results.json')
+                  if r['cell'] == cell and 'curves' in r.get('detail', {})]
+      steps, accuracy = zip(*record['detail']['curves']['eval_accuracy'], strict=True)
+      width = record['config']['model']['width']
+      axis.plot(steps, accuracy, color=colour, linewidth=1.6,
+                label=f'gapjax, scale {record["scale"]}, width {width}, one seed')
+    axis.plot([20 * 1_042], [suites.TABLE1['permutenet', 'location'][3]], 'o', color=plots.INK,
+              label='the paper, width 64')
+    for places in range(1, 10):
+      axis.axhline(places / 9, color=plots.RULE, linewidth=.8, zorder=0)
+    axis.set(ylim=(0, 1.02), xlabel='step', title='PermuteNet: places found, 3 x 3',
+             yticks=[n / 9 for n in range(10)], yticklabels=[f'{n} of 9' for n in range(10)])
+    axis.grid(visible=False)
+    axis.legend(loc='upper left', fontsize=8, frameon=False)
+
+
 def main():
   report.build_all(RESULTS)
+  permutenet_steps(RESULTS / 'permutenet_steps.png')
   for path, text in pages().items():
     path.write_text(text)
 
