@@ -22,7 +22,7 @@ from gapjax.training import system
 
 
 def main():
-  system.keep_freed_memory()  # before jax starts its threads
+  system.keep_freed_memory(large=True)  # before jax starts its threads
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--model', choices=DEEPLABS, default='deeplabv3')
   parser.add_argument('--backbone', default='resnet50')

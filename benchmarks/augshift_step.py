@@ -55,7 +55,7 @@ def main():
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--alone', action='store_true', help='the baseline and AugShift alone')
   arguments = parser.parse_args()
-  system.keep_freed_memory()
+  system.keep_freed_memory(large=True)
   networks = ('resnet18', 'augshift', APART)
   if not arguments.alone:
     networks = (*recipes.SHIFT_NETWORKS, APART)

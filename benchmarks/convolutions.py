@@ -69,7 +69,7 @@ def main():
   parser.add_argument('--case', choices=CASES, help='this one alone')
   parser.add_argument('--rounds', type=int, default=7)
   arguments = parser.parse_args()
-  keep_freed_memory()
+  keep_freed_memory(large=True)
   print(f'{describe_devices(jax.local_devices()[:1])}, jax {jax.__version__}; '
         f'{arguments.rounds} rounds')
   for case in [arguments.case] if arguments.case else CASES:

@@ -4,13 +4,15 @@
     gapjax train --config=configs/gapnet_cifar10.py:grid=7,target=image --workdir=runs/gapnet_7x7
 
 Steps: 20,834 of batch 48 (20 epochs).
-Time: not run as a whole. At 3x3 a step took 2.1 s on 2 cores of an AMD EPYC with an earlier version
-  (results/bench), which makes 12 hours without evaluations; on a TPU v5e:2x2 it takes at least
-  6.1 ms (compiled for it, not run; results/compile).
+Time: in bfloat16 on one H200 two minutes at 3x3, half of them to compile. A step took 2.1 s on 2
+  cores of an AMD EPYC with an earlier version (results/bench), which makes 12 hours without
+  evaluations; on a TPU v5e:2x2 it takes at least 6.1 ms (compiled for it, not run;
+  results/compile).
 Paper: location 100 at 3x3 and 7x7; image 82.6 at 3x3, 82.1 at 7x7 (percent, best of 20 epochs, no
   spread published).
-Measured: not run at this scale. At scale small (results/table1; 2,084 steps of width 16 in 2 to 14
-  minutes on 1 or 2 CPU cores): location 100.0 +- 0.0, image 54.1 +- 1.6 at 3x3, two seeds.
+Measured, in bfloat16 (results/table1_full): image 81.7 at 3x3, one seed. At scale small
+  (results/table1; 2,084 steps of width 16 in 2 to 14 minutes on 1 or 2 CPU cores): location
+  100.0 +- 0.0, image 54.1 +- 1.6 at 3x3, two seeds.
 """
 
 from gapjax import config as configs

@@ -17,7 +17,7 @@ from gapjax.errors import (
   check_choice,
   first_line,
 )
-from gapjax.training.system import Unbreakable, keep_freed_memory
+from gapjax.training.system import Unbreakable, is_large, keep_freed_memory
 
 USAGE = """usage: gapjax VERB [flags]
 
@@ -175,6 +175,7 @@ def train(arguments, chosen):
   """Trains and evaluates one network; prints its summary and the path of its report."""
   from gapjax import config
   config = config.from_flags(chosen)
+  keep_freed_memory(large=is_large(config))
   from gapjax.report import page as report
   from gapjax.training import devices as parallel
   how = arguments.distributed or parallel.told_by_environment()
@@ -337,6 +338,7 @@ def bench(arguments, chosen):
   from gapjax import config
   chosen_config = (config.from_flags(chosen) if arguments.config else
                    config.with_fields(config.default(), chosen))
+  keep_freed_memory(large=is_large(chosen_config))
   check_output(arguments.output)
   from gapjax.speed import bench
   result = bench.bench(chosen_config, steps_per_round=arguments.steps, rounds=arguments.rounds,
@@ -376,8 +378,8 @@ def main(argv=None) -> int:
     logging.getLogger(name).setLevel(logging.CRITICAL)
   try:
     check_choice(argv[0], VERBS, what='verb')
-    if argv[0] != 'quickstart':  # its networks are small, and its threads would wait for the arena
-      keep_freed_memory()
+    if argv[0] not in ('train', 'bench', 'reproduce', 'quickstart'):  # which know a step's size
+      keep_freed_memory(large=True)
     VERBS[argv[0]](argv[1:])
   except UsageError as error:
     return complain(error, code=2)

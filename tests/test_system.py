@@ -5,6 +5,9 @@ import sys
 import pytest
 from conftest import python
 
+from gapjax import config
+from gapjax.training.system import is_large
+
 # Two allocations of 256 MB, one after the other, in a thread of its own, as XLA's are.
 ALLOCATE = """
 import resource, sys, threading
@@ -12,7 +15,7 @@ import numpy as np
 from gapjax.training.system import keep_freed_memory
 
 if sys.argv[1] == 'keep':
-  assert keep_freed_memory()
+  assert keep_freed_memory(large=True)
 faults = []
 
 def work():
@@ -35,3 +38,14 @@ def test_freed_memory_is_kept():
     first, second = map(int, python(ALLOCATE, how).stdout.split())
     assert first > 100
     assert (second < first / 10) == (how == 'keep')
+
+
+@pytest.mark.parametrize('file, fields, large', [
+  ('digits', {}, False), ('gapnet_cifar10', {}, True), ('augshift_cifar10', {}, True),
+  ('deeplab_camvid', {}, True),
+  ('gapnet_cifar10', {'model.width': 16, 'data.image_size': 16}, False),
+  ('gapnet_cifar10', {'model.width': 16, 'data.image_size': 16, 'canvas.grid': 5}, True)])
+def test_large_steps_are_known_by_their_config(file, fields, large):
+  c = config.from_file(f'{file}.py')
+  c.update_from_flattened_dict(fields)
+  assert is_large(c) == large

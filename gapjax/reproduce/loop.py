@@ -28,7 +28,7 @@ from gapjax.speed.inputs import step_flops
 from gapjax.tasks import TASKS
 from gapjax.training import build, workdirs
 from gapjax.training.plan import Plan
-from gapjax.training.system import StopSignals, commit, versions
+from gapjax.training.system import StopSignals, commit, is_large, keep_freed_memory, versions
 from gapjax.training.train import train
 from gapjax.weights.files import require_torch
 
@@ -68,6 +68,7 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
   check_choice(scale, SCALES[suite], what=f'scale of {suite}')
   every = changed(SUITES[suite](scale), changes, only=only)
   cells = chosen(every, only)
+  keep_freed_memory(large=any(is_large(cell.config) for cell in cells))
   if with_torch and paths.is_remote(workdir):
     raise UsageError(f'--with_torch trains in a local folder only, not in {workdir}; leave it out, '
                      'or give another --workdir')

@@ -104,20 +104,36 @@ class Unbreakable:
       self._stream.flush()
 
 
-def keep_freed_memory() -> bool:
+# Bytes of a batch's first feature map from which on one arena for all threads is faster. Measured
+# with gapjax bench, images a second, one arena over many: digits (1.8 MB) 0.92, ResNet-18 of width
+# 16 on canvases of 80 pixels (4.9 MB) 1.07, of width 64 on 96 pixels (28 MB) 1.14. ResNet-18's step
+# takes about 35 times as much, and glibc's other arenas map and unmap what is larger than 64 MB.
+LARGE_MAP = 3e6
+
+
+def is_large(config) -> bool:
+  """Whether a training step of a config takes large buffers, as far as the config tells."""
+  if config.task == 'segmentation':
+    return True
+  grid, crops = ((config.canvas.grid, 1) if config.task == 'canvas' else
+                 (1, config.augshift.crops))
+  side = grid * (config.data.image_size or 32) / (1 if config.model.stem == 'cifar' else 2)
+  return 4 * config.batch_size * crops * config.model.width * side ** 2 > LARGE_MAP
+
+
+def keep_freed_memory(*, large: bool) -> bool:
   """Tells glibc to keep what is freed. Returns whether there was a glibc to tell.
 
   XLA on CPU frees and allocates its temporary buffers every step; glibc would hand them back to
   the system and fault the pages in again (0.5 million faults and a quarter of the time for a step
-  of 2 GB). All threads share one arena, since the others map and unmap whatever is larger than 64
-  MB; a thread that has one already keeps it, so call this before jax starts its threads. One arena
-  costs small networks (digits, width 16: 13% more images a second without it, and a third less to
-  compile), and gains for large ones (canvas of 96 pixels, width 64: 14% more with it).
+  of 2 GB). large: where steps are (`is_large`), all threads share one arena. A thread that has one
+  already keeps it, so call this before jax starts its threads.
   """
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
   if mallopt is None:
     return False
-  settings = {-8: 1, -4: 0, -1: -1}  # malloc.h: M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD (never)
+  # malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD (never), M_ARENA_MAX
+  settings = {-4: 0, -1: -1, **({-8: 1} if large else {})}
   return min(mallopt(name, value) for name, value in settings.items()) == 1
 
 
