@@ -13,7 +13,9 @@ import re
 import statistics
 
 import compile_table
+from flax.traverse_util import flatten_dict
 
+from gapjax import config as configs
 from gapjax.pytorch import parity
 from gapjax.report import compared as report_compared
 from gapjax.report import page as report
@@ -32,13 +34,36 @@ PARITY = 'gapjax convert --check --output=results/parity/results.json'
 BENCH = 'gapjax bench --against=torch --rounds={rounds} --output=results/bench/{name}'
 # Measured while convolutions on CPU were computed in another way.
 EARLIER = ('canvas_cpu.json', 'canvas_cpu_intel.json', 'canvas_cpu_one_core.json')
-BENCHED = """The training step of canvas networks (batch 48) on machines without other work. Both
-sides train in turns, each in a process of its own. On the GPU PyTorch's side is channels_last,
+BENCHED = """The training step of canvas networks (batch 48) on machines without other work. Both sides train in turns, each in a process of its own. On the GPU PyTorch's side is channels_last,
 autocast to bfloat16 and torch.compile, without CUDA graphs, and gapjax takes 32 steps in one
 dispatch; jax took 91 s to compile its step, PyTorch 26 s. Columns: *code*, today's, or an earlier
 version's (below); the median time of a step, the least and the most in brackets; and gapjax's
 images a second over PyTorch's, where a value below 1 means that PyTorch is faster."""
-LIMITS = """The rows `earlier` are of a version of gapjax that computed some
+LIMITS = """## What a CPU's step is spent on
+
+Small networks have 0.5 to 0.7 of PyTorch's images a second on two cores. `python
+benchmarks/step_profile.py` says why (AMD EPYC, 2 cores, jax 0.10.2, torch 2.13.0; milliseconds a
+step):
+
+|                          | digits: gapjax | PyTorch | table 1, small, 3x3: gapjax | PyTorch |
+|--------------------------|---------------:|--------:|----------------------------:|--------:|
+| step, by the wall clock  |           35.8 |    23.4 |                        79.2 |    48.5 |
+| cores that are busy      |           1.69 |    1.99 |                        1.60 |    1.99 |
+| convolutions, products   |           24.6 |    16.1 |                        51.7 |    30.5 |
+| changes of layout        |            5.5 |     0.3 |                        16.2 |     0.5 |
+| the rest                 |            4.2 |     7.1 |                        10.8 |    11.5 |
+
+So the rest is no slower. Two thirds of the difference are the convolutions themselves, XLA's
+against oneDNN's. The remainder is the transposition of maps before and after the gradients of
+kernels. XLA's CPU backend asks for it, and PyTorch does without. Tried, and not faster: 3x3 convolutions as one product of
+patches, or as nine products, from 16, 32, 64 or 128 channels on (78 to 137 ms where the step above
+has 77 to 96); XLA without YNNPACK (37.8 against 36 ms on digits); with oneDNN's custom calls (35.3).
+What helped: threads that do not share one arena of memory where buffers are small (digits 0.69,
+before 0.59; they compile in 3.8 s, before 6.0).
+
+## The rows `earlier`
+
+They are of a version of gapjax that computed some
 convolutions and gradients on CPU in another way: Winograd's algorithm for the 3x3 convolutions of
 many channels, and matrix products for the gradients of kernels. Both are removed. Today a
 convolution on CPU is cut into parts of the batch ([on_cpu.py](../../gapjax/models/on_cpu.py)),
@@ -185,10 +210,15 @@ float64, where `parameters` are those after 20 steps of training:
 def bench_page(names) -> str:
   parts = []
   for name, found in benched().items():
-    how = ''.join(f' --{flag}' for flag, told in (
-      ('torch=compiled', found['torch'].get('mode') == 'compiled'),
-      (f'config.model.dtype={found["config"]["model"]["dtype"]}', found['config']['model'][
-        'dtype'] != 'float32')) if told)
+    mode = found['torch'].get('mode', 'plain')
+    how = '' if mode == 'plain' else f' --torch={mode}'
+    if found['config']['data']['name'] == 'digits':
+      how += ' --config=configs/digits.py'
+    else:
+      theirs, ours = (flatten_dict(c, sep='.') for c in (
+        found['config'], configs.as_json(configs.default())))
+      how += ''.join(f' --config.{name}={theirs[name]}' for name in (
+        'model.width', 'model.dtype', 'data.image_size') if theirs[name] != ours[name])
     one = 'taskset -c 0 ' if machine(found['device']).endswith(', 1 core') else ''
     parts += [f'## {name}: {machine(found["device"])}',
               f'    {one}{BENCH.format(rounds=found["rounds"], name=name)}{how}',
