@@ -34,7 +34,8 @@ PARITY = 'gapjax convert --check --output=results/parity/results.json'
 BENCH = 'gapjax bench --against=torch --rounds={rounds} --output=results/bench/{name}'
 # Measured while convolutions on CPU were computed in another way.
 EARLIER = ('canvas_cpu.json', 'canvas_cpu_intel.json', 'canvas_cpu_one_core.json')
-BENCHED = """The training step of canvas networks (batch 48) on machines without other work. Both sides train in turns, each in a process of its own. On the GPU PyTorch's side is channels_last,
+BENCHED = """The training step of canvas networks (batch 48) on machines without other work. Both
+sides train in turns, each in a process of its own. On the GPU PyTorch's side is channels_last,
 autocast to bfloat16 and torch.compile, without CUDA graphs, and gapjax takes 32 steps in one
 dispatch; jax took 91 s to compile its step, PyTorch 26 s. Columns: *code*, today's, or an earlier
 version's (below); the median time of a step, the least and the most in brackets; and gapjax's
@@ -55,9 +56,10 @@ step):
 
 So the rest is no slower. Two thirds of the difference are the convolutions themselves, XLA's
 against oneDNN's. The remainder is the transposition of maps before and after the gradients of
-kernels. XLA's CPU backend asks for it, and PyTorch does without. Tried, and not faster: 3x3 convolutions as one product of
-patches, or as nine products, from 16, 32, 64 or 128 channels on (78 to 137 ms where the step above
-has 77 to 96); XLA without YNNPACK (37.8 against 36 ms on digits); with oneDNN's custom calls (35.3).
+kernels. XLA's CPU backend asks for it, and PyTorch does without. Tried, and not faster: 3x3
+convolutions as one product of patches, or as nine products, from 16, 32, 64 or 128 channels on (78
+to 137 ms where the step above has 77 to 96); XLA without YNNPACK (37.8 against 36 ms on digits);
+with oneDNN's custom calls (35.3).
 What helped: threads that do not share one arena of memory where buffers are small (digits 0.69,
 before 0.59; they compile in 3.8 s, before 6.0).
 

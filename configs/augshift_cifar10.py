@@ -13,7 +13,7 @@ Time: in bfloat16 on one H200 ResNet-18 and BlurPool took two to three minutes, 
   results/compile).
 Paper (top-1 / consistency, percent, no spread published): ResNet-18 93.1 / 90.8,
   BlurPool 92.5 / 92.5, AugShift 92.1 / 94.8.
-Measured, in bfloat16 (results/table2_full): ResNet-18 93.1 / 96.0, BlurPool 93.7 / 96.9, one seed;
+Measured: in bfloat16 (results/table2_full), ResNet-18 93.1 / 96.0, BlurPool 93.7 / 96.9, one seed;
   AugShift has not ended yet at this scale. At scale small (results/table2; 1,563 steps of width
   12, 3 to 12 minutes on 1 or 2 CPU cores): ResNet-18 61.7 +- 1.4 / 79.5 +- 1.3, BlurPool 66.0 +-
   0.5 / 85.1 +- 1.0, AugShift 63.2 +- 1.1 / 85.4 +- 1.2, three seeds.

@@ -10,7 +10,7 @@ Time: in bfloat16 on one H200 two minutes at 3x3, half of them to compile. A ste
   results/compile).
 Paper: location 100 at 3x3 and 7x7; image 82.6 at 3x3, 82.1 at 7x7 (percent, best of 20 epochs, no
   spread published).
-Measured, in bfloat16 (results/table1_full): image 81.7 at 3x3, one seed. At scale small
+Measured: in bfloat16 (results/table1_full), image 81.7 at 3x3, one seed. At scale small
   (results/table1; 2,084 steps of width 16 in 2 to 14 minutes on 1 or 2 CPU cores): location
   100.0 +- 0.0, image 54.1 +- 1.6 at 3x3, two seeds.
 """

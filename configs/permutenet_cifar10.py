@@ -10,7 +10,7 @@ Time: as long as GAPNet's (configs/gapnet_cifar10.py); on a TPU
   v5e:2x2 at least 6.1 ms (compiled for it, not run; results/compile).
 Paper: location 78.8 at 3x3, 21.4 at 7x7; image 73.6 at 3x3, 69.9 at 7x7 (percent, best of 20
   epochs, no spread published).
-Measured, in bfloat16 (results/table1_full): location 67.0, six of the nine places, and image 47.5
+Measured: in bfloat16 (results/table1_full), location 67.0, six of the nine places, and image 47.5
   at 3x3, one seed. At scale small (results/table1; 2,084 steps of width 16 in 2 to 14 minutes on 1
   or 2 CPU cores): location 37.2 +- 0.3, image 21.2 +- 4.5 at 3x3, two seeds.
 """
