@@ -112,7 +112,7 @@ FIELDS = {
   'model.name': Field('resnet18', MODELS),  # resnet10/18/34/50/101, vgg11/16, deeplabv3(plus)
   'model.width': Field(64, POSITIVE),  # channels of the first stage; 64 is every network's usual
   'model.stem': Field('canvas', tuple(STEMS)),  # canvas (7x7, stride 2), cifar (3x3), imagenet (4)
-  'model.padding': Field('zero', PADDINGS),  # zero, reflect, replicate, circular, partial, none
+  'model.padding': Field('zero', PADDINGS),  # zero, reflect, circular ...; full: F-Conv's
   'model.downsample': Field('stride', DOWNSAMPLINGS),  # blur (Zhang 2019), polyphase (Chaman 2021)
   'model.blur_size': Field(3, Range(least=1, below=6)),  # taps; polyphase 1: no blur; blur: from 2
   'model.head': Field('gap', HEADS),  # gap: GAPNet, permuted: PermuteNet, linear: the usual one
@@ -347,9 +347,9 @@ def _conflicts(c, m, scenes):
      'has none: leave it out'),
     (c.optimizer.backbone_factor != 1 and not scenes, 'optimizer.backbone_factor is for the '
      f'backbone of {deeplabs}; {m.name} has none: leave it at 1'),
-    (scenes and m.padding == 'none', 'padding `none` leaves the branches of ASPP at different '
-     'sizes; segmentation needs another padding: '
-     f'{", ".join(p for p in PADDINGS if p != "none")}'),
+    (scenes and m.padding in ('none', 'full'), f'padding `{m.padding}` leaves the branches of ASPP '
+     'at different sizes; segmentation needs another padding: '
+     f'{", ".join(p for p in PADDINGS if p not in ("none", "full"))}'),
     (mobilenet and m.stem != 'imagenet', f'model.backbone={m.backbone} has one stem, of '
      f'ImageNet\'s kind: set model.stem=imagenet, not {m.stem}'),
     (m.early_padding and not mobilenet, 'model.early_padding is the padding of '

@@ -40,6 +40,8 @@ SINGLE, TWO, PAIR = dict(crops=1, **CONTROL), dict(crops=2, **CONTROL), dict(cro
 # image twice a step, so part of its gain is not the pairwise term's.
 SHIFT_NETWORKS = {
   'resnet18': ({}, SINGLE),
+  'circular': (dict(padding='circular'), SINGLE),
+  'full_padding': (dict(padding='full'), SINGLE),
   'blurpool': (BLUR, SINGLE),
   'aps': (APS, SINGLE),
   'two_crops': ({}, TWO),

@@ -9,7 +9,7 @@ def conv(x, kernel, *, stride=1, padding='zero', bias=0, dilation=1, groups=1):
   """(b, h, w, c) with a (k, k, c / groups, o) kernel: sums over windows."""
   x, kernel, k = np.asarray(x, np.float64), np.asarray(kernel, np.float64), len(kernel)
   reach = dilation * (k - 1) + 1
-  size = 0 if padding == 'none' else reach // 2
+  size = {'none': 0, 'full': reach - 1}.get(padding, reach // 2)
   border = ((0, 0), (size, size), (size, size), (0, 0))
 
   def windows(padded):  # (b, h', w', c, k, k)

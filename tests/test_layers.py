@@ -200,3 +200,14 @@ def test_max_pool():
   x = draw.normal(size=(2, 5, 4, 3)).astype(np.float32)
   expected = x[:, :4].reshape(2, 2, 2, 2, 2, 3).max((2, 4))
   np.testing.assert_array_equal(layers.max_pool(x), expected)
+
+
+def test_full_padding_counts_every_position_alike():
+  """All of a kernel over all of an image: the sum of the output is that of the image times the
+  kernel's, wherever in the image its content is."""
+  x = draw.normal(size=(2, 6, 7, 3))
+  conv = layers.Conv(4, padding='full')
+  variables = conv.init(jax.random.key(0), x)
+  kernel = np.asarray(variables['params']['kernel'], np.float64)
+  found = np.asarray(conv.apply(variables, x), np.float64).sum((1, 2))
+  np.testing.assert_allclose(found, x.sum((1, 2)) @ kernel.sum((0, 1)), rtol=1e-4, atol=1e-4)

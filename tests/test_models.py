@@ -14,6 +14,7 @@ from gapjax import models
 from gapjax.models import VGG, ResNet
 from gapjax.models.heads import Permute
 from gapjax.models.layers import PADDINGS, Conv
+from gapjax.models.resnet import centred
 
 draw = np.random.default_rng(0)
 
@@ -132,3 +133,14 @@ def test_bfloat16_networks_keep_parameters_and_averages_in_float32():
   assert features['stage4'].dtype == jnp.bfloat16
   assert logits.dtype == features['pooled'].dtype == jnp.float32
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
+
+
+@pytest.mark.parametrize(('have', 'want'), [(5, 2), (4, 2), (2, 5), (2, 4), (3, 3)])
+def test_a_shortcut_is_cropped_or_padded_around_its_centre(have, want):
+  """As torch.nn.functional.pad with the same borders; the odd pixel is cropped or left behind."""
+  x = np.arange(1.0, have * have + 1).reshape(1, have, have, 1)
+  found = np.asarray(centred(jnp.asarray(x), (want, want)))[0, :, :, 0]
+  first = (have - want) // 2  # of the crop; below 0, the rows that are padded before
+  expected = [[x[0, first + i, first + j, 0] if 0 <= first + i < have and 0 <= first + j < have
+               else 0 for j in range(want)] for i in range(want)]
+  np.testing.assert_array_equal(found, expected)

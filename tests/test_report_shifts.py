@@ -340,8 +340,8 @@ def test_a_sweeps_better_setting_stands_up_and_right(tmp_path):
 
 def test_one_look_a_network_and_all_different():
   augshift, *others = (ShiftPanel(name, 'cifar10') for name in (
-    'augshift', 'resnet18', 'blurpool', 'aps', 'two_crops', 'augshift_blurpool', 'augshift_aps',
-    'mine', 'other'))
+    'augshift', 'resnet18', 'circular', 'full_padding', 'blurpool', 'aps', 'two_crops',
+    'augshift_blurpool', 'augshift_aps', 'mine', 'other'))
   looks = plots.looks([*others, augshift])
-  assert len({str(look) for look in looks.values()}) == len(looks) == 9
+  assert len({str(look) for look in looks.values()}) == len(looks) == 11
   assert looks['AugShift'] == plots.looks([augshift])['AugShift']

@@ -1,4 +1,4 @@
-"""Convolution with six ways of padding and BatchNorm over devices, both as PyTorch has them.
+"""Convolution with seven ways of padding and BatchNorm over devices, both as PyTorch has them.
 
 What decides parity with PyTorch: kernels and biases start uniform in +-1/sqrt(fan_in); a strided
 convolution pads (k - 1) // 2 on *both* sides (Flax's 'SAME' does not); BatchNorm's running variance
@@ -17,9 +17,9 @@ from jax import lax
 from gapjax.errors import UsageError
 from gapjax.models.convolution import convolve
 
-# Our names (PyTorch's names) -> numpy.pad modes; the other two need more than a pad.
+# Our names (PyTorch's names) -> numpy.pad modes; the others need more than a pad.
 PAD_MODES = {'zero': 'constant', 'reflect': 'reflect', 'replicate': 'edge', 'circular': 'wrap'}
-PADDINGS = (*PAD_MODES, 'partial', 'none')
+PADDINGS = (*PAD_MODES, 'partial', 'full', 'none')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float64': jnp.float64}
 
 
@@ -69,12 +69,14 @@ class Conv(nn.Module):
 
   padding 'partial' is partial convolution (Liu et al. 2018, *Partial Convolution based Padding*):
   zero padding, and each output is scaled by (kernel area / area of the kernel inside the image).
-  padding 'none' shrinks the map by kernel_size - 1. `groups` as torch.nn.Conv2d's: each of so many
+  padding 'none' shrinks the map by kernel_size - 1; 'full' pads zeros until every position that the
+  kernel can touch counts (F-Conv, Kayhan & van Gemert 2020, *On Translation Invariance in CNNs*),
+  and the map grows by as much. `groups` as torch.nn.Conv2d's: each of so many
   groups of output channels sees the same share of the input's channels alone. `convolve`: what
   computes it, models/convolution.py's or on_cpu.py's.
 
   Call: (b, h, w, c) -> (b, h', w', features), h' = (h + 2 p - r (k - 1) - 1) // stride + 1, where
-  p = r (k - 1) // 2 and r is the dilation.
+  p = r (k - 1) // 2 ('full': r (k - 1)) and r is the dilation.
 
   Raises UsageError when nothing would be left of the feature map.
   """
@@ -92,12 +94,12 @@ class Conv(nn.Module):
   def __call__(self, x):
     k, channels = self.kernel_size, x.shape[-1] // self.groups
     reach = self.dilation * (k - 1)
-    size = 0 if self.padding == 'none' else reach // 2
+    size = {'none': 0, 'full': reach}.get(self.padding, reach // 2)
     init = torch_uniform(channels * k * k)
     kernel = self.param('kernel', init, (k, k, channels, self.features), param_dtype(self.dtype))
     where = f' at `{"/".join(self.path)}`'
     shape = x.shape[1:3]
-    zeros = size if self.padding in ('zero', 'partial') else 0
+    zeros = size if self.padding in ('zero', 'partial', 'full') else 0
     if size > zeros:
       x = pad(x, size, mode=self.padding, where=where)
     if min(x.shape[1:3]) + 2 * zeros <= reach:

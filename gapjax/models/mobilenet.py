@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from gapjax.models.base import Convolutional
 from gapjax.models.layers import global_average_pool, pad
-from gapjax.models.resnet import centre_crop
+from gapjax.models.resnet import centred
 
 MOBILENETS = ('mobilenetv2',)
 STEM, STEM_STRIDE = 32, 2
@@ -70,7 +70,7 @@ class InvertedResidual(Convolutional):
     y, _ = self.halved(y, self.stride)
     y = layer(y, self.features, 'project')
     if self.stride == 1 and x.shape[-1] == self.features:
-      y = centre_crop(x, y.shape[1:3]) + y
+      y = centred(x, y.shape[1:3]) + y
     return y
 
 

@@ -1,6 +1,8 @@
 """ResNet-10/18/34/50/101 (He et al. 2016) with the stem, padding, head and width as arguments."""
 
 import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -24,7 +26,8 @@ class Block(Convolutional):
   """Basic block (two 3x3 convolutions) or bottleneck (1x1, 3x3, 1x1 to 4 times the width).
 
   (b, h, w, c) -> (b, h', w', width or 4 * width). Under padding 'none' the main path shrinks by
-  more than the shortcut does; the shortcut is cropped at its centre to the same size. Under
+  more than the shortcut does, under 'full' it grows by more; the shortcut is cropped, or padded
+  with zeros, around its centre to the same size. Under
   downsample 'blur' and 'polyphase' the convolution that would stride is dense; its ReLU's output
   and the shortcut's input are halved, both by the same polyphase component.
   """
@@ -52,13 +55,15 @@ class Block(Convolutional):
     if shortcut:
       x = self.convolution(out, 1, self.stride, name='shortcut_conv')(x)
       x = self.batch_norm(name='shortcut_bn')(x, train=train)
-    return nn.relu(centre_crop(x, y.shape[1:3]) + y)
+    return nn.relu(centred(x, y.shape[1:3]) + y)
 
 
-def centre_crop(x, shape):
-  """The central (h', w') = shape of x (b, h, w, c)."""
-  top, left = ((have - want) // 2 for have, want in zip(x.shape[1:3], shape, strict=True))
-  return x[:, top:top + shape[0], left:left + shape[1]]
+def centred(x, shape):
+  """x (b, h, w, c) as (b, *shape, c): cropped, or padded with zeros, around its centre."""
+  border = [(-((have - want) // 2), (want - have) // 2, 0)
+            for have, want in zip(x.shape[1:3], shape, strict=True)]
+  x = jnp.asarray(x)
+  return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *border, (0, 0, 0)))
 
 
 class ResNet(Classifier):

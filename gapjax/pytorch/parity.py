@@ -91,7 +91,7 @@ def cases() -> list[Case]:
     model('PermuteNet, fixed order', head='permuted', permutation='fixed'),
     model('PermuteNet, at stage 3', head='permuted', permute_at='stage3'),
     *(model(f'padding {padding}', padding=padding)
-      for padding in ('reflect', 'replicate', 'circular', 'partial')),
+      for padding in ('reflect', 'replicate', 'circular', 'partial', 'full')),
     model('padding none', padding='none', head='linear', size=(8, 102, 102)),
     model('BlurPool', downsample='blur'),
     model('APS', downsample='polyphase', blur_size=1, head='linear', size=(8, 32, 32)),

@@ -31,11 +31,12 @@ def create_twin(model_config, *, num_classes: int) -> nn.Module:
 
 
 class Conv(nn.Conv2d):
-  """nn.Conv2d padded by (k - 1) // 2 a side in one of gapjax's six ways."""
+  """nn.Conv2d padded by (k - 1) // 2 a side, or k - 1 if 'full', in one of gapjax's ways."""
 
   def __init__(self, channels, features, kernel_size, stride=1, *, padding='zero', bias=False,
                dilation=1, groups=1):
     size = 0 if padding == 'none' else dilation * (kernel_size - 1) // 2
+    size = dilation * (kernel_size - 1) if padding == 'full' else size
     mode = padding if padding in ('reflect', 'replicate', 'circular') else 'zeros'
     super().__init__(channels, features, kernel_size, stride, size, dilation, groups, bias,
                      padding_mode=mode)
@@ -133,8 +134,9 @@ class Block(nn.Module):
       y, component = halved(y, stride, **self.how)
       x, _ = halved(x, stride, component, **self.how)
     x = getattr(self, self.projection)(x) if self.projection else x
-    top, left = ((a - b) // 2 for a, b in zip(x.shape[2:], y.shape[2:], strict=True))
-    return F.relu(x[..., top:top + y.shape[2], left:left + y.shape[3]] + y)
+    (top, more), (left, wider) = ((-((a - b) // 2), b - a) for a, b in zip(
+      x.shape[2:], y.shape[2:], strict=True))
+    return F.relu(F.pad(x, (left, wider - left, top, more - top)) + y)  # below 0 it crops
 
 
 class Backbone(nn.Module):

@@ -11,7 +11,8 @@ AVERAGED = ('per_location', 'shifts', 'per_class')
 # The curves of a detail: the split and the key of their lines in metrics.jsonl.
 CURVES = {'train_loss': ('train', 'loss'), 'eval_accuracy': ('eval', 'accuracy'),
           'eval_consistency': ('eval', 'consistency')}
-DOWNSAMPLING = {'blur': 'blurpool', 'polyphase': 'aps'}  # config.model.downsample -> network
+# config.model.downsample, else config.model.padding -> network
+PLAIN = {'blur': 'blurpool', 'polyphase': 'aps', 'circular': 'circular', 'full': 'full_padding'}
 
 
 def records(summary, lines, *, seed: int) -> list[dict]:
@@ -54,7 +55,7 @@ def network_of(config) -> str:
   if config['task'] == 'canvas':
     return next((name for name, fields in recipes.NETWORKS.items()
                  if fields.items() <= model.items()), model['name'])
-  plain = DOWNSAMPLING.get(model['downsample'])
+  plain = PLAIN.get(model['downsample']) or PLAIN.get(model['padding'])
   if TASKS[config['task']].dense or augshift['crops'] == 1:
     return plain or model['name']
   return '_'.join(['augshift' if augshift['weight'] else 'two_crops', *([plain] if plain else [])])

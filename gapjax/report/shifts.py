@@ -23,7 +23,10 @@ from gapjax.report.schema import SETTINGS, is_plain
 CONSISTENCIES = ('consistency', 'consistency_crop', 'consistency_circular')
 HEADING = 'Second claim: AugShift makes networks translation invariant'
 # What the lead says of the networks beside AugShift and the plain one.
-OTHERS = {'blurpool': 'BlurPool, which blurs before every stride (Zhang 2019)',
+OTHERS = {'circular': 'the same network with circular padding',
+          'full_padding': 'full padding, in which every position of a kernel counts (F-Conv, '
+                          'Kayhan and van Gemert 2020)',
+          'blurpool': 'BlurPool, which blurs before every stride (Zhang 2019)',
           'aps': 'APS, which keeps the strongest of a stride\'s possible grids (Chaman and '
                  'Dokmanic 2021)'}
 PROTOCOLS = {'pad': 'each shift uniform in \N{PLUS-MINUS SIGN}s pixels down and across, zero '
