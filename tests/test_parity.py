@@ -106,3 +106,12 @@ def test_check_prints_the_table(capsys, monkeypatch):
   monkeypatch.setattr(parity, 'TOLERANCES', {'float32': 1e-12, 'float64': 1e-9})
   assert cli.main(['convert', '--check']) == 1
   assert 'gradients, float32' in capsys.readouterr().err
+
+
+def test_a_kink_of_a_large_network_is_no_fault_and_a_wrong_gradient_is():
+  row = dict.fromkeys(parity.COLUMNS, (0.0, 0.0))
+  kink, wrong = ({**row, 'gradients, float32': (1.0, x)} for x in (1e-3, 2e-2))
+  assert parity.too_large(kink) == ['gradients, float32'] and not parity.too_large(kink, kinks=True)
+  assert parity.too_large(wrong, kinks=True) == ['gradients, float32']
+  exact = {**row, 'gradients, float64': (1.0, 1e-3)}
+  assert parity.too_large(exact, kinks=True) == ['gradients, float64']
