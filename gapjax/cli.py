@@ -122,12 +122,14 @@ def evaluate(arguments):
       flag('--regions', nargs='+', default=['left', 'right'], metavar='REGION',
            help='names, or rectangles TOP,LEFT,BOTTOM,RIGHT in fractions (default: left right)'),
       flag('--ids', help='a JSON file {"left": [image ids], ...} to rank those regions by, in '
-           'place of the masks'), fields=NEURONS)
+           'place of the masks; or REGION=FILE, a list of ids, one a line'), fields=NEURONS)
 def rank(arguments, neurons):
   """Ranks the channels of a run."""
   from gapjax.neurons import run
   from gapjax.report.plots import neurons as pictures
-  ids = paths.read_json(arguments.ids) if arguments.ids else None
+  region, named, path = (arguments.ids or '').partition('=')
+  ids = ({region: paths.read_words(path)} if named else
+         paths.read_json(arguments.ids) if arguments.ids else None)
   ranking = run.rank_run(arguments.workdir, data_dir=arguments.data_dir,
                          regions=arguments.regions, ids=ids, neurons=neurons)
   for name, order in ranking.orders.items():  # before the pictures, whose place may be full
@@ -137,8 +139,8 @@ def rank(arguments, neurons):
 
 
 @verb(WORKDIR, DATA,
-      flag('--ranking', help='a file of channels as the authors write it '
-           '(default: rank this run\'s, overall, left and right)'),
+      flag('--ranking', help='a file of channels as the authors write it, or NAME=FILE to call its '
+           'one list so (default: rank this run\'s, overall, left and right)'),
       flag('--regions', nargs='+', metavar='REGION', help='where mIoU is measured: names, or '
            'rectangles TOP,LEFT,BOTTOM,RIGHT in fractions (default: all left right center)'),
       fields=NEURONS)

@@ -195,6 +195,11 @@ def read_json(path, kind=dict):
   return _parse(_text(path), path, kind)
 
 
+def read_words(path) -> list[str]:
+  """The words of a text file, such as ids, one a line. Raises UsageError as `read_json` does."""
+  return _text(of(path)).split()
+
+
 def read_lines(path) -> list[dict]:
   """The lines of a JSONL file; [] without one.
 

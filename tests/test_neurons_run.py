@@ -131,6 +131,10 @@ def test_other_regions_and_lists_of_ids(attacked, data_dir, tmp_path, capsys, ca
   assert set(orders) == {'overall', *(side + centred for side in ('left', 'right', 'top')
                                       for centred in ('', '_centred'))}
   assert 'correlate by +1.00, centred by +1.00' in caplog.text
+  (tmp_path / 'Person.txt').write_text('\n'.join(same) + '\n')  # the authors' list: one a line
+  assert cli.main(['rank', f'--workdir={workdir}', f'--data_dir={data_dir}', '--regions', 'left',
+                   f'--ids=left={tmp_path}/Person.txt']) == 0
+  assert json.loads((workdir / 'ranking.json').read_text())['left'] == orders['left']
 
 
 @pytest.mark.parametrize(('change', 'argv', 'words'), [
@@ -142,6 +146,8 @@ def test_other_regions_and_lists_of_ids(attacked, data_dir, tmp_path, capsys, ca
   ({'classes': []}, ['rank'], 'names no object of interest'),
   ({}, ['attack', '--ranking={tmp}/random.json'], 'rename that list'),
   ({}, ['rank', '--ids={tmp}/ids.json'], 'lefty'),
+  ({}, ['rank', '--ids=left={tmp}/none.txt'], 'none.txt'),
+  ({}, ['attack', '--ranking={tmp}/my_right.json'], '--ranking=right={tmp}/my_right.json'),
   ({}, ['rank', '--ids={tmp}/one.json'], 'not a list of image ids'),
   ({}, ['rank', '--config.neurons.image=1'], '`neurons.image` cannot be set for a run that is'),
   ({}, ['attack', '--config.model.width=8'], 'these can: neurons.classes'),
@@ -157,11 +163,11 @@ def test_mistakes_are_one_line(attacked, data_dir, tmp_path, capsys, change, arg
   settings['neurons'].update(change)
   (workdir / 'config.json').write_text(json.dumps(settings))
   for name, text in (('other', '{"overall": [32]}'), ('ids', '{"lefty": ["a"]}'),
-                     ('one', '{"left": "abc"}'),
+                     ('one', '{"left": "abc"}'), ('my_right', '{"left": [3]}'),
                      ('random', json.dumps({'random': list(range(32))}))):
     (tmp_path / f'{name}.json').write_text(text)
   before = (workdir / 'ranking.json').read_bytes()
-  argv = [part.format(tmp=tmp_path) for part in argv]
+  argv, words = [part.format(tmp=tmp_path) for part in argv], words.format(tmp=tmp_path)
   assert cli.main([*argv, f'--workdir={workdir}', f'--data_dir={data_dir}']) == 2
   error = capsys.readouterr().err.strip().splitlines()
   assert len([line for line in error if line.startswith('gapjax: ')]) == 1 and words in error[-1]

@@ -180,6 +180,13 @@ def test_the_authors_files_are_read_and_written(tmp_path):
   with open(theirs, 'w') as file:
     json.dump({'left': channels[:300].tolist()}, file)
   assert rank.load(theirs, num_channels=2048)['left'].tolist() == channels[:300].tolist()
+  right = tmp_path / 'cityscapes_right-2048.json'  # the authors' has this key, too
+  right.write_bytes(theirs.read_bytes())
+  refused(lambda: rank.load(right, num_channels=2048), 'after the right.*`left`.*--ranking=right=')
+  assert [*rank.load(right, num_channels=2048, called='right')] == ['right']
+  rank.save(tmp_path / 'two.json', left=channels, right=channels)
+  refused(lambda: rank.load(tmp_path / 'two.json', num_channels=2048, called='right'),
+          'holds 2 lists')
   rank.save(tmp_path / 'again.json', **rank.load(theirs, num_channels=2048))
   assert (tmp_path / 'again.json').read_bytes() == theirs.read_bytes()
 

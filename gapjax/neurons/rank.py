@@ -15,6 +15,8 @@ stands in that region only. Works on any network and any images:
 """
 
 import json
+import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
@@ -250,15 +252,31 @@ def save(path, **orders) -> None:
   paths.write_bytes(path, json.dumps(lists).encode())
 
 
-def load(path, *, num_channels: int) -> dict[str, np.ndarray]:
+def load(path, *, num_channels: int, called: str | None = None) -> dict[str, np.ndarray]:
   """Reads orders, {name: (n,) channels}, from a file in the authors' format.
 
-  Raises UsageError naming the file unless each is a list of distinct channels in [0, num_channels).
+  called: what the file's one list is called, whatever its key: the authors' file of the right has
+  the key "left".
+
+  Raises UsageError naming the file unless each is a list of distinct channels in [0, num_channels),
+  and where one list's key and the file's name disagree about its side.
   """
   orders = paths.read_json(path)
   if not orders:
     raise UsageError(f'{path} holds no list of channels; it should look like '
                      '{"overall": [5, 0, 3]}')
+  if called is not None:
+    if len(orders) > 1:
+      raise UsageError(f'{path} holds {len(orders)} lists ({", ".join(orders)}), which cannot all '
+                       f'be `{called}`; leave the name out')
+    orders = {called: next(iter(orders.values()))}
+  elif len(orders) == 1:
+    [key], words = orders, re.findall('[a-z]+', pathlib.PurePath(path).stem.lower())
+    sides = [side for side in ('left', 'right') if side in words]
+    if key in ('left', 'right') and sides and key not in sides:
+      raise UsageError(f'{path} is named after the {sides[0]}, and its list is `{key}`; say which '
+                       f'it is: --ranking={sides[0]}={path}, or --ranking={key}={path} (called= of '
+                       'rank.load)')
   for name, channels in orders.items():
     if not isinstance(channels, list) or any(type(c) is not int for c in channels) or not channels:
       raise UsageError(f'{path}: `{name}` is not a list of channel numbers; it should look like '

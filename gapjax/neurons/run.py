@@ -115,7 +115,8 @@ def attack_run(workdir, *, data_dir=None, ranking=None, regions=None, neurons=()
   Args:
     workdir: of a segmentation or canvas run.
     data_dir: where datasets are; None is TFDS' default.
-    ranking: a file in the authors' format; None ranks this checkpoint, overall, left and right.
+    ranking: a file in the authors' format, or NAME=FILE to call its one list so; None ranks this
+      checkpoint, overall, left and right.
     regions: segmentation: where mIoU is measured, names or rectangles; None for
       attack.ATTACK_REGIONS.
     neurons: flags '--config.neurons.FIELD=VALUE' that set other values than the run's.
@@ -131,7 +132,9 @@ def attack_run(workdir, *, data_dir=None, ranking=None, regions=None, neurons=()
   if regions and isinstance(subject, CanvasSubject):
     raise UsageError('--regions: a network that classifies has one answer an image; leave it out')
   c, channels = subject.config.neurons, subject.num_channels
-  ranked = (Ranking(rank.load(ranking, num_channels=channels), {}) if ranking
+  name, named, path = str(ranking or '').partition('=')
+  ranked = (Ranking(rank.load(path if named else ranking, num_channels=channels,
+                              called=name if named else None), {}) if ranking
             else _rank(subject, workdir, SIDES, {}))
   if 'random' in ranked.orders:
     raise UsageError(f'{ranking}: `random` is the name of the baseline; rename that list')
