@@ -72,8 +72,9 @@ def quickstart(arguments):
   os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
                              + ' --xla_llvm_disable_expensive_passes=true')
   from gapjax.report import page as report
-  records, page = run_suite('quickstart', arguments, seeds=1, at_once=2,
-                            command=f'gapjax quickstart --scale={arguments.scale}')
+  [(records, page)] = run_suites(
+    ['quickstart'], arguments, seeds=1, at_once=2,
+    command=lambda _: f'gapjax quickstart --scale={arguments.scale}')
   print('\n'.join([*report.told(records, headings=True), f'report: {page}']))
 
 
@@ -160,7 +161,8 @@ def attack(arguments, neurons):
     print(f'report: {report.build(arguments.workdir)}')
 
 
-@verb(WORKDIR, DATA, flag('suite', help=', '.join(SUITES)),
+@verb(WORKDIR, DATA, flag('suite', nargs='+', help=f'{", ".join(SUITES)}; several, each in '
+                          'WORKDIR/SUITE, in an order of worth'),
       flag('--seeds', type=positive, default=1, help='train with seeds 0 to SEEDS - 1'),
       flag('--scale', choices=['small', 'narrow', 'full'], default='full'),
       flag('--cells', help="only these, such as 'augshift/* resnet18/cifar10'"),
@@ -172,20 +174,25 @@ def attack(arguments, neurons):
       '(fields: gapjax/config.py)')
 def reproduce(arguments, changes):
   """Trains every cell of a suite."""
-  check_choice(arguments.suite, SUITES, what='suite')
-  if arguments.with_torch and arguments.suite not in WITH_TORCH:
-    raise UsageError(f'--with_torch: the tables of {arguments.suite} have no column for PyTorch; '
-                     f'those of {", ".join(WITH_TORCH)} do')
-  command = ' '.join([
-    'gapjax reproduce', arguments.suite, f'--scale={arguments.scale}', f'--seeds={arguments.seeds}',
-    *([f'--cells={shlex.quote(arguments.cells)}'] if arguments.cells else []),
-    *(['--with_torch'] if arguments.with_torch else []), *map(shlex.quote, changes)])
+  for suite in arguments.suite:
+    check_choice(suite, SUITES, what='suite')
+    if arguments.with_torch and suite not in WITH_TORCH:
+      raise UsageError(f'--with_torch: the tables of {suite} have no column for PyTorch; those of '
+                       f'{", ".join(WITH_TORCH)} do')
+
+  def command(suite):
+    return ' '.join([
+      'gapjax reproduce', suite, f'--scale={arguments.scale}', f'--seeds={arguments.seeds}',
+      *([f'--cells={shlex.quote(arguments.cells)}'] if arguments.cells else []),
+      *(['--with_torch'] if arguments.with_torch else []), *map(shlex.quote, changes)])
+
   from gapjax.report import page as report
-  records, page = run_suite(arguments.suite, arguments, seeds=arguments.seeds, command=command,
-                            only=arguments.cells, with_torch=arguments.with_torch, changes=changes,
-                            minutes=arguments.minutes)
-  print('\n'.join([report.table(records).rstrip(), *report.scale_notes(records)]))
-  print(f'\nreport: {page}')
+  for records, page in run_suites(
+      list(dict.fromkeys(arguments.suite)), arguments, seeds=arguments.seeds, command=command,
+      only=arguments.cells, with_torch=arguments.with_torch, changes=changes,
+      minutes=arguments.minutes):
+    print('\n'.join([report.table(records).rstrip(), *report.scale_notes(records)]))
+    print(f'\nreport: {page}')
 
 
 @verb(WORKDIR)
@@ -271,17 +278,17 @@ def bench(arguments, chosen):
     paths.write_json(arguments.output, result)
 
 
-def run_suite(suite, arguments, *, seeds, command, **rest):
-  """Runs a suite; returns its records and the path of its report.
+def run_suites(suites, arguments, *, command, **rest):
+  """Runs suites; returns [(records, path of the report)] of those of which something is finished.
 
-  command: what makes the same again, without this machine's folders. rest: see loop.run.
+  command: suite -> what makes the same again, without this machine's folders. rest: see loop.run.
   """
   from gapjax.report import schema
   from gapjax.reproduce import loop
   logging.getLogger('gapjax.training.train').setLevel(logging.WARNING)  # the loop says enough
-  page = loop.run(suite, scale=arguments.scale, seeds=seeds, workdir=arguments.workdir,
-                  data_dir=arguments.data_dir, command=command, **rest)
-  return schema.read(paths.of(arguments.workdir) / 'results.json'), page
+  pages = loop.run_several(suites, scale=arguments.scale, workdir=arguments.workdir,
+                           data_dir=arguments.data_dir, command=command, **rest)
+  return [(schema.read(page.parent.parent / 'results.json'), page) for page in pages.values()]
 
 
 def main(argv=None) -> int:

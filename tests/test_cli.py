@@ -95,7 +95,7 @@ MOVED = ('--config.task=classification', '--config.model.stem=cifar', '--config.
   (['reproduce', 'ablations', '--workdir=w', '--scale=narrow'],
    'unknown scale of ablations `narrow`'),
   (['reproduce', 'table2', '--workdir=w', '--cells=augshfit/*'],
-   '--cells: no cell is named `augshfit/*`; there are resnet18/cifar10, blurpool/cifar10'),
+   '--cells: no cell is named `augshfit/*`; there are resnet18/cifar10, circular/cifar10'),
   (['reproduce', 'table2', '--workdir=w', '--cells=*/cifar100'],
    'gapjax prepare cifar100 --source='),
   (['reproduce', 'table2', '--workdir=w', '--config.num_epoch=1'],

@@ -183,6 +183,25 @@ def test_what_minutes_cut_off_is_gone_on_with(tmp_path, data_dir, capfd, caplog)
   assert mine == other and len({cell for cell, *_ in mine}) == 2
 
 
+def test_several_suites_take_turns_by_worth(monkeypatch, tmp_path, capsys):
+  """Table 1 at 3x3, then CIFAR-10's networks, then the rest; a workdir each."""
+  trained = _stub(monkeypatch, [*suites.table1('small'), *suites.table2('small')])
+  for task in ('canvas', 'classification'):
+    monkeypatch.setattr(loop.TASKS[task], 'check_data', lambda *_, **__: None)
+  argv = ['reproduce', 'table2', 'table1', '--scale=small', f'--workdir={tmp_path}']
+  assert cli.main(argv) == 0
+  names = [line.removesuffix(' 0') for line in trained]
+  assert names[:6] == ['permutenet/location/3x3', 'gapnet/image/3x3', 'permutenet/image/3x3',
+                       'gapnet/location/3x3', 'resnet18/cifar10', 'augshift/cifar10']
+  assert names[8:10] == ['gapnet/location/7x7', 'permutenet/location/7x7']
+  assert len(names) == len({*names}) == 12 + 18
+  assert capsys.readouterr().out.count('\nreport: ') == 2
+  assert {r['suite'] for r in schema.read(tmp_path / 'table1/results.json')} == {'table1'}
+  refused(lambda: suites.by_worth(['table1', 'table2'], 'small', 'gapnet/* augshfit/*'), 'augshfit')
+  assert suites.by_worth(['table1', 'table2'], 'small', '*/3x3 aps/* */7x7') == [
+    ('table1', '*/3x3 */7x7'), ('table2', 'aps/*')]
+
+
 def test_a_suite_reads_a_dataset_once(monkeypatch, data_dir):
   c, load, calls = suites.quickstart('tiny')[0].config, build.TASKS['canvas'].load_split, []
   monkeypatch.setattr(build.TASKS['canvas'], 'load_split', staticmethod(

@@ -23,7 +23,7 @@ from gapjax.reproduce.records import (
   torch_seeds,
   write,
 )
-from gapjax.reproduce.suites import SCALES, SUITES, changed, chosen
+from gapjax.reproduce.suites import SCALES, SUITES, by_worth, changed, chosen
 from gapjax.speed.inputs import step_flops
 from gapjax.tasks import TASKS
 from gapjax.training import build, workdirs
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: str,
         only: str | None = None, changes=(), with_torch: bool = False, progress: bool = True,
-        at_once: int = 1, minutes: float | None = None):
+        at_once: int = 1, pace: 'Pace | None' = None):
   """Trains what the workdir's results.json does not hold yet, cell by cell, then its report.
 
   Args:
@@ -54,8 +54,8 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
     progress: whether to show progress bars.
     at_once: on a single device, trains so many cells at the same time, without progress bars where
       that is several: a small network keeps one core busy, not two.
-    minutes: how long training may take (without at_once): a cell is begun only if, by what the
-      others took, it ends in time; one that does not is cut off, saved. None: as long as it does.
+    pace: how long training may take (without at_once): a cell is begun only if it ends in time,
+      and one that does not is cut off, saved. None: as long as it does.
 
   Returns:
     The path of report.html.
@@ -90,8 +90,38 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
                      name=cell.name)
     with build.datasets_kept():
       _train(left, records, suite=suite, scale=scale, workdir=workdir, data_dir=data_dir,
-             command=command, progress=progress, at_once=at_once, minutes=minutes)
+             command=command, progress=progress, at_once=at_once,
+             pace=pace or Pace(None, data_dir))
     return report.build(workdir)
+
+
+def run_several(suites, *, scale: str, workdir, command, data_dir=None, only=None, minutes=None,
+                **how) -> dict[str, str]:
+  """`run` of some suites: one in workdir itself, several each in `workdir/SUITE`, and their cells
+  in an order of worth (suites.by_worth).
+
+  Args:
+    command: suite -> what its report says made it.
+    minutes: how long all of them may train: see `run`'s pace.
+    how: see `run`.
+
+  Returns:
+    The path of report.html by suite, of those of which something is finished.
+  """
+  pace, pages = Pace(minutes, data_dir), {}
+  workdir = paths.of(workdir)
+  for suite in suites:
+    check_choice(scale, SCALES[suite], what=f'scale of {suite}')
+  for suite, patterns in (by_worth(suites, scale, only) if len(suites) > 1 else
+                          [(suites[0], only)]):
+    try:
+      pages[suite] = run(suite, scale=scale, data_dir=data_dir, command=command(suite),
+                         workdir=workdir / suite if len(suites) > 1 else workdir, only=patterns,
+                         pace=pace, **how)
+    except Interrupted:
+      if time.monotonic() < pace.until or len(suites) == 1:
+        raise
+  return pages
 
 
 def missing(records, cell, seed: int, *, twin: bool) -> set[str]:
@@ -134,9 +164,9 @@ class Pace:
     return plan.total_steps * step_flops(config, task, train_set)
 
 
-def _train(left, records, *, suite, scale, workdir, data_dir, command, progress, at_once, minutes):
+def _train(left, records, *, suite, scale, workdir, data_dir, command, progress, at_once, pace):
   """Trains what is left, and writes results.json and run.json after each."""
-  start, pace, done = time.perf_counter(), Pace(minutes, data_dir), set()
+  start, done = time.perf_counter(), set()
   previous = paths.read_json(workdir / 'run.json') if (workdir / 'run.json').exists() else {}
 
   def work(item, **how):

@@ -88,6 +88,20 @@ def chosen(cells, only: str | None) -> list[Cell]:
   return list({cell.name: cell for cell in matching}.values())
 
 
+def by_worth(suites, scale: str, only: str | None) -> list[tuple[str, str]]:
+  """Several suites as [(suite, the patterns of `chosen`)], in an order of worth: WORTH, then the
+  rest; with `only`, each suite's cells that it names.
+
+  Raises UsageError when a pattern of `only` matches no cell of any.
+  """
+  names = {suite: [cell.name for cell in SUITES[suite](scale)] for suite in suites}
+  if only is None:
+    return [*(line for line in WORTH if line[0] in suites), *((suite, '*') for suite in suites)]
+  chosen([cell for suite in suites for cell in SUITES[suite](scale)], only)
+  return [(suite, ' '.join(some)) for suite in suites
+          if (some := [p for p in only.split() if fnmatch.filter(names[suite], p)])]
+
+
 def changed(cells, changes, *, only=None) -> list[Cell]:
   """The cells with the fields that flags '--config.FIELD=VALUE' set.
 
@@ -306,6 +320,10 @@ def ablations(scale: str) -> list[Cell]:
 
 SUITES = {'quickstart': quickstart, 'table1': table1, 'table2': table2,
           'augshift_sweep': augshift_sweep, 'attack': attack, 'ablations': ablations}
+# What tells most of the paper, first: of several suites, all cells of a line before the next one's.
+WORTH = (('table1', 'permutenet/location/3x3 */image/3x3 gapnet/location/3x3'),
+         ('table2', 'resnet18/cifar10 augshift/cifar10 blurpool/cifar10 two_crops/cifar10'),
+         ('table1', '*/location/7x7'), ('attack', 'deeplabv3/camvid'))
 SCALES = {
   **dict.fromkeys(SUITES, ('small', 'full')), 'quickstart': ('digits', 'tiny'),
   **dict.fromkeys(('table1', 'table2', 'augshift_sweep'), ('small', 'narrow', 'full'))}
