@@ -6,7 +6,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from conftest import SCENES, tiny_config
+from conftest import SCENES, python, tiny_config
 
 from gapjax.training import build, steps, workdirs
 from gapjax.training.devices import Devices
@@ -88,3 +88,21 @@ def test_unsynchronised_batch_norm_is_another_computation(data_dir):
   check_replicated(states[1])
   a, b = (np.asarray(state.batch_stats['bn1']['var']) for state, _ in states)
   assert np.abs(a - b).max() > 1e-6
+
+
+KEPT = """
+import sys
+import jax
+from gapjax.training.devices import keep_programs
+keep_programs(sys.argv[1])
+print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+@pytest.mark.parametrize(('platform', 'chosen', 'kept'), [
+  ('gpu', {}, 'home/gapjax/programs'), ('cpu', {}, 'None'),
+  ('gpu', {'JAX_COMPILATION_CACHE_DIR': '/mine'}, '/mine')])
+def test_programs_are_kept_for_accelerators(platform, chosen, kept, monkeypatch):
+  """In the user's cache folder, or where the user says."""
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+  assert python(KEPT, platform, XDG_CACHE_HOME='home', **chosen).stdout.split() == [kept]

@@ -8,6 +8,7 @@ from gapjax.data import CLASSES, ImageDataset, prepared
 from gapjax.speed import flops
 from gapjax.tasks import TASKS
 from gapjax.training import build, steps, workdirs
+from gapjax.training.devices import keep_programs
 from gapjax.training.plan import Plan
 
 # Height and width, and as many images as fill one or two epochs of a measurement.
@@ -39,6 +40,7 @@ class Program:
   """
 
   def __init__(self, config, devices, data_dir):
+    keep_programs(devices.platform)
     self.config = config = workdirs.settled(config, platform=devices.platform)
     self.devices = devices
     self.train_set, self.task, self.images = training_set(config, data_dir)

@@ -180,7 +180,6 @@ class Devices:
 
   def __init__(self, devices=None):
     self.devices = list(devices or sorted(jax.devices(), key=lambda d: (d.process_index, d.id)))
-    keep_programs(self.platform)
     here = [i for i, d in enumerate(self.devices) if d.process_index == jax.process_index()]
     self._here = slice(here[0], here[-1] + 1)
     mesh = Mesh(np.asarray(self.devices[self._here]), (AXIS,))

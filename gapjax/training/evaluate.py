@@ -11,7 +11,7 @@ from gapjax import paths
 from gapjax.errors import UsageError
 from gapjax.training import build, workdirs
 from gapjax.training.checkpoint import newest
-from gapjax.training.devices import Devices
+from gapjax.training.devices import Devices, keep_programs
 from gapjax.training.plan import Plan
 from gapjax.training.steps import TrainState
 
@@ -51,6 +51,7 @@ def evaluate(workdir, *, data_dir=None, devices=None) -> dict:
   segmentation 'miou', 'miou_left' and so on, 'pixel_accuracy' and 'per_class'.
   """
   workdir, devices = paths.of(workdir), Devices(devices)
+  keep_programs(devices.platform)
   paths.check_writable(workdir)
   run = open_run(workdir, data_dir=data_dir)
   evaluation = build.create_evaluation(run.config, run.model, run.task, run.test_set, devices)

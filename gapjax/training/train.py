@@ -20,6 +20,7 @@ from gapjax.training.devices import (
   decided,
   is_alone,
   is_first,
+  keep_programs,
   wait_for_all,
 )
 from gapjax.training.log import Writer, progress_bar
@@ -54,6 +55,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True, alike=
   """
   configs.validate(config)
   devices = Devices(devices)
+  keep_programs(devices.platform)
   devices.check_batch(config.batch_size)
   workdir, config = paths.of(workdir), workdirs.settled(config, platform=devices.platform)
 
