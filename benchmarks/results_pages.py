@@ -28,8 +28,8 @@ from gapjax.speed import bench
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'results'
-SUITES = ('quickstart', 'table1', 'table1_full', 'table2', 'table2_full', 'table2_longer',
-          'augshift_sweep', 'ablations', 'attack')
+SUITES = ('quickstart', 'table1', 'table1_full', 'table2', 'table2_narrow', 'table2_full',
+          'table2_longer', 'augshift_sweep', 'ablations', 'attack')
 PARITY = 'gapjax convert --check --output=results/parity/results.json'
 BENCH = 'gapjax bench --against=torch --rounds={rounds} --output=results/bench/{name}'
 # Measured while convolutions on CPU were computed in another way.
