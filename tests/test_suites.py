@@ -162,6 +162,7 @@ def test_minutes_begin_what_ends_in_time(monkeypatch, data_dir):
   assert len([*loop.Pace(None, data_dir).in_time(items)]) == 5
 
 
+@pytest.mark.slow
 def test_what_minutes_cut_off_is_gone_on_with(tmp_path, data_dir, capfd, caplog):
   """To the same numbers as one that was not."""
   def reproduce(workdir, *flags):

@@ -19,8 +19,9 @@ from conftest import ROOT, SCENES, XLA_FLAGS, python, refused, tiny_config
 from prepared_files import encoded, write_images, write_scenes
 from scene_files import cityscapes_files, write
 
-from gapjax import cli, data, paths
 from gapjax import config as configs
+from gapjax import data, paths
+from gapjax.cli import flags, verbs
 from gapjax.errors import TrainingFailed, UsageError
 from gapjax.models.layers import BatchNorm
 from gapjax.neurons import attack, network
@@ -235,7 +236,7 @@ def test_a_folder_that_takes_no_files_is_told_before_the_work(monkeypatch, tmp_p
 
   monkeypatch.setattr(paths.tempfile, 'TemporaryFile', refused)
   for verb in (evaluate.evaluate, rank_run, attack_run,
-               lambda folder: cli.check_output(str(folder / 'o.json'))):
+               lambda folder: flags.check_output(str(folder / 'o.json'))):
     with pytest.raises(UsageError, match=r'cannot be written to \(Read-only file system\)'):
       verb(tmp_path)
 
@@ -309,7 +310,7 @@ def test_a_class_may_be_called_by_a_number():
 
 
 def test_a_long_message_is_cut_in_its_middle(capsys):
-  cli.complain(f'unknown field {"x, " * 5000}; use another', code=2)
+  verbs.complain(f'unknown field {"x, " * 5000}; use another', code=2)
   said = capsys.readouterr().err
   assert said.startswith('gapjax: unknown field x,') and said.endswith('; use another\n')
   assert len(said) < 1100 and ' ... ' in said and said.count('\n') == 1

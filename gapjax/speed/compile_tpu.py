@@ -1,7 +1,7 @@
 """`gapjax compile`: does the training step fit a TPU that is not here, and how fast could it be.
 
 The program is train.train's own, compiled ahead of time by libtpu, which needs no TPU for that. It
-and jax read the environment as they load: gapjax/cli.py sets it first.
+and jax read the environment as they load: gapjax/cli sets it first.
 """
 
 import dataclasses

@@ -7,15 +7,7 @@ import shlex
 import sys
 
 from gapjax import paths
-from gapjax.errors import (
-  CheckFailed,
-  Interrupted,
-  TrainingFailed,
-  UsageError,
-  check_choice,
-  first_line,
-)
-from gapjax.flags import (
+from gapjax.cli.flags import (
   CONFIG,
   DATA,
   NEURONS,
@@ -29,6 +21,14 @@ from gapjax.flags import (
   local,
   positive,
   verb,
+)
+from gapjax.errors import (
+  CheckFailed,
+  Interrupted,
+  TrainingFailed,
+  UsageError,
+  check_choice,
+  first_line,
 )
 from gapjax.training.system import Unbreakable, is_large, keep_freed_memory
 
