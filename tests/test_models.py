@@ -144,3 +144,17 @@ def test_a_shortcut_is_cropped_or_padded_around_its_centre(have, want):
   expected = [[x[0, first + i, first + j, 0] if 0 <= first + i < have and 0 <= first + j < have
                else 0 for j in range(want)] for i in range(want)]
   np.testing.assert_array_equal(found, expected)
+
+
+def test_bfloat16_pools_to_what_float32_pools_to():
+  """Evaluated as a canvas, most of which is one colour; jax 0.11 and 0.12 computed NaN there."""
+  images = jnp.pad(jnp.asarray(draw.normal(size=(50, 32, 32, 3)), jnp.float32),
+                   ((0, 0), (32, 32), (32, 32), (0, 0)))
+  pooled = []
+  for dtype in ('float32', 'bfloat16'):
+    model = create(name='resnet18', head='linear', dtype=dtype)
+    variables = jax.jit(functools.partial(model.init, train=True))(jax.random.key(0), images[:1])
+    pooled.append(jax.jit(lambda v, x, m=model: m.apply(v, x, train=False)[1]['pooled'])(
+      variables, images))
+  assert pooled[1].dtype == jnp.float32
+  np.testing.assert_allclose(*pooled[::-1], rtol=0, atol=.02 * float(pooled[0].max()))

@@ -249,4 +249,6 @@ class Dropout(nn.Module):
 
 def global_average_pool(x: jax.Array) -> jax.Array:
   """GAP: (b, h, w, c) -> (b, c), summed in float32 whatever x is."""
+  if x.dtype == jnp.bfloat16:  # fused with what made x, jax 0.11 and 0.12 compute NaN on CPU
+    x = lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
   return x.astype(param_dtype(x.dtype)).mean((1, 2))
