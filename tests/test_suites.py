@@ -15,7 +15,7 @@ from gapjax.neurons import sweeps
 from gapjax.report import page as report
 from gapjax.report import schema
 from gapjax.reproduce import loop, records, suites
-from gapjax.training import build, workdirs
+from gapjax.training import workdirs
 
 ABOUT = dict(suite='table2', scale='small')
 LINES = [{'step': 1, 'split': 'train', 'loss': 2.0},
@@ -144,76 +144,6 @@ def test_cells_that_are_trained_at_the_same_time(monkeypatch, tmp_path, data_dir
     (tmp_path / name / 'results.json').read_text())) for name in '12')
   assert first == second
   assert sum('AugShift names' in line for line in caplog.messages) == 2
-
-def test_minutes_begin_what_ends_in_time(monkeypatch, data_dir):
-  """By the seconds that those before took for an operation: of the same work as one that took 300
-  of 400 s no other ends in time, of a tenth of it one does."""
-  now = [0.0]
-  monkeypatch.setattr(loop.time, 'monotonic', lambda: now[0])
-  base = suites.quickstart('tiny')[0]
-  items = [(n, (0, dataclasses.replace(base, identity={'network': name}, config=config.replaced(
-    base.config, num_epochs=epochs)), {'trained'})) for n, (name, epochs) in enumerate(
-      (('first', 20), ('same', 20), ('tenth', 2), ('another', 2), ('long', 80)))]
-  pace, begun = loop.Pace(400 / 60, data_dir), []
-  for _, (_, cell, _) in pace.in_time(items):
-    begun.append(cell.fields['network'])
-    now[0] += 15 * cell.config.num_epochs
-  assert begun == ['first', 'tenth', 'another']
-  assert len([*loop.Pace(None, data_dir).in_time(items)]) == 5
-
-
-@pytest.mark.slow
-def test_what_minutes_cut_off_is_gone_on_with(tmp_path, data_dir, capfd, caplog):
-  """To the same numbers as one that was not."""
-  def reproduce(workdir, *flags):
-    assert cli.main(['reproduce', 'ablations', '--scale=small', f'--workdir={tmp_path / workdir}',
-                     f'--data_dir={data_dir}', '--cells=permute_at=never/location/3x3 '
-                     'permute_at=fixed/location/3x3', '--config.model.width=4',
-                     '--config.data.image_size=8', '--config.num_epochs=2',
-                     '--config.data.train_images=96', '--config.eval.images=50', *flags]) == 0
-    return capfd.readouterr().err
-
-  assert 'no cell was finished yet' in reproduce('mine', '--minutes=0.05')
-  assert caplog.messages[-1] == (
-    'the time is up: not finished are permute_at=never/location/3x3 seed 0, '
-    'permute_at=fixed/location/3x3 seed 0; the same command goes on')
-  reproduce('mine', '--minutes=100')
-  reproduce('other')
-  mine, other = ([(r['cell'], r['metric'], r['values']) for r in schema.read(
-    tmp_path / name / 'results.json')] for name in ('mine', 'other'))
-  assert mine == other and len({cell for cell, *_ in mine}) == 2
-
-
-def test_several_suites_take_turns_by_worth(monkeypatch, tmp_path, capsys):
-  """Table 1 at 3x3, then CIFAR-10's networks, then the rest; a workdir each."""
-  trained = _stub(monkeypatch, [*suites.table1('small'), *suites.table2('small')])
-  for task in ('canvas', 'classification'):
-    monkeypatch.setattr(loop.TASKS[task], 'check_data', lambda *_, **__: None)
-  argv = ['reproduce', 'table2', 'table1', '--scale=small', f'--workdir={tmp_path}']
-  assert cli.main(argv) == 0
-  names = [line.removesuffix(' 0') for line in trained]
-  assert names[:6] == ['permutenet/location/3x3', 'gapnet/image/3x3', 'permutenet/image/3x3',
-                       'gapnet/location/3x3', 'resnet18/cifar10', 'augshift/cifar10']
-  assert names[8:10] == ['gapnet/location/7x7', 'permutenet/location/7x7']
-  assert len(names) == len({*names}) == 12 + 18
-  assert capsys.readouterr().out.count('\nreport: ') == 2
-  assert {r['suite'] for r in schema.read(tmp_path / 'table1/results.json')} == {'table1'}
-  refused(lambda: suites.by_worth(['table1', 'table2'], 'small', 'gapnet/* augshfit/*'), 'augshfit')
-  assert suites.by_worth(['table1', 'table2'], 'small', '*/3x3 aps/* */7x7') == [
-    ('table1', '*/3x3 */7x7'), ('table2', 'aps/*')]
-
-
-def test_a_suite_reads_a_dataset_once(monkeypatch, data_dir):
-  c, load, calls = suites.quickstart('tiny')[0].config, build.TASKS['canvas'].load_split, []
-  monkeypatch.setattr(build.TASKS['canvas'], 'load_split', staticmethod(
-    lambda *args, **how: calls.append(how) or load(*args, **how)))
-  with build.datasets_kept():
-    sets = [build.load_data(c, data_dir=data_dir) for _ in range(3)]
-    assert len(calls) == 2 and sets[0][0] is sets[2][0]  # training and test
-    build.load_data(config.replaced(c, data=dict(image_size=4)), data_dir=data_dir)
-    assert len(calls) == 4
-  build.load_data(c, data_dir=data_dir)
-  assert len(calls) == 6
 
 
 def test_reproduce_trains_in_a_clone_that_holds_results(monkeypatch, tmp_path, capsys):
