@@ -54,14 +54,14 @@ step):
 | changes of layout        |            5.5 |     0.3 |                        16.2 |     0.5 |
 | the rest                 |            4.2 |     7.1 |                        10.8 |    11.5 |
 
-So the rest is no slower. Two thirds of the difference are the convolutions themselves, XLA's
-against oneDNN's. The remainder is the transposition of maps before and after the gradients of
-kernels. XLA's CPU backend asks for it, and PyTorch does without. Tried, and not faster: 3x3
-convolutions as one product of patches, or as nine products, from 16, 32, 64 or 128 channels on (78
-to 137 ms where the step above has 77 to 96); XLA without YNNPACK (37.8 against 36 ms on digits);
-with oneDNN's custom calls (35.3).
-What helped: threads that do not share one arena of memory where buffers are small (digits 0.69,
-before 0.59; they compile in 3.8 s, before 6.0).
+So gapjax loses in two places, 8.5 and 21 ms in the convolutions (XLA's against oneDNN's), 5 and 16
+ms in changes of layout (transpositions and copies, of which PyTorch has next to none), and in
+nothing else. Tried, and not faster, in few and noisy runs of table 1's step (77 to 96 ms as it
+is): 3x3 convolutions as one product of patches from 16, 32, 64 or 128 channels on (78 to 137 ms),
+or as nine products from 64 on (90 to 94). On digits XLA without YNNPACK had 38 ms, with oneDNN's
+custom calls 35, as it is 36 to 46. What helped: threads that do not share one arena of memory where
+buffers are small (digits in three turns: 2, 8 and 28% more images a second, and 3.7 to 4.9 s to
+compile in place of 5.5 to 6.5).
 
 ## The rows `earlier`
 

@@ -4,7 +4,7 @@
     gapjax train --config=configs/gapnet_cifar10.py:grid=7,target=image --workdir=runs/gapnet_7x7
 
 Steps: 20,834 of batch 48 (20 epochs).
-Time: in bfloat16 on one H200 two minutes at 3x3, half of them to compile. A step took 2.1 s on 2
+Time: in bfloat16 on one H200 two minutes at 3x3, a quarter to compile. A step took 2.1 s on 2
   cores of an AMD EPYC with an earlier version (results/bench), which makes 12 hours without
   evaluations; on a TPU v5e:2x2 it takes at least 6.1 ms (compiled for it, not run;
   results/compile).

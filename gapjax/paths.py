@@ -49,8 +49,7 @@ def of(path):
 
 def cache() -> pathlib.Path:
   """gapjax's folder among the user's caches."""
-  home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(home) / 'gapjax'
+  return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'gapjax')
 
 
 def is_remote(path) -> bool:
@@ -193,6 +192,14 @@ def read_json(path, kind=dict):
   Raises UsageError naming the file, and the line where that is known.
   """
   return _parse(_text(path), path, kind)
+
+
+def named(argument) -> tuple[str | None, str]:
+  """(NAME, FILE) of 'NAME=FILE', (None, FILE) of a file, whose own path may hold a '='."""
+  name, equals, path = str(argument or '').partition('=')
+  if not equals or '/' in name or os.path.exists(argument):
+    return None, argument
+  return name, path
 
 
 def read_words(path) -> list[str]:

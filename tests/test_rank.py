@@ -9,6 +9,7 @@ import pytest
 from conftest import refused
 from pixels import pixels, where
 
+from gapjax import paths
 from gapjax.neurons import rank
 from gapjax.report.plots import base as plots
 from gapjax.report.plots import neurons as pictures
@@ -184,6 +185,12 @@ def test_the_authors_files_are_read_and_written(tmp_path):
   right.write_bytes(theirs.read_bytes())
   refused(lambda: rank.load(right, num_channels=2048), 'after the right.*`left`.*--ranking=right=')
   assert [*rank.load(right, num_channels=2048, called='right')] == ['right']
+  assert paths.named(f'right={right}') == ('right', str(right))
+  odd = tmp_path / 'lr=0.1'
+  odd.mkdir()
+  for path in (str(odd / 'left.json'), str(odd)):  # the '=' of a folder is no name
+    assert paths.named(path) == (None, path)
+  assert paths.named('lr=0.1') == ('lr', '0.1') and paths.named(None) == (None, None)
   rank.save(tmp_path / 'two.json', left=channels, right=channels)
   refused(lambda: rank.load(tmp_path / 'two.json', num_channels=2048, called='right'),
           'holds 2 lists')

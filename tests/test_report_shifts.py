@@ -9,8 +9,9 @@ from conftest import ROOT
 from pixels import pixels, where
 from test_report import TWIN, _html, _markdown, _records, _rows, _run, _write, save_samples
 
+from gapjax import config
 from gapjax.report import page as report
-from gapjax.report import schema
+from gapjax.report import runs, schema
 from gapjax.report.plots import base as plots
 from gapjax.report.plots import shifts as plots_shifts
 from gapjax.report.plots.shifts import ShiftPanel
@@ -345,3 +346,15 @@ def test_one_look_a_network_and_all_different():
   looks = plots.looks([*others, augshift])
   assert len({str(look) for look in looks.values()}) == len(looks) == 11
   assert looks['AugShift'] == plots.looks([augshift])['AugShift']
+
+
+@pytest.mark.parametrize(('fields', 'name'), [
+  ({'task': 'classification'}, 'resnet18'),
+  ({'task': 'classification', 'model.padding': 'full'}, 'full_padding'),
+  ({'task': 'classification', 'model.padding': 'circular', 'model.downsample': 'polyphase'}, 'aps'),
+  ({'task': 'classification', 'model.padding': 'circular', 'augshift.crops': 2}, 'augshift'),
+  ({'task': 'segmentation', 'model.name': 'deeplabv3', 'model.padding': 'circular'}, 'deeplabv3')])
+def test_a_run_alone_is_called_after_what_makes_it_another_network(fields, name):
+  c = config.default()
+  c.update_from_flattened_dict(fields)
+  assert runs.network_of(config.as_json(c)) == name

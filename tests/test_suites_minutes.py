@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from conftest import refused
+from conftest import ROOT, refused
 from test_suites import _stub
 
 from gapjax import cli, config
@@ -40,10 +40,11 @@ def test_what_minutes_cut_off_is_gone_on_with(tmp_path, data_dir, capfd, caplog)
                      '--config.data.train_images=96', '--config.eval.images=50', *flags]) == 0
     return capfd.readouterr().err
 
-  assert 'no cell was finished yet' in reproduce('mine', '--minutes=0.05')
+  reproduce('mine', '--minutes=0.05')
   assert caplog.messages[-1] == (
-    'the time is up: not finished are permute_at=never/location/3x3 seed 0, '
+    'not finished in time: permute_at=never/location/3x3 seed 0, '
     'permute_at=fixed/location/3x3 seed 0; the same command goes on')
+  assert not (tmp_path / 'mine/results.json').exists()
   reproduce('mine', '--minutes=100')
   reproduce('other')
   mine, other = ([(r['cell'], r['metric'], r['values']) for r in schema.read(
@@ -68,6 +69,22 @@ def test_several_suites_take_turns_by_worth(monkeypatch, tmp_path, capsys):
   refused(lambda: suites.by_worth(['table1', 'table2'], 'small', 'gapnet/* augshfit/*'), 'augshfit')
   assert suites.by_worth(['table1', 'table2'], 'small', '*/3x3 aps/* */7x7') == [
     ('table1', '*/3x3 */7x7'), ('table2', 'aps/*')]
+
+
+def test_several_suites_refuse_before_the_first_is_trained(monkeypatch, tmp_path, complaint):
+  """What only the second suite lacks, and fields in which a later cell differs."""
+  trained = _stub(monkeypatch, suites.table1('small'))
+  argv = ['reproduce', 'table1', 'table2', '--scale=small', f'--workdir={tmp_path}/w',
+          f'--data_dir={tmp_path}']
+  monkeypatch.setattr(loop.TASKS['canvas'], 'check_data', lambda *_, **__: None)
+  assert 'gapjax prepare cifar10' in complaint(*argv)
+  assert 'the cells differ in it' in complaint(*argv, '--config.num_epochs=2')
+  monkeypatch.setattr(loop.TASKS['classification'], 'check_data', lambda *_, **__: None)
+  (tmp_path / 'w/table2').mkdir(parents=True)
+  (tmp_path / 'w/table2/results.json').write_text(
+    (ROOT / 'results/table2_full/results.json').read_text())
+  assert 'of another suite, scale or config' in complaint(*argv)
+  assert not trained
 
 
 def test_a_suite_reads_a_dataset_once(monkeypatch, data_dir):

@@ -128,9 +128,8 @@ def rank(arguments, neurons):
   """Ranks the channels of a run."""
   from gapjax.neurons import run
   from gapjax.report.plots import neurons as pictures
-  region, named, path = (arguments.ids or '').partition('=')
-  ids = ({region: paths.read_words(path)} if named else
-         paths.read_json(arguments.ids) if arguments.ids else None)
+  region, path = paths.named(arguments.ids)
+  ids = {region: paths.read_words(path)} if region else paths.read_json(path) if path else None
   ranking = run.rank_run(arguments.workdir, data_dir=arguments.data_dir,
                          regions=arguments.regions, ids=ids, neurons=neurons)
   for name, order in ranking.orders.items():  # before the pictures, whose place may be full

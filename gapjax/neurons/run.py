@@ -132,9 +132,8 @@ def attack_run(workdir, *, data_dir=None, ranking=None, regions=None, neurons=()
   if regions and isinstance(subject, CanvasSubject):
     raise UsageError('--regions: a network that classifies has one answer an image; leave it out')
   c, channels = subject.config.neurons, subject.num_channels
-  name, named, path = str(ranking or '').partition('=')
-  ranked = (Ranking(rank.load(path if named else ranking, num_channels=channels,
-                              called=name if named else None), {}) if ranking
+  called, path = paths.named(ranking)
+  ranked = (Ranking(rank.load(path, num_channels=channels, called=called), {}) if ranking
             else _rank(subject, workdir, SIDES, {}))
   if 'random' in ranked.orders:
     raise UsageError(f'{ranking}: `random` is the name of the baseline; rename that list')

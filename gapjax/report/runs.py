@@ -11,8 +11,8 @@ AVERAGED = ('per_location', 'shifts', 'per_class')
 # The curves of a detail: the split and the key of their lines in metrics.jsonl.
 CURVES = {'train_loss': ('train', 'loss'), 'eval_accuracy': ('eval', 'accuracy'),
           'eval_consistency': ('eval', 'consistency')}
-# config.model.downsample, else config.model.padding -> network
-PLAIN = {'blur': 'blurpool', 'polyphase': 'aps', 'circular': 'circular', 'full': 'full_padding'}
+DOWNSAMPLING = {'blur': 'blurpool', 'polyphase': 'aps'}  # config.model.downsample -> network
+PADDING = {'circular': 'circular', 'full': 'full_padding'}  # config.model.padding -> network
 
 
 def records(summary, lines, *, seed: int) -> list[dict]:
@@ -55,9 +55,11 @@ def network_of(config) -> str:
   if config['task'] == 'canvas':
     return next((name for name, fields in recipes.NETWORKS.items()
                  if fields.items() <= model.items()), model['name'])
-  plain = PLAIN.get(model['downsample']) or PLAIN.get(model['padding'])
-  if TASKS[config['task']].dense or augshift['crops'] == 1:
+  plain = DOWNSAMPLING.get(model['downsample'])
+  if TASKS[config['task']].dense:
     return plain or model['name']
+  if augshift['crops'] == 1:
+    return plain or PADDING.get(model['padding'], model['name'])
   return '_'.join(['augshift' if augshift['weight'] else 'two_crops', *([plain] if plain else [])])
 
 

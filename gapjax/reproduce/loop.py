@@ -58,24 +58,20 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
       and one that does not is cut off, saved. None: as long as it does.
 
   Returns:
-    The path of report.html.
+    The path of report.html; None where nothing was finished in time.
 
   Raises:
     UsageError: no such scale, cells or fields; data or PyTorch are missing; results.json holds
       other cells, or seeds of another commit that more are to be averaged with.
   """
   workdir = paths.of(workdir)
-  check_choice(scale, SCALES[suite], what=f'scale of {suite}')
-  every = changed(SUITES[suite](scale), changes, only=only)
-  cells = chosen(every, only)
+  every, cells = checked(suite, scale, changes, only, data_dir=data_dir)
   keep_freed_memory(large=any(is_large(cell.config) for cell in cells))
   if with_torch and paths.is_remote(workdir):
     raise UsageError(f'--with_torch trains in a local folder only, not in {workdir}; leave it out, '
                      'or give another --workdir')
   if with_torch:
     require_torch('--with_torch', 'leave it out')
-  for c in (cell.config for cell in cells):  # before hours of training, not after
-    TASKS[c.task].check_data(c, data_dir=data_dir)
   with workdirs.lock(workdir):  # results.json is read once, and written after every cell
     path = workdir / 'results.json'
     records = read_own(path, every)
@@ -88,15 +84,26 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
       if 'trained' in parts:
         check_commit([r['commit'] for r in records if r['cell'] == cell.name], here,
                      name=cell.name)
-    with build.datasets_kept():
-      _train(left, records, suite=suite, scale=scale, workdir=workdir, data_dir=data_dir,
-             command=command, progress=progress, at_once=at_once,
-             pace=pace or Pace(None, data_dir))
-    return report.build(workdir)
+    _train(left, records, suite=suite, scale=scale, workdir=workdir, data_dir=data_dir,
+           command=command, progress=progress, at_once=at_once, pace=pace or Pace(None, data_dir))
+    return report.build(workdir) if path.exists() else None
+
+
+def checked(suite, scale, changes, only, *, data_dir):
+  """(All cells of a suite with the changes, those that are chosen), whose data is there.
+
+  Raises UsageError, before hours of training and not after, as `run` does.
+  """
+  check_choice(scale, SCALES[suite], what=f'scale of {suite}')
+  every = changed(SUITES[suite](scale), changes, only=only)
+  cells = chosen(every, only)
+  for c in (cell.config for cell in cells):
+    TASKS[c.task].check_data(c, data_dir=data_dir)
+  return every, cells
 
 
 def run_several(suites, *, scale: str, workdir, command, data_dir=None, only=None, minutes=None,
-                **how) -> dict[str, str]:
+                changes=(), **how) -> dict[str, str]:
   """`run` of some suites: one in workdir itself, several each in `workdir/SUITE`, and their cells
   in an order of worth (suites.by_worth).
 
@@ -108,19 +115,21 @@ def run_several(suites, *, scale: str, workdir, command, data_dir=None, only=Non
   Returns:
     The path of report.html by suite, of those of which something is finished.
   """
-  pace, pages = Pace(minutes, data_dir), {}
-  workdir = paths.of(workdir)
-  for suite in suites:
-    check_choice(scale, SCALES[suite], what=f'scale of {suite}')
-  for suite, patterns in (by_worth(suites, scale, only) if len(suites) > 1 else
-                          [(suites[0], only)]):
-    try:
-      pages[suite] = run(suite, scale=scale, data_dir=data_dir, command=command(suite),
-                         workdir=workdir / suite if len(suites) > 1 else workdir, only=patterns,
-                         pace=pace, **how)
-    except Interrupted:
-      if time.monotonic() < pace.until or len(suites) == 1:
-        raise
+  pace, pages, workdir, parts = Pace(minutes, data_dir), {}, paths.of(workdir), [(suites[0], only)]
+  folders = {suite: workdir / suite if len(suites) > 1 else workdir for suite in suites}
+  if len(suites) > 1:
+    for suite in suites:  # what each would refuse when its turn comes
+      check_choice(scale, SCALES[suite], what=f'scale of {suite}')
+    parts = by_worth(suites, scale, only)
+    whole = {suite: patterns if only else None for suite, patterns in parts}
+    for suite, patterns in whole.items():
+      every, _ = checked(suite, scale, changes, patterns, data_dir=data_dir)
+      read_own(folders[suite] / 'results.json', every)
+  with build.datasets_kept():
+    for suite, patterns in parts:
+      if page := run(suite, scale=scale, data_dir=data_dir, command=command(suite), only=patterns,
+                     workdir=folders[suite], changes=changes, pace=pace, **how):
+        pages[suite] = page
   return pages
 
 
@@ -207,11 +216,7 @@ def _train(left, records, *, suite, scale, workdir, data_dir, command, progress,
       raise
   if unfinished := [f'{cell.name} seed {seed}' for seed, cell, _ in left
                     if (seed, cell.name) not in done]:
-    log.warning('the time is up: not finished are %s; the same command goes on',
-                ', '.join(unfinished))
-    if not records:
-      raise Interrupted('no cell was finished yet, so there is nothing to report; what was trained '
-                        'is saved', code=0)
+    log.warning('not finished in time: %s; the same command goes on', ', '.join(unfinished))
 
 
 def _work(cell, seed, parts, *, folder, data_dir, **how):

@@ -1,7 +1,6 @@
 """From a config to its parts: datasets, task, network, optimiser, state."""
 
 import contextlib
-import contextvars
 
 import jax
 import numpy as np
@@ -17,31 +16,28 @@ from gapjax.training.evaluator import DeviceCounter
 from gapjax.training.feeds import HostFeed, IndexFeed
 from gapjax.weights import files as weights
 
-_kept = contextvars.ContextVar('_kept', default=None)
+_kept = []  # one dict, while datasets are kept
 
 
 @contextlib.contextmanager
 def datasets_kept():
   """While entered, `load_data` reads every dataset once: seconds a cell of a suite."""
-  token = _kept.set({})
+  _kept.append({})
   try:
     yield
   finally:
-    _kept.reset(token)
+    _kept.pop()
 
 
 def load_data(config, *, data_dir):
   """The training set, what is evaluated, and the task that a config names."""
-  c, kept = config.data, _kept.get()
+  c, kept = config.data, _kept[-1] if _kept else {}
 
   def read(**part):
     where = dict(data_dir=data_dir, image_size=c.image_size or None, **part)
     key = config.task, c.name, *where.values()
-    if kept is None or key not in kept:
-      found = TASKS[config.task].load_split(c.name, **where)
-      if kept is None:
-        return found
-      kept[key] = found
+    if key not in kept:
+      kept[key] = TASKS[config.task].load_split(c.name, **where)
     return kept[key]
 
   if c.held_out:

@@ -106,8 +106,8 @@ class Unbreakable:
 
 # Bytes of a batch's first feature map from which on one arena for all threads is faster. Measured
 # with gapjax bench, images a second, one arena over many: digits (1.8 MB) 0.92, ResNet-18 of width
-# 16 on canvases of 80 pixels (4.9 MB) 1.07, of width 64 on 96 pixels (28 MB) 1.14. ResNet-18's step
-# takes about 35 times as much, and glibc's other arenas map and unmap what is larger than 64 MB.
+# 16 on canvases of 80 pixels (4.9 MB) 1.08, of width 64 on 96 pixels (28 MB) 1.14. glibc's other
+# arenas map and unmap what is larger than 64 MB.
 LARGE_MAP = 3e6
 
 
