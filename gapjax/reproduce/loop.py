@@ -65,13 +65,13 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
       other cells, or seeds of another commit that more are to be averaged with.
   """
   workdir = paths.of(workdir)
-  every, cells = checked(suite, scale, changes, only, data_dir=data_dir)
-  keep_freed_memory(large=any(is_large(cell.config) for cell in cells))
   if with_torch and paths.is_remote(workdir):
     raise UsageError(f'--with_torch trains in a local folder only, not in {workdir}; leave it out, '
                      'or give another --workdir')
   if with_torch:
     require_torch('--with_torch', 'leave it out')
+  every, cells = checked(suite, scale, changes, only, data_dir=data_dir)
+  keep_freed_memory(large=any(is_large(cell.config) for cell in cells))
   with workdirs.lock(workdir):  # results.json is read once, and written after every cell
     path = workdir / 'results.json'
     records = read_own(path, every)
