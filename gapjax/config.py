@@ -17,7 +17,7 @@ from gapjax.models.downsample import DOWNSAMPLINGS
 from gapjax.models.heads import HEADS, PERMUTATIONS
 from gapjax.models.layers import PAD_MODES, PADDINGS
 from gapjax.models.mobilenet import MOBILENETS
-from gapjax.models.resnet import STEMS
+from gapjax.models.resnet import RESNETS, STEMS
 
 TARGETS = ('location', 'image')
 TASKS = ('canvas', 'classification', 'segmentation')
@@ -113,7 +113,7 @@ FIELDS = {
   'model.width': Field(64, POSITIVE),  # channels of the first stage; 64 is every network's usual
   'model.stem': Field('canvas', tuple(STEMS)),  # canvas (7x7, stride 2), cifar (3x3), imagenet (4)
   'model.padding': Field('zero', PADDINGS),  # zero, reflect, circular ...; full: F-Conv's
-  'model.downsample': Field('stride', DOWNSAMPLINGS),  # blur (Zhang 2019), polyphase (Chaman 2021)
+  'model.downsample': Field('stride', DOWNSAMPLINGS),  # blur, polyphase (APS), learned_polyphase
   'model.blur_size': Field(3, Range(least=1, below=6)),  # taps; polyphase 1: no blur; blur: from 2
   'model.head': Field('gap', HEADS),  # gap: GAPNet, permuted: PermuteNet, linear: the usual one
   'model.permutation': Field('batch', PERMUTATIONS),  # anew every batch, or 'fixed' for ever
@@ -337,6 +337,8 @@ def _conflicts(c, m, scenes):
      f'model.permute_at={m.permute_at} needs model.head=permuted, not {m.head}'),
     (m.downsample == 'blur' and m.blur_size < 2,
      f'model.blur_size must be a number at least 2 and below 6, not {m.blur_size}'),
+    (m.downsample == 'learned_polyphase' and m.name not in RESNETS, 'model.downsample='
+     f'learned_polyphase chooses for a ResNet that classifies, not {m.name}: take polyphase'),
     (0 < c.eval.max_shift < c.eval.map_step, f'eval.map_step={c.eval.map_step} leaves no map '
      f'within eval.max_shift={c.eval.max_shift}; make it smaller'),
     (scenes != (m.name in DEEPLABS), f'task {c.task} and model {m.name} do not fit: segmentation '

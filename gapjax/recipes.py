@@ -34,6 +34,7 @@ def digits() -> ConfigDict:
 # ---- Accuracy and shift consistency (section 4, table 2) -----------------------------------------
 
 BLUR, APS = dict(downsample='blur'), dict(downsample='polyphase', blur_size=1)
+LPS = dict(downsample='learned_polyphase', blur_size=1)
 CONTROL = dict(weight=0.0, max_shift=4, warm_up=0.0)
 SINGLE, TWO, PAIR = dict(crops=1, **CONTROL), dict(crops=2, **CONTROL), dict(crops=2)
 # name -> (config.model, config.augshift). `two_crops` is the fair baseline: AugShift sees every
@@ -43,7 +44,9 @@ SHIFT_NETWORKS = {
   'circular': (dict(padding='circular'), SINGLE),
   'full_padding': (dict(padding='full'), SINGLE),
   'blurpool': (BLUR, SINGLE),
+  'blurpool_4': (dict(BLUR, blur_size=4), SINGLE),
   'aps': (APS, SINGLE),
+  'lps': (LPS, SINGLE),
   'two_crops': ({}, TWO),
   'augshift': ({}, PAIR),
   'augshift_blurpool': (BLUR, PAIR),

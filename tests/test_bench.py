@@ -47,7 +47,7 @@ def test_flops_of_imagenet_resnets(name, published):
   """torchvision's documentation gives these, in billions of multiplications."""
   config = configs.default().model
   config.update(name=name, stem='imagenet', head='linear')
-  model = models.create_network(config, num_classes=1000, device_axis=None, axis_name=None)
+  model = models.create_network(config, num_classes=1000, axis_name=None)
   assert flops.forward_flops(model, (224, 224, 3)) / 2e9 == pytest.approx(published, abs=5e-4)
 
 
@@ -222,7 +222,7 @@ def test_the_verb(capsys, data_dir, tmp_path):
   # Two crops of 16 images, forward and backward.
   config = configs.default()
   config.update(found['config'])
-  model = models.create_network(config.model, num_classes=10, device_axis=None, axis_name=None)
+  model = models.create_network(config.model, num_classes=10, axis_name=None)
   assert found['model_flops'] == 3 * 2 * 16 * flops.forward_flops(model, (8, 8, 3))
   folder = tmp_path / 'trace'
   assert list(folder.rglob('*.xplane.pb')) and str(folder) in found['profile']

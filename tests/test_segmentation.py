@@ -185,8 +185,9 @@ def test_dropout_keeps_the_mean_and_depends_on_the_place_in_the_global_batch():
   assert abs(float(alone.mean()) - 1) < 0.05
   assert not np.array_equal(alone[0], alone[1])
   np.testing.assert_array_equal(Dropout(0.25).apply({}, x, train=False), x)
-  parts = jax.pmap(lambda x: Dropout(0.25, AXIS).apply({}, x, train=True, rngs=rngs),
-                   axis_name=AXIS)(x.reshape(4, 2, 50, 10))
+  parts = jax.pmap(
+    lambda x, places: Dropout(0.25).apply({'step': {'places': places}}, x, train=True, rngs=rngs),
+    axis_name=AXIS)(x.reshape(4, 2, 50, 10), jnp.arange(8).reshape(4, 2))
   np.testing.assert_array_equal(parts.reshape(x.shape), alone)
 
 

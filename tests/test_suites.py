@@ -24,10 +24,11 @@ LINES = [{'step': 1, 'split': 'train', 'loss': 2.0},
 
 def test_table2_is_the_papers_and_more():
   both = suites.table2('full')
-  assert [cell.name for cell in both[:9]] == [
-    f'{name}/cifar10' for name in ('resnet18', 'circular', 'full_padding', 'blurpool', 'aps',
-                                   'two_crops', 'augshift', 'augshift_blurpool', 'augshift_aps')]
-  assert [cell.name.split('/')[1] for cell in both] == ['cifar10'] * 9 + ['cifar100'] * 9
+  assert [cell.name for cell in both[:11]] == [
+    f'{name}/cifar10' for name in ('resnet18', 'circular', 'full_padding', 'blurpool', 'blurpool_4',
+                                   'aps', 'lps', 'two_crops', 'augshift', 'augshift_blurpool',
+                                   'augshift_aps')]
+  assert [cell.name.split('/')[1] for cell in both] == ['cifar10'] * 11 + ['cifar100'] * 11
   paper = {cell.name: cell.paper for cell in both if cell.paper}
   assert paper == {
     'resnet18/cifar10': {'image_accuracy': .931, 'consistency': .908},
@@ -42,7 +43,7 @@ def test_table2_is_the_papers_and_more():
 def test_cells_differ_in_their_method_alone(scale):
   """The control in nothing but the weight and its warm-up, the baseline in crops and SGD's equal
   step."""
-  found = {cell.name.split('/')[0]: cell.config for cell in suites.table2(scale)[:9]}
+  found = {cell.name.split('/')[0]: cell.config for cell in suites.table2(scale)[:11]}
   pair = found['augshift'].augshift
   assert config.difference(found['two_crops'], config.as_json(found['augshift'])) == [
     f'augshift.warm_up 0.0 (there: {pair.warm_up})',
@@ -57,7 +58,9 @@ def test_cells_differ_in_their_method_alone(scale):
     assert fields == {'augshift.crops'}
   for name, changed in (('circular', {'model.padding'}), ('full_padding', {'model.padding'}),
                         ('blurpool', {'model.downsample'}),
-                        ('aps', {'model.downsample', 'model.blur_size'})):  # APS does not blur
+                        ('blurpool_4', {'model.downsample', 'model.blur_size'}),
+                        ('aps', {'model.downsample', 'model.blur_size'}),  # APS does not blur
+                        ('lps', {'model.downsample', 'model.blur_size'})):
     assert {line.split()[0] for line in config.difference(
       found[name], config.as_json(found['resnet18']))} == changed
 

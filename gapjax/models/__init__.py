@@ -20,26 +20,26 @@ def stages(name: str) -> tuple[str, ...]:
 
 
 def create_network(model_config, *, num_classes: int, axis_name: str | None = None,
-           device_axis: str | None = None, platform: str | None = None) -> nn.Module:
+           total_steps: int = 0, platform: str | None = None) -> nn.Module:
   """Builds the network of a `config.model` (fields: gapjax/config.py).
 
   Args:
     model_config: the ConfigDict under `model`, already validated (config.validate).
     num_classes: K, the number of logits.
     axis_name: the pmap axis that BatchNorm synchronises over; None for one device.
-    device_axis: the pmap axis that a batch is split over, for dropout; None for one device.
+    total_steps: of its training, for what changes with them.
     platform: jax's name of where it runs; on 'cpu' convolutions are on_cpu.py's.
   """
   c = model_config
   arguments = dict(
     variant=c.name, num_classes=num_classes, width=c.width, padding=c.padding,
-    downsample=c.downsample, blur_size=c.blur_size, axis_name=axis_name, dtype=DTYPES[c.dtype],
+    downsample=c.downsample, blur_size=c.blur_size, total_steps=total_steps, axis_name=axis_name,
+    dtype=DTYPES[c.dtype],
     convolve=(on_cpu if platform == 'cpu' else convolution).convolve)
   if c.name in DEEPLABS:
     return DeepLab(backbone_name=c.backbone, output_stride=c.output_stride, stem=c.stem,
                    dropout=c.dropout, backbone_momentum=c.backbone_momentum,
-                   device_axis=device_axis, separable=c.separable,
-                   early_padding=c.early_padding, **arguments)
+                   separable=c.separable, early_padding=c.early_padding, **arguments)
   arguments.update(
     head=c.head, permute_at=c.permute_at,
     permute=Permute(c.permutation, c.permutation_seed) if c.head == 'permuted' else None)

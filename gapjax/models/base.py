@@ -1,5 +1,6 @@
 """What networks and their blocks share: convolutions, BatchNorm, halving a map, and a head."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,12 @@ import jax.numpy as jnp
 
 from gapjax.errors import UsageError
 from gapjax.models.convolution import convolve
-from gapjax.models.downsample import blur, polyphase
+from gapjax.models.downsample import LearnedComponent, blur, components, strongest, taken
 from gapjax.models.heads import Permute, make_head
 from gapjax.models.layers import BatchNorm, Conv, SeparableConv
 
-COMMON = ('padding', 'downsample', 'blur_size', 'axis_name', 'dtype', 'momentum', 'convolve')
+COMMON = ('padding', 'downsample', 'blur_size', 'total_steps', 'axis_name', 'dtype', 'momentum',
+          'convolve')
 
 
 class Convolutional(nn.Module, kw_only=True):
@@ -23,6 +25,7 @@ class Convolutional(nn.Module, kw_only=True):
     padding: of its convolutions, one of layers.PADDINGS.
     downsample: how a map is halved, one of downsample.DOWNSAMPLINGS.
     blur_size: taps of the blur that downsampling may have.
+    total_steps: of the training; a LearnedComponent's temperature falls over them.
     axis_name: the pmap axis that BatchNorm synchronises over; None for one device.
     dtype: what is computed in.
     momentum: BatchNorm's.
@@ -31,6 +34,7 @@ class Convolutional(nn.Module, kw_only=True):
   padding: str = 'zero'
   downsample: str = 'stride'
   blur_size: int = 3
+  total_steps: int = 0
   axis_name: str | None = None
   dtype: Any = jnp.float32
   momentum: float = 0.1
@@ -55,18 +59,31 @@ class Convolutional(nn.Module, kw_only=True):
   def batch_norm(self, **more) -> nn.Module:
     return BatchNorm(self.momentum, axis_name=self.axis_name, dtype=self.dtype, **more)
 
-  def halved(self, x: jax.Array, stride: int, component: jax.Array | None = None):
+  def halved(self, x: jax.Array, stride: int, component: jax.Array | None = None, *,
+             train: bool | None = None, name: str = 'component'):
     """x (b, h, w, c), halved if the stride is 2 and was not taken, and its polyphase component.
 
-    Circular networks blur circularly, the others with reflection; 'polyphase' blurs first if
-    blur_size > 1. Sizes become ceil(h / 2), ceil(w / 2). The component (b,) is None but there.
+    Circular networks blur circularly, the others with reflection; the polyphases blur first if
+    blur_size > 1. Sizes become ceil(h / 2), ceil(w / 2). The component, as `taken` takes it, is
+    None but there. train, name: of the layer that learns which to take.
+
+    Raises UsageError where a network does not say `train` for it.
     """
     mode = 'circular' if self.padding == 'circular' else 'reflect'
     if stride == self.strided(stride):
       return x, None
     if self.downsample == 'blur':
       return blur(x, self.blur_size, stride=2, mode=mode), None
-    return polyphase(blur(x, self.blur_size, stride=1, mode=mode), component)
+    choose = strongest
+    if component is None and self.downsample == 'learned_polyphase':
+      if train is None:
+        raise UsageError(f"downsample='learned_polyphase' is for ResNets; {type(self).__name__} "
+                         "has 'polyphase'")
+      choose = functools.partial(LearnedComponent(self.total_steps, self.dtype, self.convolve,
+                                                  name=name), train=train)
+    parts = components(blur(x, self.blur_size, stride=1, mode=mode))
+    component = choose(parts) if component is None else component
+    return taken(parts, component), component
 
 
 class Classifier(Convolutional, kw_only=True):

@@ -52,7 +52,6 @@ class DeepLab(Convolutional):
   stem: str = 'imagenet'
   dropout: float = 0.1
   backbone_momentum: float = 0.01
-  device_axis: str | None = None  # dropout's, also where BatchNorm is not synchronised
   separable: bool = False
   early_padding: bool = False
 
@@ -69,7 +68,7 @@ class DeepLab(Convolutional):
                                           dilation=rate) for kernel, rate in shapes]
     self.branch_norms = [self.batch_norm() for _ in shapes]
     self.project = ConvNormRelu(channels, **common)
-    self.dropped = Dropout(self.dropout, self.device_axis)
+    self.dropped = Dropout(self.dropout)
     if self.variant == 'deeplabv3plus':
       self.low_level = ConvNormRelu(max(3 * self.width // 4, 1), **common)
     self.last = ConvNormRelu(channels, 3, self.separable, **common)

@@ -1,10 +1,15 @@
-"""Halving a feature map: by striding, through a blur, or by its strongest polyphase component.
+"""Halving a feature map: by striding, through a blur, or by one of its polyphase components.
 
-`blur`: Zhang 2019, *Making Convolutional Networks Shift-Invariant Again*. `polyphase`: Chaman &
-Dokmanic 2021, *Truly Shift-Invariant Convolutional Neural Networks*. What strides in a network
-(a convolution, a max-pool) becomes dense, and the result, after its ReLU, is halved: base.py's
-`halved`. In a network of your own do the same with `BlurPool` or `AdaptivePolyphase`.
+`blur`: Zhang 2019, *Making Convolutional Networks Shift-Invariant Again*. `polyphase`, the
+strongest component: Chaman & Dokmanic 2021, *Truly Shift-Invariant Convolutional Neural Networks*.
+`learned_polyphase`: Rojas-Gomez et al. 2022, *Learnable Polyphase Sampling for Shift Invariant and
+Equivariant Convolutional Networks*. What strides in a network (a convolution, a max-pool) becomes
+dense, and the result, after its ReLU, is halved: base.py's `halved`. In a network of your own do
+the same with `BlurPool` or `AdaptivePolyphase`.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,9 +20,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from gapjax.errors import UsageError, check_choice
-from gapjax.models.layers import PAD_MODES
+from gapjax.models.convolution import convolve
+from gapjax.models.layers import PAD_MODES, Conv, global_average_pool, of_step, per_example
 
-DOWNSAMPLINGS = ('stride', 'blur', 'polyphase')
+DOWNSAMPLINGS = ('stride', 'blur', 'polyphase', 'learned_polyphase')
+# LPS: the temperature of the first training step, and of the last.
+TEMPERATURES = (1.0, 0.025)
 
 
 def binomial(size: int) -> np.ndarray:
@@ -44,17 +52,11 @@ def blur(x: jax.Array, size: int, *, stride: int, mode: str) -> jax.Array:
   return x
 
 
-def polyphase(x: jax.Array, component: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-  """The polyphase component of x (b, h, w, c), h and w even, with the largest l2 norm.
+def components(x: jax.Array) -> jax.Array:
+  """The four polyphase components of x (b, h, w, c): (b, 4, h / 2, w / 2, c), component 2 i + j
+  being x[:, i::2, j::2].
 
-  component: (b,), 2 * row + column of the one to take instead, as a residual block's other branch
-  chose it.
-
-  Returns:
-    (b, h / 2, w / 2, c) and the component (b,).
-
-  Raises:
-    UsageError: h or w is odd.
+  Raises UsageError when h or w is odd.
   """
   b, h, w, c = x.shape
   if h % 2 or w % 2:
@@ -62,11 +64,62 @@ def polyphase(x: jax.Array, component: jax.Array | None = None) -> tuple[jax.Arr
                      'resize or pad the images so that every stage is even (in a config: '
                      'data.image_size, canvas.grid)')
   parts = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 2, 4, 1, 3, 5)
-  parts = parts.reshape(b, 4, h // 2, w // 2, c)
-  if component is None:
-    component = jnp.square(parts.astype(jnp.promote_types(x.dtype, jnp.float32))).sum(
-      (2, 3, 4)).argmax(1)
-  return jnp.take_along_axis(parts, component[:, None, None, None, None], 1)[:, 0], component
+  return parts.reshape(b, 4, h // 2, w // 2, c)
+
+
+def strongest(parts: jax.Array) -> jax.Array:
+  """Which of components (b, 4, h, w, c) has the largest l2 norm, (b,)."""
+  squares = jnp.square(parts.astype(jnp.promote_types(parts.dtype, jnp.float32)))
+  return squares.sum((2, 3, 4)).argmax(1)
+
+
+def taken(parts: jax.Array, component: jax.Array) -> jax.Array:
+  """Of components (b, 4, h, w, c) the one of each example, (b,) integers, or their sum by weights
+  (b, 4): (b, h, w, c)."""
+  if component.ndim == 2:
+    return jnp.einsum('bphwc,bp->bhwc', parts, component.astype(parts.dtype))
+  return jnp.take_along_axis(parts, component[:, None, None, None, None], 1)[:, 0]
+
+
+class LearnedComponent(nn.Module):
+  """Which polyphase component to take, learned (LPS, Rojas-Gomez et al. 2022).
+
+  Each component has a logit, by the same layers: a 3x3 convolution with circular padding, ReLU, a
+  1x1 convolution to one channel, GAP, so that components that a circular shift puts in another
+  order keep their logits. (The paper's second convolution is 3x3, to several channels, and averaged
+  over these and all positions: the same function, but for a bias that all logits share.) In
+  training their weights are a softmax of the logits and Gumbel noise (rng stream 'gumbel'), whose
+  temperature falls from 1 to 0.025, linearly over `total_steps`; at test the largest logit decides.
+
+  Call: components (b, 4, h, w, c) -> in training weights (b, 4), at test integers (b,).
+  """
+  total_steps: int = 0
+  dtype: Any = jnp.float32
+  convolve: Callable = convolve
+
+  @nn.compact
+  def __call__(self, parts: jax.Array, *, train: bool) -> jax.Array:
+    b, _, h, w, c = parts.shape
+    y = Conv(c, padding='circular', use_bias=True, dtype=self.dtype, convolve=self.convolve,
+             name='conv')(parts.reshape(-1, h, w, c))
+    y = Conv(1, 1, dtype=self.dtype, convolve=self.convolve, name='linear')(nn.relu(y))
+    logits = global_average_pool(y).reshape(b, 4)
+    if not train or self.is_initializing():
+      return logits.argmax(1)
+    noise = Gumbel(name='gumbel')(logits)
+    number = jnp.asarray(of_step(self, 'number', self.total_steps), logits.dtype)
+    first, last = TEMPERATURES
+    temperature = first + (last - first) * jnp.minimum(number / max(self.total_steps, 1), 1)
+    return nn.softmax((logits + noise) / temperature)
+
+
+class Gumbel(nn.Module):
+  """Gumbel noise like x (b, n), from the rng stream 'gumbel' and each example's place in the global
+  batch."""
+
+  def __call__(self, x):
+    return per_example(self, 'gumbel', len(x),
+                       lambda key: jax.random.gumbel(key, x.shape[1:], x.dtype))
 
 
 class BlurPool(nn.Module):
@@ -114,8 +167,9 @@ class AdaptivePolyphase(nn.Module):
     component, halved = None, []
     for y in (x, *others):
       check_blur(y, self.size, self.padding)
-      y, component = polyphase(blur(y, self.size, stride=1, mode=self.padding), component)
-      halved.append(y)
+      parts = components(blur(y, self.size, stride=1, mode=self.padding))
+      component = strongest(parts) if component is None else component
+      halved.append(taken(parts, component))
     return tuple(halved) if others else halved[0]
 
 

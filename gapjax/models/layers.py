@@ -227,23 +227,34 @@ def max_pool(x: jax.Array, *, size: int = 2, stride: int = 2, padding: int = 0,
   return nn.max_pool(x, (size, size), (stride, stride), [(padding, padding)] * 2)
 
 
+def of_step(module: nn.Module, name: str, otherwise: Any) -> Any:
+  """What a training step says of itself in the network's variables (steps.TrainingNetwork), such as
+  its 'number'; `otherwise` where the caller gives no such variables."""
+  root = module.scope.root
+  return root.get_variable('step', name) if root.has_variable('step', name) else otherwise
+
+
+def per_example(module: nn.Module, stream: str, count: int, draw: Callable) -> jax.Array:
+  """draw(key) of each of `count` examples, stacked; a key is of the rng stream and the place in the
+  global batch."""
+  places = of_step(module, 'places', jnp.arange(count))
+  return jax.vmap(draw)(jax.vmap(jax.random.fold_in, (None, 0))(module.make_rng(stream), places))
+
+
 class Dropout(nn.Module):
   """Zeroes elements of x (b, ...) with probability `rate` in training, and scales up the others.
 
-  Each example's mask depends on the rng stream 'dropout' and its place in the global batch alone,
-  so that the number of devices changes nothing.
+  Each example's mask depends on the rng stream 'dropout' and its place in the global batch alone
+  (`per_example`), so that the number of devices changes nothing.
   """
   rate: float
-  axis_name: str | None = None
 
   @nn.compact
   def __call__(self, x, *, train: bool):
     if not train or not self.rate or self.is_initializing():
       return x
-    first = 0 if self.axis_name is None else lax.axis_index(self.axis_name) * len(x)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng('dropout'),
-                                                   first + jnp.arange(len(x)))
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys)
+    keep = per_example(self, 'dropout', len(x),
+                       lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))
     return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
 
 

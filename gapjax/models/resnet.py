@@ -28,8 +28,8 @@ class Block(Convolutional):
   (b, h, w, c) -> (b, h', w', width or 4 * width). Under padding 'none' the main path shrinks by
   more than the shortcut does, under 'full' it grows by more; the shortcut is cropped, or padded
   with zeros, around its centre to the same size. Under
-  downsample 'blur' and 'polyphase' the convolution that would stride is dense; its ReLU's output
-  and the shortcut's input are halved, both by the same polyphase component.
+  another downsample than 'stride' the convolution that would stride is dense; its ReLU's output and
+  the shortcut's input are halved, both by the same polyphase component.
   """
   width: int
   stride: int = 1
@@ -50,7 +50,7 @@ class Block(Convolutional):
       y = self.batch_norm(name=f'bn{i}')(y, train=train)
       if i < len(path):
         y = nn.relu(y)
-      y, component = self.halved(y, stride)
+      y, component = self.halved(y, stride, train=train)
       x, _ = self.halved(x, stride, component)
     if shortcut:
       x = self.convolution(out, 1, self.stride, name='shortcut_conv')(x)
@@ -91,10 +91,12 @@ class ResNet(Classifier):
     blocks, bottleneck = RESNETS[self.variant]
     kernel, stride, pool = STEMS[self.stem]
     x = self.convolution(self.width, kernel, stride, name='conv1')(x)
-    x, _ = self.halved(nn.relu(self.batch_norm(name='bn1')(x, train=train)), stride)
+    x = nn.relu(self.batch_norm(name='bn1')(x, train=train))
+    x, _ = self.halved(x, stride, train=train)
     if pool:
       x, _ = self.halved(max_pool(x, size=3, stride=self.strided(2), padding=1,
-                                  circular=self.padding == 'circular'), 2)
+                                  circular=self.padding == 'circular'), 2, train=train,
+                         name='pool_component')
     features, whole, dilation = {'stem': x}, stride * (2 if pool else 1), 1
     for s, (count, stride) in enumerate(zip(blocks, STRIDES, strict=True), 1):
       first = dilation  # torchvision: a dilated stage's first block has the dilation before it

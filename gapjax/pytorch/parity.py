@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from gapjax import config as configs
 from gapjax import models
 from gapjax.data.images import ImageDataset
+from gapjax.models.downsample import Gumbel
 from gapjax.models.heads import Permute
 from gapjax.report.render import Table
 from gapjax.tasks import TASKS
@@ -95,7 +96,10 @@ def cases() -> list[Case]:
       for padding in ('reflect', 'replicate', 'circular', 'partial', 'full')),
     model('padding none', padding='none', head='linear', size=(8, 102, 102)),
     model('BlurPool', downsample='blur'),
+    model('BlurPool, 4 taps', downsample='blur', blur_size=4),
     model('APS', downsample='polyphase', blur_size=1, head='linear', size=(8, 32, 32)),
+    model('LPS', downsample='learned_polyphase', blur_size=1, head='linear', stem='cifar',
+          size=(8, 16, 16)),
     model('ResNet-50', name='resnet50', stem='cifar', head='linear', width=2),
     model('VGG-11', name='vgg11', head='linear', size=(8, 64, 64)),
     case('AugShift', {'task': 'classification', 'augshift.crops': 2, 'model.stem': 'cifar',
@@ -169,7 +173,8 @@ def network_and_task(case: Case, dtype: str):
   """The network and the task of a case in a dtype."""
   config = configs.replaced(case.config, model=dict(dtype=dtype))
   task = build.create_task(config, stand_in(config, case.num_classes))
-  return models.create_network(config.model, num_classes=case.num_classes, axis_name=AXIS), task
+  return models.create_network(config.model, num_classes=case.num_classes, axis_name=AXIS,
+                               total_steps=STEPS), task
 
 
 def shapes(model, case: Case):
@@ -230,30 +235,39 @@ class Candidate:
     return self.by_name({'params': jax.device_get(params)})
 
   @functools.cached_property
-  def permutations(self) -> np.ndarray | None:
-    """What PermuteNet draws at each step: (STEPS, c) integers, or None."""
-    if getattr(self.model, 'permute', None) is None:
-      return None
-    image = jnp.zeros((1, *self.case.size[1:], 3), self.model.dtype)
+  def draws(self) -> dict[str, np.ndarray]:
+    """What the network draws at each step: {'permutation': (STEPS, c) integers} of PermuteNet's,
+    {'noise': (STEPS, layers, b, 4)} of LPS's, or neither."""
+    b = self.case.size[0] * (self.case.config.augshift.crops if
+                             self.case.config.augshift.stacked else 1)
+    image = jnp.zeros((b, *self.case.size[1:], 3), self.model.dtype)
+    alone = self.model.clone(axis_name=None)
 
     @jax.jit
     def drawn(step):
-      draws = []
+      permutations, noise = [], []
 
-      def permute_numbers(call, arguments, keywords, context):
-        """In place of features, the numbers of their channels."""
-        if not isinstance(context.module, Permute):
-          return call(*arguments, **keywords)
-        x, = arguments
-        draws.append(call(jnp.arange(x.shape[-1])))
-        return x
+      def kept(call, arguments, keywords, context):
+        """Permutes, in place of features, the numbers of their channels."""
+        if isinstance(context.module, Permute):
+          x, = arguments
+          permutations.append(call(jnp.arange(x.shape[-1])))
+          return x
+        y = call(*arguments, **keywords)
+        if isinstance(context.module, Gumbel):
+          noise.append(y)
+        return y
 
       _, key = jax.random.split(jax.random.fold_in(self.key, step))
-      with nn.intercept_methods(permute_numbers):
-        self.model.apply(self.variables, image, train=False, rngs={'permutation': key})
-      return draws[0]
+      with nn.intercept_methods(kept):
+        steps.TrainingNetwork(
+          alone, self.variables['params'], self.variables['batch_stats'], key, number=step,
+          places=jnp.arange(b), batch_size=b)(image)
+      return ({'permutation': permutations[0]} if permutations else
+              {'noise': jnp.stack(noise)} if noise else {})
 
-    return np.stack([drawn(step) for step in range(STEPS)])
+    every = [drawn(step) for step in range(STEPS)]
+    return {name: np.stack([draws[name] for draws in every]) for name in every[0]}
 
   def by_name(self, tree) -> dict[str, np.ndarray]:
     """Arrays of a tree like the variables, or a part of it, by PyTorch's names."""

@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 
 
 class Reference:
-  """A case in PyTorch, from the same weights and batches; permutations are given."""
+  """A case in PyTorch, from the same weights and batches; draws: a Candidate's, of this dtype."""
 
-  def __init__(self, case: parity.Case, dtype: str, permutations: np.ndarray | None):
+  def __init__(self, case: parity.Case, dtype: str, draws: dict[str, np.ndarray]):
     self.case, self.dtype = case, getattr(torch, dtype)
-    self.permutations = permutations
+    self.draws = draws
     # Small networks, and often another process beside: threads would wait for one another, up to
     # a hundred times longer than they compute.
     torch.set_num_threads(1)
@@ -43,10 +43,11 @@ class Reference:
     for name in ('canvases', 'images'):
       if name in batch:
         batch[name] = batch[name].movedim(-1, -3).contiguous()
-    permutation = None if self.permutations is None else torch.as_tensor(
-      self.permutations[number].astype(np.int64))
+    drawn = {name: torch.as_tensor(values[number].astype(np.int64) if name == 'permutation' else
+                                   values[number]) for name, values in self.draws.items()}
+    twin.anneal(network, number / parity.STEPS, drawn.get('noise'))
     network.zero_grad()
-    loss, logits = recipe.loss_of(network, batch, self.case.config, permutation)
+    loss, logits = recipe.loss_of(network, batch, self.case.config, drawn.get('permutation'))
     loss.backward()
     return loss, logits
 
@@ -78,7 +79,7 @@ def measure(case: parity.Case) -> dict[str, tuple[float, float]]:
     # An accelerator would else multiply in TensorFloat-32 or bfloat16.
     with jax.enable_x64(dtype == 'float64'), jax.default_matmul_precision('highest'):
       candidate = parity.Candidate(case, dtype)
-      reference = Reference(case, dtype, candidate.permutations)
+      reference = Reference(case, dtype, candidate.draws)
       ours, theirs = candidate.one_step(), reference.one_step()
       differences |= {f'{quantity}, {dtype}': parity.difference(ours[quantity], theirs[quantity])
                       for quantity in parity.QUANTITIES}

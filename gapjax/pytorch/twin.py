@@ -79,9 +79,10 @@ def dense(stride, how):
   return stride if how['downsample'] == 'stride' else 1
 
 
-def halved(x, stride, component=None, *, downsample, blur_size, padding):
+def halved(x, stride, component=None, *, downsample, blur_size, padding, learned=None):
   """(b, c, h, w) -> (b, c, h / 2, w / 2) by a blur, or its strongest polyphase component, and that
-  component (b,); x itself where the stride is 1, or was taken."""
+  component (b,); x itself where the stride is 1, or was taken. learned: the Component that chooses
+  instead, by weights (b, 4) in training."""
   if stride == 1 or downsample == 'stride':
     return x, None
   taps = torch.tensor(tables.BINOMIAL[blur_size], dtype=x.dtype, device=x.device)
@@ -95,8 +96,45 @@ def halved(x, stride, component=None, *, downsample, blur_size, padding):
     x = F.conv2d(x, window, groups=x.shape[1])
   parts = torch.stack([x[..., i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)  # (b, 4, c, h, w)
   if component is None:
-    component = parts.square().sum((2, 3, 4)).argmax(1)
+    component = learned(parts) if learned else parts.square().sum((2, 3, 4)).argmax(1)
+  if component.ndim == 2:
+    return torch.einsum('bpchw,bp->bchw', parts, component), component
   return parts[torch.arange(len(x), device=x.device), component], component
+
+
+class Component(nn.Module):
+  """LPS (Rojas-Gomez et al. 2022): parts (b, 4, c, h, w) -> which one, (b,); in training weights
+  (b, 4), a softmax of logits and Gumbel noise at a temperature. `anneal` sets the two."""
+  temperature, noise = 1.0, None
+
+  def __init__(self, channels):
+    super().__init__()
+    self.conv = Conv(channels, channels, 3, padding='circular', bias=True)
+    self.linear = Conv(channels, 1, 1)
+
+  def forward(self, parts):
+    z = self.linear(F.relu(self.conv(parts.flatten(0, 1))))
+    logits = z.mean((1, 2, 3)).view(len(parts), 4)
+    if not self.training:
+      return logits.argmax(1)
+    noise = self.noise
+    if noise is None:
+      noise = -torch.empty_like(logits).exponential_().log()
+    return F.softmax((logits + noise) / self.temperature, 1)
+
+
+def component(channels, stride, how):
+  """A Component where one chooses what a stride of 2 keeps, else None."""
+  return Component(channels) if stride == 2 and how['downsample'] == 'learned_polyphase' else None
+
+
+def anneal(network, progress, noise=None):
+  """Sets a network's Components to the step of training at `progress`, from 0 to 1: a temperature
+  from 1 to 0.025, and noise for each of them in their order, or None for PyTorch's own."""
+  layers = [layer for layer in network.modules() if isinstance(layer, Component)]
+  for i, layer in enumerate(layers):
+    layer.temperature = 1 + (0.025 - 1) * min(progress, 1)
+    layer.noise = None if noise is None else noise[i]
 
 
 # ---- Backbones -----------------------------------------------------------------------------------
@@ -112,6 +150,7 @@ class Block(nn.Module):
     path = [(width, 1, 1), (width, 3, stride), (out, 1, 1)] if bottleneck else [
       (width, 3, stride), (out, 3, 1)]
     self.strides = [stride for _, _, stride in path]
+    self.component = component(width, stride, how)
     before = channels
     for i, (features, kernel, step) in enumerate(path, 1):
       setattr(self, f'conv{i}', Conv(
@@ -131,8 +170,8 @@ class Block(nn.Module):
       y = getattr(self, f'bn{i}')(getattr(self, f'conv{i}')(y))
       if i < len(self.strides):
         y = F.relu(y)
-      y, component = halved(y, stride, **self.how)
-      x, _ = halved(x, stride, component, **self.how)
+      y, kept = halved(y, stride, learned=self.component, **self.how)
+      x, _ = halved(x, stride, kept, **self.how)
     x = getattr(self, self.projection)(x) if self.projection else x
     (top, more), (left, wider) = ((-((a - b) // 2), b - a) for a, b in zip(
       x.shape[2:], y.shape[2:], strict=True))
@@ -191,6 +230,8 @@ class ResNet(Backbone):
     self.how = how
     self.conv1 = Conv(3, c.width, kernel, dense(self.stride, how), padding=how['padding'])
     self.bn1 = nn.BatchNorm2d(c.width, momentum=momentum)
+    self.component = component(c.width, self.stride, how)
+    self.pool_component = component(c.width, 2 if self.pools else 1, how)
     whole, dilation, channels = self.stride * (2 if self.pools else 1), 1, c.width
     self.inputs = {}  # channels before each stage
     for s, (count, stride) in enumerate(zip(counts, tables.STRIDES, strict=True), 1):
@@ -209,12 +250,12 @@ class ResNet(Backbone):
     self.channels, self.low_channels = channels, c.width * (4 if bottleneck else 1)
 
   def stages(self, x, permute=None):
-    x, _ = halved(F.relu(self.bn1(self.conv1(x))), self.stride, **self.how)
+    x, _ = halved(F.relu(self.bn1(self.conv1(x))), self.stride, learned=self.component, **self.how)
     if self.pools:
       circular = self.how['padding'] == 'circular'
       x = F.max_pool2d(F.pad(x, [1] * 4, 'circular') if circular else x, 3, dense(2, self.how),
                        padding=0 if circular else 1)
-      x, _ = halved(x, 2, **self.how)
+      x, _ = halved(x, 2, learned=self.pool_component, **self.how)
     features = {'stem': x}
     for s in range(1, 5):
       if permute and permute[0] == f'stage{s}':

@@ -11,7 +11,8 @@ AVERAGED = ('per_location', 'shifts', 'per_class')
 # The curves of a detail: the split and the key of their lines in metrics.jsonl.
 CURVES = {'train_loss': ('train', 'loss'), 'eval_accuracy': ('eval', 'accuracy'),
           'eval_consistency': ('eval', 'consistency')}
-DOWNSAMPLING = {'blur': 'blurpool', 'polyphase': 'aps'}  # config.model.downsample -> network
+# config.model.downsample -> network
+DOWNSAMPLING = {'blur': 'blurpool', 'polyphase': 'aps', 'learned_polyphase': 'lps'}
 PADDING = {'circular': 'circular', 'full': 'full_padding'}  # config.model.padding -> network
 
 
@@ -56,6 +57,8 @@ def network_of(config) -> str:
     return next((name for name, fields in recipes.NETWORKS.items()
                  if fields.items() <= model.items()), model['name'])
   plain = DOWNSAMPLING.get(model['downsample'])
+  if plain == 'blurpool' and model['blur_size'] == 4:
+    plain = 'blurpool_4'
   if TASKS[config['task']].dense:
     return plain or model['name']
   if augshift['crops'] == 1:

@@ -27,8 +27,10 @@ OTHERS = {'circular': 'the same network with circular padding',
           'full_padding': 'full padding, in which every position of a kernel counts (F-Conv, '
                           'Kayhan and van Gemert 2020)',
           'blurpool': 'BlurPool, which blurs before every stride (Zhang 2019)',
+          'blurpool_4': 'BlurPool with four taps in place of three',
           'aps': 'APS, which keeps the strongest of a stride\'s possible grids (Chaman and '
-                 'Dokmanic 2021)'}
+                 'Dokmanic 2021)',
+          'lps': 'LPS, which learns which of them to keep (Rojas-Gomez et al. 2022)'}
 PROTOCOLS = {'pad': 'each shift uniform in \N{PLUS-MINUS SIGN}s pixels down and across, zero '
                     'filled',
              'crop': 'two random windows, of the old size, of the image enlarged by 2s pixels',

@@ -97,7 +97,7 @@ def create_feed(config, task, train_set, plan) -> IndexFeed | HostFeed:
 def create_learner(config, task, train_set, plan, *, platform=None):
   """The network, its initial state, the optimiser, its schedule; platform: see create_network."""
   model = models.create_network(config.model, num_classes=task.num_classes,
-                        device_axis=AXIS, platform=platform,
+                        total_steps=plan.total_steps, platform=platform,
                         axis_name=AXIS if config.sync_batch_norm else None)
   schedule = optimizer.create_schedule(config, steps_per_epoch=plan.steps_per_epoch,
                                        total_steps=plan.total_steps)

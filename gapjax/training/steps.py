@@ -15,6 +15,8 @@ from jax import lax
 
 # Streams folded into the run's key.
 INIT, ORDER, TRAIN, EVAL = range(4)
+# Rng streams of a network in training.
+STREAMS = ('permutation', 'dropout', 'gumbel')
 
 
 @struct.dataclass
@@ -51,17 +53,27 @@ class TrainingNetwork:
   """A model as a task's loss calls it: network(images) -> (logits, features), in training mode.
 
   Each call moves BatchNorm's running averages, `batch_stats`, on from where the last one left them.
-  All calls of a step share its permutation and its dropout.
+  All calls of a step share its permutation, its dropout and its noise. What depends on the step
+  itself reads it in the variables `step` (layers.of_step): its number, and the place of every image
+  in the global batch.
+
+  Args:
+    draws: the key of all rng streams.
+    number: steps taken before, ().
+    places: of this device's examples (b,) in the global batch, of `batch_size` examples. Where
+      images are several views of them, all of one view come before the next one's.
   """
 
-  def __init__(self, model, params, batch_stats, rngs):
-    self._apply = lambda batch_stats, images: model.apply(
-      {'params': params, 'batch_stats': batch_stats}, images, train=True,
-      mutable=['batch_stats'], rngs=rngs)
-    self.batch_stats = batch_stats
+  def __init__(self, model, params, batch_stats, draws, *, number, places, batch_size):
+    self._apply = lambda batch_stats, images, places: model.apply(
+      {'params': params, 'batch_stats': batch_stats, 'step': {'number': number, 'places': places}},
+      images, train=True, mutable=['batch_stats'], rngs=dict.fromkeys(STREAMS, draws))
+    self.batch_stats, self._places, self._batch_size = batch_stats, places, batch_size
 
   def __call__(self, images):
-    outputs, updates = self._apply(self.batch_stats, images)
+    views = jnp.arange(len(images) // len(self._places))[:, None]
+    outputs, updates = self._apply(self.batch_stats, images,
+                                   (views * self._batch_size + self._places).ravel())
     self.batch_stats = updates['batch_stats']
     return outputs
 
@@ -79,13 +91,13 @@ def make_train_step(model, task, optimizer, *, axis_name: str):
   def train_step(state, key, data, examples):
     b = jax.tree.leaves(examples)[0].shape[0]
     augment, draws = jax.random.split(jax.random.fold_in(key, state.step))
-    positions = lax.axis_index(axis_name) * b + jnp.arange(b)  # in the global batch
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(augment, positions)
+    places = lax.axis_index(axis_name) * b + jnp.arange(b)  # in the global batch
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(augment, places)
     batch = task.train_batch(keys, data, examples)
 
     def loss_of(params):
-      network = TrainingNetwork(model, params, state.batch_stats,
-                        {'permutation': draws, 'dropout': draws})
+      network = TrainingNetwork(model, params, state.batch_stats, draws, number=state.step,
+                        places=places, batch_size=b * lax.axis_size(axis_name))
       loss, metrics = task.loss(network, batch, state.step)
       return loss, (metrics, network.batch_stats)
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from gapjax.errors import check_choice
 from gapjax.models import BACKBONES, mobilenet
 from gapjax.models.deeplab import DEEPLABS
-from gapjax.models.resnet import RESNETS
+from gapjax.models.resnet import RESNETS, STEMS, STRIDES
 from gapjax.models.vgg import VGGS
 
 # What the linear layer behind GAP is called by each stem's authors.
@@ -55,7 +55,7 @@ def names(model_config: ConfigDict) -> dict[str, str]:
   if c.name in DEEPLABS:
     return _inside_deeplab(backbone_names(c.backbone, stem=c.stem)) | _deeplab_head_names(c)
   return (_vgg_names(c.name) if c.name in VGGS else backbone_names(c.name, stem=c.stem)
-          ) | _head_names(c)
+          ) | _component_names(c) | _head_names(c)
 
 
 def backbone_names(variant: str, *, stem: str = 'imagenet') -> dict[str, str]:
@@ -82,6 +82,18 @@ def backbone_names(variant: str, *, stem: str = 'imagenet') -> dict[str, str]:
         names |= conv_names(f'{theirs}.{shortcut}.0', f'{ours}/shortcut_conv')
         names |= norm_names(f'{theirs}.{shortcut}.1', f'{ours}/shortcut_bn')
   return names
+
+
+def _component_names(c):
+  """What chooses polyphase components (LPS), wherever a ResNet strides; no project's names."""
+  if c.downsample != 'learned_polyphase':
+    return {}
+  _, stride, pool = STEMS[c.stem]
+  places = [('component', 'component')] * (stride == 2) + [('pool_component',) * 2] * pool
+  places += [(f'layer{stage}.0.component', f'layer{stage}_0/component')
+             for stage, stride in enumerate(STRIDES, 1) if stride == 2]
+  return {name: path for theirs, ours in places for layer in ('conv', 'linear') for name, path in
+          conv_names(f'{theirs}.{layer}', f'{ours}/{layer}', bias=layer == 'conv').items()}
 
 
 def _mobilenet_names():

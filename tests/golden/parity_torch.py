@@ -4,9 +4,9 @@
     python tests/golden/parity_torch.py
 
 Of each array of a quantity, in the order of their names, it keeps two sums with random signs and
-the norm (parity.project): rows of an array (arrays, 3), by 'case|quantity'. The permutations that
-gapjax drew are kept too ('case|permutations'), so that a change of them is not taken for one of the
-networks. Made with torch 2.13.0 on CPU.
+the norm (parity.project): rows of an array (arrays, 3), by 'case|quantity'. The permutations and
+the noise that gapjax drew are kept too ('case|permutation', 'case|noise'), so that a change of them
+is not taken for one of the networks. Made with torch 2.13.0 on CPU.
 """
 
 import pathlib
@@ -19,11 +19,11 @@ from gapjax.pytorch import parity, reference
 
 def quantities(case):
   run = parity.Candidate(case, 'float64')
-  torch = reference.Reference(case, 'float64', run.permutations)
+  torch = reference.Reference(case, 'float64', run.draws)
   found = torch.one_step() | {rule: torch.train(rule) for rule in parity.OPTIMIZERS}
   yield from ((quantity, rows(arrays)) for quantity, arrays in found.items())
-  if run.permutations is not None:
-    yield 'permutations', run.permutations.astype(np.uint16)
+  for name, values in run.draws.items():
+    yield name, values.astype(np.uint16) if name == 'permutation' else values
 
 
 def rows(arrays):
