@@ -127,13 +127,17 @@ def evaluate(arguments):
 def rank(arguments, neurons):
   """Ranks the channels of a run."""
   from gapjax.neurons import run
+  from gapjax.report import attack as report_attack
   from gapjax.report.plots import neurons as pictures
+  from gapjax.report.render import markdown_table
   region, path = paths.named(arguments.ids)
   ids = {region: paths.read_words(path)} if region else paths.read_json(path) if path else None
   ranking = run.rank_run(arguments.workdir, data_dir=arguments.data_dir,
                          regions=arguments.regions, ids=ids, neurons=neurons)
   for name, order in ranking.orders.items():  # before the pictures, whose place may be full
     print(f'{name:10} {" ".join(map(str, order[:10]))} ...')
+  if ranking.yardsticks:
+    print(markdown_table(report_attack.yardstick_table({arguments.workdir: ranking.yardsticks})))
   pictures.save(paths.of(arguments.workdir), ranking)
   print(paths.of(arguments.workdir) / run.RANKING)
 

@@ -12,7 +12,7 @@ from gapjax import config as configs
 from gapjax import paths
 from gapjax.data import load_scenes, sheet
 from gapjax.errors import UsageError, check_choice
-from gapjax.neurons import attack, network, rank, sweeps
+from gapjax.neurons import attack, network, rank, sweeps, yardstick
 from gapjax.tasks.canvas import every_location
 from gapjax.tasks.images import index_batches
 from gapjax.tasks.segmentation import (
@@ -26,9 +26,12 @@ from gapjax.training.evaluate import FinishedRun, open_run
 
 log = logging.getLogger(__name__)
 
-RANKING, SWEEP = 'ranking.json', 'attack.json'
+RANKING, YARDSTICK, SWEEP = 'ranking.json', 'ranking_yardstick.json', 'attack.json'
 SIDES = ('left', 'right')
 CENTRED = ('left_centred', 'right_centred')
+# How many images are shifted by a pixel: enough for the share of the mirror's score to percents,
+# where all of a large set would take as long again as ranking it.
+SHIFTED = 256
 
 
 class Ranking(NamedTuple):
@@ -38,9 +41,12 @@ class Ranking(NamedTuple):
     orders: {'overall', region or region_centred: (c,) channels, first the one that encodes most}.
     activations: {'left': (n, c), 'right': (m, c)}, the mean activations of the images that have
       the object there; empty unless both are ranked.
+    yardsticks: {order: what its scores are measured by}, of those ranked here by two images or
+      more.
   """
   orders: dict[str, np.ndarray]
   activations: dict[str, np.ndarray]
+  yardsticks: dict[str, yardstick.Yardstick]
 
 
 class Attack(NamedTuple):
@@ -57,7 +63,8 @@ def rank_run(workdir, *, data_dir=None, regions=SIDES, ids=None, neurons=()) -> 
   the same mean over all images: a mirrored street is another street whatever stands where, and
   that change, common to all images, is no position of the object.
 
-  Writes `ranking.json`, the authors' format.
+  Writes `ranking.json`, the authors' format, and `ranking_yardstick.json`, whose records say the
+  `step` of the checkpoint.
 
   Args:
     workdir: of a segmentation or canvas run.
@@ -87,22 +94,33 @@ def _rank(subject, workdir, regions, ids):
   by_axis = {axis: np.concatenate(list(rank.differences(
     features, subject.batches(needed), axis=axis)))  # (needed, c)
     for axis in dict.fromkeys(['horizontal', *map(rank.mirror_axis, regions)])}
-  scores = {'overall': np.abs(by_axis['horizontal'][:most]).mean(0)}
+  sizes = np.abs(by_axis['horizontal'][:most])
+  scores, measured = {'overall': sizes.mean(0)}, {}
+  if most > 1:
+    some = np.unique(np.linspace(0, most - 1, min(most, SHIFTED)).round().astype(int))
+    moved = np.concatenate(list(yardstick.shifts(features, subject.batches(some))))
+    measured['overall'] = yardstick.measure(
+      sizes, moved=moved, averages=rank.mean_activations(features, subject.batches(some)))
   for name, indices in chosen.items():
     log.info('%s: %d images', name, len(indices))
-    differences = by_axis[rank.mirror_axis(name)]
-    scores[name] = differences[np.searchsorted(needed, indices)].mean(0)
+    differences, inside = by_axis[rank.mirror_axis(name)], np.searchsorted(needed, indices)
+    scores[name] = differences[inside].mean(0)
     scores[f'{name}_centred'] = scores[name] - differences[:most].mean(0)
+    if len(indices) > 1:
+      measured[name] = yardstick.measure(differences[inside])
+      measured[f'{name}_centred'] = yardstick.measure(
+        yardstick.centred(differences, inside, np.arange(most)), images=len(indices))
   orders, activations = {name: rank.order(values) for name, values in scores.items()}, {}
   with paths.kept({name: order.tolist() for name, order in orders.items()}):
     rank.save(workdir / RANKING, **orders)
+    yardstick.write_json(workdir / YARDSTICK, measured, step=subject.run.step)
   if set(SIDES) <= set(regions):
     log.info('scores of left and right, opposite if they tell the sides apart, correlate by %+.2f, '
              'centred by %+.2f', *(rank.correlation(*(scores[name] for name in pair))
                                    for pair in (SIDES, CENTRED)))
     activations = {name: rank.mean_activations(features, subject.batches(chosen[name]))
                    for name in SIDES}
-  return Ranking(orders, activations)
+  return Ranking(orders, activations, measured)
 
 
 def attack_run(workdir, *, data_dir=None, ranking=None, regions=None, neurons=()) -> Attack:
@@ -133,7 +151,7 @@ def attack_run(workdir, *, data_dir=None, ranking=None, regions=None, neurons=()
     raise UsageError('--regions: a network that classifies has one answer an image; leave it out')
   c, channels = subject.config.neurons, subject.num_channels
   called, path = paths.named(ranking)
-  ranked = (Ranking(rank.load(path, num_channels=channels, called=called), {}) if ranking
+  ranked = (Ranking(rank.load(path, num_channels=channels, called=called), {}, {}) if ranking
             else _rank(subject, workdir, SIDES, {}))
   if 'random' in ranked.orders:
     raise UsageError(f'{ranking}: `random` is the name of the baseline; rename that list')
