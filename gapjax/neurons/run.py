@@ -76,19 +76,26 @@ def rank_run(workdir, *, data_dir=None, regions=SIDES, ids=None, neurons=()) -> 
   Raises:
     UsageError: no checkpoint; no image for a region; a region that no mirror moves.
   """
+  check_regions(regions, ids or {})
+  return rank_subject(_subject(workdir, data_dir, neurons), paths.of(workdir), regions, ids or {})
+
+
+def check_regions(regions, ids) -> None:
+  """Raises UsageError, before hours of work, for a region that no mirror moves, and for ids of
+  another region or that are no list."""
   for name in regions:
-    rank.mirror_axis(name)  # before hours of work, not after
-  for name, chosen in (ids or {}).items():
+    rank.mirror_axis(name)
+  for name, chosen in ids.items():
     check_choice(name, regions, what='region of --ids')
     if not isinstance(chosen, list):
       raise UsageError(f'--ids: `{name}` is not a list of image ids: {chosen!r}')
-  return _rank(_subject(workdir, data_dir, neurons), paths.of(workdir), regions, ids or {})
 
 
-def _rank(subject, workdir, regions, ids):
-  n = subject.config.neurons.images or None
-  most = min(n or len(subject.images), len(subject.images))
-  chosen = {name: subject.choose(name, limit=n, ids=ids.get(name)) for name in regions}
+def rank_subject(subject, workdir, regions, ids) -> Ranking:
+  """`rank_run` of a Subject, or of what has its images, limit, step, features, batches and choose.
+  """
+  most = min(subject.limit or len(subject.images), len(subject.images))
+  chosen = {name: subject.choose(name, limit=subject.limit, ids=ids.get(name)) for name in regions}
   features = subject.features
   needed = sorted({*range(most), *itertools.chain(*chosen.values())})  # each scene once a mirror
   by_axis = {axis: np.concatenate(list(rank.differences(
@@ -113,7 +120,7 @@ def _rank(subject, workdir, regions, ids):
   orders, activations = {name: rank.order(values) for name, values in scores.items()}, {}
   with paths.kept({name: order.tolist() for name, order in orders.items()}):
     rank.save(workdir / RANKING, **orders)
-    yardstick.write_json(workdir / YARDSTICK, measured, step=subject.run.step)
+    yardstick.write_json(workdir / YARDSTICK, measured, step=subject.step)
   if set(SIDES) <= set(regions):
     log.info('scores of left and right, opposite if they tell the sides apart, correlate by %+.2f, '
              'centred by %+.2f', *(rank.correlation(*(scores[name] for name in pair))
@@ -152,7 +159,7 @@ def attack_run(workdir, *, data_dir=None, ranking=None, regions=None, neurons=()
   c, channels = subject.config.neurons, subject.num_channels
   called, path = paths.named(ranking)
   ranked = (Ranking(rank.load(path, num_channels=channels, called=called), {}, {}) if ranking
-            else _rank(subject, workdir, SIDES, {}))
+            else rank_subject(subject, workdir, SIDES, {}))
   if 'random' in ranked.orders:
     raise UsageError(f'{ranking}: `random` is the name of the baseline; rename that list')
   orders = {**ranked.orders, 'random': attack.random_orders(channels, c.random_orders,
@@ -185,12 +192,15 @@ class Subject:
   Attributes:
     network: cut behind the last stage.
     images: those that rank the channels, as the dataset has them.
+    limit: at most so many of them, and of each region; None is all.
+    step: of the checkpoint.
     chance: what guessing gets, {metric: fraction}, where it is known.
   """
 
   def __init__(self, run: FinishedRun):
     self.chance = {}
     self.run, self.config, self.task = run, run.config, run.task
+    self.limit, self.step = run.config.neurons.images or None, run.step
     self.variables = {'params': run.state.params, 'batch_stats': run.state.batch_stats}
 
   def features(self, images):
