@@ -18,8 +18,9 @@ PAGE = DOCS / 'api.md'
 MODULES = ('config', 'data', 'models', 'models.base', 'models.resnet', 'models.vgg',
            'models.deeplab', 'models.mobilenet', 'models.heads', 'models.downsample',
            'models.layers', 'tasks.augshift', 'tasks.canvas', 'tasks.consistency',
-           'tasks.segmentation', 'neurons.network', 'neurons.rank', 'neurons.attack',
-           'neurons.sweeps', 'weights.files', 'training.train', 'training.evaluate')
+           'tasks.segmentation', 'neurons.network', 'neurons.rank', 'neurons.yardstick',
+           'neurons.attack', 'neurons.sweeps', 'weights.files', 'training.train',
+           'training.evaluate')
 LEAD = """# Reference
 
 Made from the docstrings by `python docs/make_api.py`; do not edit it by hand. The first part is

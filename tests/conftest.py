@@ -27,7 +27,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The shapes in these modules' signatures are checked wherever a test calls them.
 jaxtyping.install_import_hook(
-  ['gapjax.models.heads', 'gapjax.models.resnet', 'gapjax.models.vgg', 'gapjax.neurons.rank'],
+  ['gapjax.models.heads', 'gapjax.models.resnet', 'gapjax.models.vgg', 'gapjax.neurons.rank',
+   'gapjax.neurons.yardstick'],
   'typechecker.check')
 
 

@@ -271,7 +271,8 @@ DATA = {'images': BRIGHT, 'labels': LABELS, 'batches': [{'images': BRIGHT, 'labe
 
 
 def test_every_example_is_run():
-  assert set(OWN) == {'AugShift', 'NNX', 'consistency', 'linen', 'ranking and attack', 'one pass'}
+  assert set(OWN) == {'AugShift', 'NNX', 'consistency', 'linen', 'ranking and attack', 'one pass',
+                      'yardstick'}
   assert set(examples('README.md')) == {'your own network', 'consistency'}
 
 
@@ -319,6 +320,9 @@ def test_the_examples_of_linen(tmp_path, monkeypatch, capsys):
   assert sorted(names['orders']['overall']) == list(range(64))
   assert names['result'].metrics['accuracy']['overall'].shape == (1, 9)
   assert len((tmp_path / 'attack.csv').read_text().splitlines()) == 1 + 1 + 8 * 6
+  exec(OWN['yardstick'], names)
+  assert -1 <= names['agree'] <= 1 and names['beyond'].shape == (64,)
+  assert float(capsys.readouterr().out) > 0
   names.update(kernel=draw.normal(size=(64, 16)), bias=draw.normal(size=16),
                classifier=draw.normal(size=(16, 4)),
                batches=[{'images': BRIGHT, 'labels': draw.integers(0, 4, (16, 6, 6))}])

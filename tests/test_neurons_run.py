@@ -11,6 +11,7 @@ from conftest import SCENES, newest, refused, tiny_config
 from gapjax import cli
 from gapjax import models as networks
 from gapjax.data import load_scenes
+from gapjax.neurons import rank, yardstick
 from gapjax.neurons import run as neurons
 from gapjax.neurons.sweeps import Sweep, from_records
 from gapjax.report import page as report
@@ -77,6 +78,46 @@ def test_an_attack_begins_where_the_evaluation_ended(scene_run, attacked):
   assert (attacked / 'attack.csv').read_text().startswith('order,N,repeat,metric,value\n')
   for picture in ('attack.png', 'attack_scenes.png', 'activations.png'):
     assert (attacked / picture).stat().st_size > 5000
+
+
+def test_a_ranking_is_measured(attacked, data_dir, tmp_path, capsys):
+  """On disk, in the page and in what `rank` prints; not in the page of a run that went on, nor of
+  one that was ranked before."""
+  path, step = attacked / neurons.YARDSTICK, newest(attacked)[0]
+  found, orders = yardstick.read_json(path, step=step), rank.load(
+    attacked / 'ranking.json', num_channels=32)
+  assert [*found] == [*orders]
+  for name, one in found.items():
+    ranked = one.mean[orders[name]]
+    assert (np.diff(ranked) <= 1e-5 * np.abs(ranked).max()).all() and (one.half > 0).all()
+    assert (one.shift is not None) == (name == 'overall') == (one.threshold is None)
+  assert found['left'].images == found['left_centred'].images < found['overall'].images == 400
+  np.testing.assert_allclose(found['left'].mean - found['left_centred'].mean,
+                             found['right'].mean - found['right_centred'].mean, atol=1e-4)
+  assert 0 < found['overall'].shift_share < 2 and (attacked / 'yardstick.png').exists()
+
+  workdir = shutil.copytree(attacked, tmp_path / 'run')
+  words = "## Is a channel's position real?"
+  text = report.build(workdir).with_name('README.md').read_text()
+  assert words in text and 'yardstick.png' in text and 'A shift by one pixel changes' in text
+  records = json.loads(path.read_text())
+  (workdir / neurons.YARDSTICK).write_text(json.dumps([{**r, 'step': 1} for r in records]))
+  assert words not in report.build(workdir).with_name('README.md').read_text()
+  (workdir / neurons.YARDSTICK).unlink()
+  before = report.build(workdir).with_name('README.md').read_text()
+  assert words not in before and 'What removing channels costs' in before
+
+  scenes = load_scenes('digit_scenes', split='train', data_dir=data_dir)
+  (tmp_path / 'one.txt').write_text(str(scenes[0]['id']))  # one image has no halves
+  assert cli.main(['rank', f'--workdir={workdir}', f'--data_dir={data_dir}', '--regions', 'left',
+                   f'--ids=left={tmp_path}/one.txt']) == 0
+  assert [*yardstick.read_json(workdir / neurons.YARDSTICK)] == ['overall']
+  printed = capsys.readouterr().out
+  assert '| halves agree |' in printed and '| overall | ' in printed
+  assert cli.main(['rank', f'--workdir={workdir}', f'--data_dir={data_dir}', '--regions', 'left',
+                   f'--ids=left={tmp_path}/one.txt', '--config.neurons.images=1']) == 0
+  assert not yardstick.read_json(workdir / neurons.YARDSTICK)
+  assert 'halves agree' not in capsys.readouterr().out
 
 
 def test_a_runs_report_tells_of_its_attack(attacked):

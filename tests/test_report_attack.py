@@ -9,6 +9,7 @@ from conftest import refused
 from pixels import pixels, row
 
 from gapjax.neurons.sweeps import Sweep
+from gapjax.neurons.yardstick import Yardstick, write_json
 from gapjax.report import attack as report_attack
 from gapjax.report import page as report
 from gapjax.report.plots import base as plots
@@ -92,6 +93,31 @@ def test_the_page_shows_two_panels_and_says_what_is_in_them(records, tmp_path):
           ) in text
   assert 'Networks that classify lose channels, too' in text and 'dotted line is guessing' in text
   assert re.findall(r'!\[[^\]]+\]\(([^)]+)\)', text) == ['attack.png']
+
+
+def test_rankings_are_measured_side_by_side(records, tmp_path):
+  """A row a ranking of each network that has the file; a picture a network."""
+  mean = np.array([.5, -1.0, 2.0, 0.0])
+  signed = Yardstick(9, .25, mean, np.full(4, .1), threshold=np.full(4, .9))
+  overall = Yardstick(30, .75, np.ones(4), np.full(4, .1), shift=np.full(4, .25),
+                      spread=np.full(4, 2))
+  for target in ('location', 'image'):
+    folder = tmp_path / f'cells/gapnet/{target}/3x3/seed0'
+    folder.mkdir(parents=True)
+    write_json(folder / 'ranking_yardstick.json', {'overall': overall, 'left': signed}, step=7)
+  (tmp_path / 'results.json').write_text(json.dumps(records))
+  text = report.build(tmp_path).with_name('README.md').read_text()
+  _, section = text.split("## Is a channel's position real?")
+  head, _, *rows = _rows(section.split('\n## ')[0])
+  dash = '\N{EN DASH}'
+  assert head[3:] == ['halves agree', 'rise beyond chance', 'fall beyond chance',
+                      'shift over mirror', 'mirror over spread']
+  assert rows == [row for target in ('image', 'location') for row in (
+    [f'gapnet/{target}/3x3', 'overall', '30', '+0.75', dash, dash, '0.25', '0.50'],
+    [f'gapnet/{target}/3x3', 'left', '9', '+0.25', '1 of 4', '1 of 4', dash, dash])]
+  assert section.count('Of 4 channels are beyond chance: left 2. A shift by one pixel changes 25%'
+                       ) == 2
+  assert re.findall(r'!\[[^\]]+\]\(([^)]+)\)', section) == ['yardstick.png', 'yardstick1.png']
 
 
 def test_other_counts_stand_in_a_picture_of_their_own(records, tmp_path):

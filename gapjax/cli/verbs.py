@@ -38,7 +38,7 @@ USAGE = """usage: gapjax VERB [flags]
   prepare DATASET   build a dataset on disk from its publisher's files, or download it
   train             train and evaluate one network; the same command resumes
   evaluate          all metrics of a run's newest checkpoint
-  rank              which channels of a run encode position, overall and by region
+  rank              which channels encode position, of a run or any PyTorch network
   attack            remove them, and as many random ones, and measure what is lost
   reproduce SUITE   every cell of a table, resumable, then its report
   report            Markdown, HTML and PNG from the JSON files of a workdir, or of each in a folder
@@ -119,21 +119,37 @@ def evaluate(arguments):
   print(json.dumps(numbers, indent=2))
 
 
-@verb(WORKDIR, DATA,
-      flag('--regions', nargs='+', default=['left', 'right'], metavar='REGION',
-           help='names, or rectangles TOP,LEFT,BOTTOM,RIGHT in fractions (default: left right)'),
+@verb(flag('--workdir', required=True, type=folder,
+           help=f'{WORKDIR[1]["help"]}; with --torch a new one'), DATA,
+      flag('--regions', nargs='+', metavar='REGION', help='names, or rectangles '
+           'TOP,LEFT,BOTTOM,RIGHT in fractions (default: left right; with --torch those of --ids)'),
       flag('--ids', help='a JSON file {"left": [image ids], ...} to rank those regions by, in '
-           'place of the masks; or REGION=FILE, a list of ids, one a line'), fields=NEURONS)
+           'place of the masks; or REGION=FILE, a list of ids, one a line'),
+      flag('--torch', metavar='MODULE:FUNCTION', help='no run, but the PyTorch network that this '
+           'function returns, on the --images; their ids are their names in the folder'),
+      flag('--images', metavar='FOLDER', type=local, help='what --torch is ranked by'),
+      flag('--layer', metavar='NAME', help="the layer of --torch, as named_modules() has it "
+           '(default: the last that returns feature maps)'), fields=NEURONS)
 def rank(arguments, neurons):
-  """Ranks the channels of a run."""
+  """Ranks the channels of a run, or of any PyTorch network."""
   from gapjax.neurons import run
+  from gapjax.report import attack as report_attack
   from gapjax.report.plots import neurons as pictures
+  from gapjax.report.render import markdown_table
   region, path = paths.named(arguments.ids)
   ids = {region: paths.read_words(path)} if region else paths.read_json(path) if path else None
-  ranking = run.rank_run(arguments.workdir, data_dir=arguments.data_dir,
-                         regions=arguments.regions, ids=ids, neurons=neurons)
+  if arguments.torch:
+    ranking = rank_torch(arguments, neurons, ids)
+  elif arguments.images or arguments.layer:
+    raise UsageError('--images and --layer are for --torch=MODULE:FUNCTION, which is missing')
+  else:
+    ranking = run.rank_run(arguments.workdir, data_dir=arguments.data_dir,
+                           regions=arguments.regions or run.SIDES, ids=ids, neurons=neurons)
   for name, order in ranking.orders.items():  # before the pictures, whose place may be full
     print(f'{name:10} {" ".join(map(str, order[:10]))} ...')
+  if ranking.yardsticks:
+    network = arguments.torch or arguments.workdir
+    print(markdown_table(report_attack.yardstick_table({network: ranking.yardsticks})))
   pictures.save(paths.of(arguments.workdir), ranking)
   print(paths.of(arguments.workdir) / run.RANKING)
 
@@ -275,6 +291,20 @@ def bench(arguments, chosen):
   print('\n'.join(bench.lines(result)))
   if arguments.output:
     paths.write_json(arguments.output, result)
+
+
+def rank_torch(arguments, neurons, ids):
+  """The ranking of --torch."""
+  if neurons or arguments.data_dir:
+    raise UsageError(f'{(neurons or ["--data_dir"])[0]} is for runs of gapjax; leave it out')
+  if not arguments.images:
+    raise UsageError('--torch ranks by the images of a folder; name it: --images=FOLDER')
+  if arguments.regions:
+    raise UsageError('--regions: a folder has no masks to choose images by; list those of each '
+                     f'region: --ids={arguments.regions[0]}=FILE')
+  from gapjax.pytorch.rank import rank_network
+  return rank_network(arguments.torch, arguments.images, workdir=arguments.workdir,
+                      layer=arguments.layer, ids=ids)
 
 
 def run_suites(suites, arguments, *, command, **rest):

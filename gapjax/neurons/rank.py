@@ -61,9 +61,17 @@ def differences(features: Callable, images: Iterable, *, axis: str = 'horizontal
     UsageError: an image or a feature map has another number of axes.
   """
   check_choice(axis, AXES, what='mirror')
+  return changes(features, images, change=lambda batch: jnp.flip(batch, AXES[axis]))
+
+
+def changes(features: Callable, images: Iterable, *, change: Callable) -> Iterator:
+  """z less z of the changed image, of every image; `change` maps batches (b, h, w, 3) to such.
+
+  The other arguments, what it yields and what it raises: as `differences`.
+  """
   for batch in images:
     batch = _batch(batch)
-    yield _average(features, batch) - _average(features, jnp.flip(batch, AXES[axis]))
+    yield _average(features, batch) - _average(features, change(batch))
 
 
 def _batch(images):

@@ -12,7 +12,7 @@ from gapjax import config as configs
 from gapjax import paths
 from gapjax.data import load_scenes, sheet
 from gapjax.errors import UsageError, check_choice
-from gapjax.neurons import attack, network, rank, sweeps
+from gapjax.neurons import attack, network, rank, sweeps, yardstick
 from gapjax.tasks.canvas import every_location
 from gapjax.tasks.images import index_batches
 from gapjax.tasks.segmentation import (
@@ -26,9 +26,12 @@ from gapjax.training.evaluate import FinishedRun, open_run
 
 log = logging.getLogger(__name__)
 
-RANKING, SWEEP = 'ranking.json', 'attack.json'
+RANKING, YARDSTICK, SWEEP = 'ranking.json', 'ranking_yardstick.json', 'attack.json'
 SIDES = ('left', 'right')
 CENTRED = ('left_centred', 'right_centred')
+# How many images are shifted by a pixel: enough for the share of the mirror's score to percents,
+# where all of a large set would take as long again as ranking it.
+SHIFTED = 256
 
 
 class Ranking(NamedTuple):
@@ -38,9 +41,12 @@ class Ranking(NamedTuple):
     orders: {'overall', region or region_centred: (c,) channels, first the one that encodes most}.
     activations: {'left': (n, c), 'right': (m, c)}, the mean activations of the images that have
       the object there; empty unless both are ranked.
+    yardsticks: {order: what its scores are measured by}, of those ranked here by two images or
+      more.
   """
   orders: dict[str, np.ndarray]
   activations: dict[str, np.ndarray]
+  yardsticks: dict[str, yardstick.Yardstick]
 
 
 class Attack(NamedTuple):
@@ -57,7 +63,8 @@ def rank_run(workdir, *, data_dir=None, regions=SIDES, ids=None, neurons=()) -> 
   the same mean over all images: a mirrored street is another street whatever stands where, and
   that change, common to all images, is no position of the object.
 
-  Writes `ranking.json`, the authors' format.
+  Writes `ranking.json`, the authors' format, and `ranking_yardstick.json`, whose records say the
+  `step` of the checkpoint.
 
   Args:
     workdir: of a segmentation or canvas run.
@@ -69,40 +76,58 @@ def rank_run(workdir, *, data_dir=None, regions=SIDES, ids=None, neurons=()) -> 
   Raises:
     UsageError: no checkpoint; no image for a region; a region that no mirror moves.
   """
+  check_regions(regions, ids or {})
+  return rank_subject(_subject(workdir, data_dir, neurons), paths.of(workdir), regions, ids or {})
+
+
+def check_regions(regions, ids) -> None:
+  """Raises UsageError, before hours of work, for a region that no mirror moves, and for ids of
+  another region or that are no list."""
   for name in regions:
-    rank.mirror_axis(name)  # before hours of work, not after
-  for name, chosen in (ids or {}).items():
+    rank.mirror_axis(name)
+  for name, chosen in ids.items():
     check_choice(name, regions, what='region of --ids')
     if not isinstance(chosen, list):
       raise UsageError(f'--ids: `{name}` is not a list of image ids: {chosen!r}')
-  return _rank(_subject(workdir, data_dir, neurons), paths.of(workdir), regions, ids or {})
 
 
-def _rank(subject, workdir, regions, ids):
-  n = subject.config.neurons.images or None
-  most = min(n or len(subject.images), len(subject.images))
-  chosen = {name: subject.choose(name, limit=n, ids=ids.get(name)) for name in regions}
+def rank_subject(subject, workdir, regions, ids) -> Ranking:
+  """`rank_run` of a Subject, or of what has its images, limit, step, features, batches and choose.
+  """
+  most = min(subject.limit or len(subject.images), len(subject.images))
+  chosen = {name: subject.choose(name, limit=subject.limit, ids=ids.get(name)) for name in regions}
   features = subject.features
   needed = sorted({*range(most), *itertools.chain(*chosen.values())})  # each scene once a mirror
   by_axis = {axis: np.concatenate(list(rank.differences(
     features, subject.batches(needed), axis=axis)))  # (needed, c)
     for axis in dict.fromkeys(['horizontal', *map(rank.mirror_axis, regions)])}
-  scores = {'overall': np.abs(by_axis['horizontal'][:most]).mean(0)}
+  sizes = np.abs(by_axis['horizontal'][:most])
+  scores, measured = {'overall': sizes.mean(0)}, {}
+  if most > 1:
+    some = np.unique(np.linspace(0, most - 1, min(most, SHIFTED)).round().astype(int))
+    moved = np.concatenate(list(yardstick.shifts(features, subject.batches(some))))
+    measured['overall'] = yardstick.measure(
+      sizes, moved=moved, averages=rank.mean_activations(features, subject.batches(some)))
   for name, indices in chosen.items():
     log.info('%s: %d images', name, len(indices))
-    differences = by_axis[rank.mirror_axis(name)]
-    scores[name] = differences[np.searchsorted(needed, indices)].mean(0)
+    differences, inside = by_axis[rank.mirror_axis(name)], np.searchsorted(needed, indices)
+    scores[name] = differences[inside].mean(0)
     scores[f'{name}_centred'] = scores[name] - differences[:most].mean(0)
+    if len(indices) > 1:
+      measured[name] = yardstick.measure(differences[inside])
+      measured[f'{name}_centred'] = yardstick.measure(
+        yardstick.centred(differences, inside, np.arange(most)), images=len(indices))
   orders, activations = {name: rank.order(values) for name, values in scores.items()}, {}
   with paths.kept({name: order.tolist() for name, order in orders.items()}):
     rank.save(workdir / RANKING, **orders)
+    yardstick.write_json(workdir / YARDSTICK, measured, step=subject.step)
   if set(SIDES) <= set(regions):
     log.info('scores of left and right, opposite if they tell the sides apart, correlate by %+.2f, '
              'centred by %+.2f', *(rank.correlation(*(scores[name] for name in pair))
                                    for pair in (SIDES, CENTRED)))
     activations = {name: rank.mean_activations(features, subject.batches(chosen[name]))
                    for name in SIDES}
-  return Ranking(orders, activations)
+  return Ranking(orders, activations, measured)
 
 
 def attack_run(workdir, *, data_dir=None, ranking=None, regions=None, neurons=()) -> Attack:
@@ -133,8 +158,8 @@ def attack_run(workdir, *, data_dir=None, ranking=None, regions=None, neurons=()
     raise UsageError('--regions: a network that classifies has one answer an image; leave it out')
   c, channels = subject.config.neurons, subject.num_channels
   called, path = paths.named(ranking)
-  ranked = (Ranking(rank.load(path, num_channels=channels, called=called), {}) if ranking
-            else _rank(subject, workdir, SIDES, {}))
+  ranked = (Ranking(rank.load(path, num_channels=channels, called=called), {}, {}) if ranking
+            else rank_subject(subject, workdir, SIDES, {}))
   if 'random' in ranked.orders:
     raise UsageError(f'{ranking}: `random` is the name of the baseline; rename that list')
   orders = {**ranked.orders, 'random': attack.random_orders(channels, c.random_orders,
@@ -167,12 +192,15 @@ class Subject:
   Attributes:
     network: cut behind the last stage.
     images: those that rank the channels, as the dataset has them.
+    limit: at most so many of them, and of each region; None is all.
+    step: of the checkpoint.
     chance: what guessing gets, {metric: fraction}, where it is known.
   """
 
   def __init__(self, run: FinishedRun):
     self.chance = {}
     self.run, self.config, self.task = run, run.config, run.task
+    self.limit, self.step = run.config.neurons.images or None, run.step
     self.variables = {'params': run.state.params, 'batch_stats': run.state.batch_stats}
 
   def features(self, images):

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from gapjax.neurons import sweeps
+from gapjax.neurons import sweeps, yardstick
 from gapjax.report.parts import (
   DASH,
   detail_curves,
@@ -225,6 +225,76 @@ def _beside(sweep):
           f'random ones get right: {"; ".join(shares)}.') if shares else ''
 
 
+def yardstick_table(found):
+  """One row for each ranking of every network; found: {network: {order: Yardstick}}."""
+  rows, breaks = [], set()
+  for network, by_order in found.items():
+    breaks.add(len(rows))
+    for name, one in by_order.items():
+      signs = one.exceeding
+      rows.append([network, name, str(one.images), f'{one.agreement:+.2f}', *(
+        DASH if signs is None else f'{(signs == sign).sum()} of {len(signs)}' for sign in (1, -1)),
+        *(DASH if share is None else f'{share:.2f}'
+          for share in (one.shift_share, one.spread_share))])
+  return Table(['network', 'ranking', 'images', 'halves agree', 'rise beyond chance',
+                'fall beyond chance', 'shift over mirror', 'mirror over spread'], rows, text=2,
+               breaks=frozenset(breaks - {0}), strong=frozenset(range(3, 8)),
+               caption='Halves agree: the rank correlation of the scores that two halves of the '
+               f'images give, the mean of {yardstick.SPLITS} random splits. Beyond chance: the '
+               f'sign of z - z\' was drawn at random for each image, {yardstick.FLIPS:,} times; '
+               'these channels have a larger t than any channel had in 95% of them, and rise or '
+               'fall with the object there. Shift over mirror: what a shift of the image by one '
+               'pixel changes in a channel\'s mean, over what the mirror changes. Mirror over '
+               'spread: that over the standard deviation between images, which makes networks '
+               'comparable; 1.13 where a mirror image is as unlike as another image.')
+
+
+def measured(source, folder):
+  """What the rankings are measured by, of every network's first seed that has been ranked; nothing
+  of one that an earlier gapjax ranked, or that was trained on since."""
+  found, first = {}, {}
+  for record in source.records:
+    first.setdefault(record['cell'], record)
+  for cell, record in first.items():
+    step = (record.get('detail') or {}).get('steps', record.get('step'))
+    path = picture(source, 'ranking_yardstick.json', [record])
+    if path and (by_order := yardstick.read_json(path, **({'step': step} if step else {}))):
+      found[cell] = by_order
+  if not found:
+    return Section('')
+  return Section(
+    'Is a channel\'s position real?',
+    text=['A ranking is worth as much as other images would give it again. If an image were as '
+          'likely as its mirror image, the sign of its z - z\' could as well be the other one: '
+          'that is chance here, and a signed score counts if it is beyond it. It may still be no '
+          'position, because a mirrored image is another image, whatever stands where. That '
+          'change is common to all images; the centred rankings lack it.',
+          'The overall score has no sign, and so no such test. That halves agree on it may only '
+          'say that some channels are larger than others. It holds that other image, too, and that '
+          'a stride takes other pixels of it, as it does after a shift by one pixel. A network '
+          'with circular padding, on images whose sizes its strides divide, knows no place but '
+          'within a stride. Train one (model.padding=circular), rank it, and compare the last '
+          'column: what it scores is not position.'],
+    tables=[yardstick_table(found)], pictures=[drawn(
+      pictures.yardsticks, by_order, folder / f'yardstick{i or ""}.png',
+      alt='The score of every channel with its interval, by ranking',
+      caption=f'{cell}: the channels\' scores from the largest to the smallest, each with '
+      'Student\'s 95% interval over images. Grey: what chance lets any channel reach in 5% of the '
+      f'draws; dots are beyond it.{_said(by_order)}')
+      for i, (cell, by_order) in enumerate(found.items())])
+
+
+def _said(by_order):
+  """Sentences on a network's rankings."""
+  beyond = [f'{name} {int(np.abs(one.exceeding).sum())}' for name, one in by_order.items()
+            if one.threshold is not None]
+  said = (f' Of {len(next(iter(by_order.values())).mean)} channels are beyond chance: '
+          f'{", ".join(beyond)}.') if beyond else ''
+  if (share := getattr(by_order.get('overall'), 'shift_share', None)) is not None:
+    said += f' A shift by one pixel changes {100 * share:.0f}% of what the mirror does.'
+  return said
+
+
 def classes(source, _):
   """IoU of every class, a column a network."""
   networks = {r['cell']: per_class for r in source.records
@@ -247,4 +317,4 @@ def curves(source, folder):
   return learned(source, folder / 'segmentation.png')
 
 
-SECTIONS = [removed, scenes, classes, curves]
+SECTIONS = [removed, measured, scenes, classes, curves]

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from gapjax.errors import UsageError
 from gapjax.neurons.sweeps import Sweep
+from gapjax.neurons.yardstick import Yardstick
 from gapjax.report.plots import base as plots
 
 # An order's colour and its dashes; the baseline is grey. Others take what is left.
@@ -143,9 +145,61 @@ def activations(groups: Mapping[str, np.ndarray], path, *, channels: Mapping[str
     axes[0].set_ylabel('channel')
 
 
+def yardsticks(found: Mapping[str, Yardstick], path):
+  """Draws the scores of every order, from the largest to the smallest, in their 95% intervals.
+
+  A panel an order. In those of signed scores the grey area is what flipped signs let pass, and the
+  scores beyond it are dots; overall a line says what a shift by one pixel changes in each channel.
+
+  Args:
+    found: {order: Yardstick}.
+    path: where the PNG goes.
+
+  Raises:
+    UsageError: there is no order.
+  """
+  if not found:
+    raise UsageError('there is no ranking to draw; rank by two images or more')
+  look = _looks(found)
+  handles = [Line2D([], [], color=plots.INK, linewidth=1.2, label='score, 95% interval')]
+  if any(one.threshold is not None for one in found.values()):
+    handles += [Patch(color=plots.RULE, label='chance (signs flipped)'),
+                Line2D([], [], marker='o', markersize=3.5, linestyle='', color=plots.INK,
+                       label='beyond chance')]
+  if any(one.shift is not None for one in found.values()):
+    handles.append(Line2D([], [], color=plots.SOFT, linewidth=1, label='shift by one pixel'))
+  columns = min(len(found), 2)
+  rows = -(-len(found) // columns)
+  with plots.drawing(path, size=(7.8, 2.4 * rows + plots.legend_height(handles)), handles=handles,
+                     w_pad=.06, h_pad=.07, wspace=.03) as figure:
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(found):]:
+      axis.set_axis_off()
+    for axis, (name, one) in zip(axes, found.items(), strict=False):
+      order, color = np.argsort(-one.mean, kind='stable'), look[name]['color']
+      at, mean, half = np.arange(1, len(order) + 1), one.mean[order], one.half[order]
+      if one.threshold is not None:
+        limit = one.threshold[order]
+        axis.fill_between(at, -limit, limit, color=plots.RULE, linewidth=0)
+        beyond = one.exceeding[order] != 0
+        axis.plot(at[beyond], mean[beyond], 'o', markersize=2.6, color=color)
+      if one.shift is not None:
+        axis.plot(at, one.shift[order], color=plots.SOFT, linewidth=1)
+      axis.fill_between(at, mean - half, mean + half, color=color, alpha=.3, linewidth=0)
+      axis.plot(at, mean, color=color, linewidth=1.2)
+      axis.set(title=order_name(name), xlabel='channels, by score', xmargin=.02,
+               ylabel="mean |z - z'|" if one.threshold is None else "mean z - z'")
+      axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+      if one.threshold is None:
+        axis.set_ylim(bottom=0)
+
+
 def save(workdir, ranking, sweep: Sweep | None = None, chance=None) -> None:
-  """What `gapjax rank` and `gapjax attack` leave to look at: `activations.png`, unless the ranking
-  was given, and `attack.png`. The arguments are what rank_run and attack_run return."""
+  """What `gapjax rank` and `gapjax attack` leave to look at: `yardstick.png` and `activations.png`,
+  unless the ranking was given, and `attack.png`. The arguments are what rank_run and attack_run
+  return."""
+  if ranking.yardsticks:
+    yardsticks(ranking.yardsticks, workdir / 'yardstick.png')
   if ranking.activations:
     names = [name for name in ranking.orders if name.partition('_')[0] in ranking.activations]
     activations(ranking.activations, workdir / 'activations.png', channels={
