@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 RANKING, YARDSTICK, SWEEP = 'ranking.json', 'ranking_yardstick.json', 'attack.json'
 SIDES = ('left', 'right')
 CENTRED = ('left_centred', 'right_centred')
-# How many images are shifted by a pixel: enough for the share of the mirror's score to percents,
-# where all of a large set would take as long again as ranking it.
-SHIFTED = 256
+# How many images are shifted by a pixel: enough for the share of the mirror's score to a few
+# percents, where all of a large set would take as long again as ranking it.
+SHIFTED = 64
 
 
 class Ranking(NamedTuple):
