@@ -35,7 +35,8 @@ def depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding, dilation: i
 
   The sum over the kernel's entries of x, padded and shifted by dilation * (i, j), times the entry;
   in float32 or better. On CPU, a MobileNetV2 of width 32 on 4 images of 176x240: 0.01 s forward
-  against XLA's 0.2, a training step 0.3 s against 0.9.
+  against XLA's 0.2, a training step 0.3 s against 0.9. With kernels of 5x5, DeepLabv3 on
+  EfficientNet-Lite0 and 8 images of 180x240: a training step 1.3 s against 9.6.
   """
   dtype, k = jnp.promote_types(x.dtype, jnp.float32), len(kernel)
   padded = jnp.pad(x.astype(dtype), ((0, 0), *np.broadcast_to(padding, (2, 2)).tolist(), (0, 0)))

@@ -1,6 +1,6 @@
 """The paper's networks in plain PyTorch, under the authors' names: for parity and for timing.
 
-Written from the description of their networks, not from their code, and of gapjax's it takes not
+Written from the description of the networks, not from their code, and of gapjax's it takes not
 even a table, since it is what these are checked against. Images are (b, 3, h, w);
 every network is a torch.nn.Module called as network(images, permutation=None), and returns
 (logits, features) with the same named features as gapjax's. Needs PyTorch (`.[torch]`).
