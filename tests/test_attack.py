@@ -33,7 +33,8 @@ def pixels(rectangle, height, width):
 SIZE = 48
 IMAGES = draw.normal(size=(2, SIZE, SIZE, 3)).astype(np.float32)
 KINDS = [('deeplabv3', 8, 'replicate'), ('deeplabv3plus', 16, 'zero'),
-         ('deeplabv3plus', 8, 'partial', 'mobilenetv2', 'separable')]
+         ('deeplabv3plus', 8, 'partial', 'mobilenetv2', 'separable'),
+         ('deeplabv3', 16, 'zero', 'efficientnet_lite0')]
 
 
 @pytest.fixture(scope='module', params=KINDS, ids=lambda kind: '-'.join(map(str, kind)))
@@ -62,7 +63,7 @@ def test_one_pass_equals_zeroing_and_rerunning(deeplab):
   np.testing.assert_allclose(features['stage4'], encoded['stage4'],
                              atol=1e-3 * np.abs(encoded['stage4']).max())
   channels = features['stage4'].shape[-1]
-  assert channels == (24 if model.separable else 32)
+  assert channels == (32 if model.backbone_name == 'resnet10' else 24)
   order, counts = draw.permutation(channels), (1, 5, 9, 13, 20, channels)
   clean = np.asarray(rerun(features, np.ones(channels, np.float32)))
   predicted = {key: np.asarray(p) for key, p in attack.predictions(

@@ -23,6 +23,7 @@ draw = np.random.default_rng(0)
 DIGITS = f'--config={ROOT}/configs/digits.py'
 DEEPLAB = {**SCENES, 'model.stem': 'imagenet'}
 MOBILENET = {**DEEPLAB, 'model.backbone': 'mobilenetv2'}
+LITE = {**DEEPLAB, 'model.backbone': 'efficientnet_lite0'}
 PLUS = {'model.name': 'deeplabv3plus'}
 # Every network of models.create_network, and every name that its layers can have.
 NETWORKS = {
@@ -32,11 +33,13 @@ NETWORKS = {
   **{f'vgg11, {head}': {'model.name': 'vgg11', 'model.head': head}
      for head in ('gap', 'permuted', 'linear')},
   'vgg16': {'model.name': 'vgg16'},
+  **{f'efficientnet_lite0, {head}': {'model.name': 'efficientnet_lite0', 'model.head': head}
+     for head in ('gap', 'permuted', 'linear')},
   'v3': DEEPLAB, 'v3 on a canvas stem': SCENES, 'v3+': {**DEEPLAB, **PLUS},
   'v3+, resnet50': {**DEEPLAB, **PLUS, 'model.backbone': 'resnet50'},
   'v3, separable': {**DEEPLAB, 'model.separable': True},
   'v3+, separable': {**DEEPLAB, **PLUS, 'model.separable': True},
-  'v3, mobilenetv2': MOBILENET,
+  'v3, mobilenetv2': MOBILENET, 'v3+, efficientnet_lite0': {**LITE, **PLUS},
   'v3+, mobilenetv2, separable': {**MOBILENET, **PLUS, 'model.separable': True}}
 
 
@@ -64,7 +67,8 @@ def their_arrays(config, num_classes, **more):
 
 
 @pytest.mark.parametrize('name', ['gap, canvas', 'permuted, cifar', 'linear, imagenet',
-                                  'vgg11, gap', 'v3, separable', 'v3+, mobilenetv2, separable'])
+                                  'vgg11, gap', 'efficientnet_lite0, linear', 'v3, separable',
+                                  'v3+, mobilenetv2, separable', 'v3+, efficientnet_lite0'])
 def test_there_and_back(name, tmp_path):
   """PyTorch -> gapjax -> PyTorch -> gapjax. What nothing reads comes back as zeros."""
   suffix = '.safetensors' if 'v3' in name else '.npz'

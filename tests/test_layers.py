@@ -35,10 +35,47 @@ def test_conv_equals_its_definition(padding, kernel_size, stride, dilation, shap
   np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('convolve', [convolution.convolve, on_cpu.convolve])
+@pytest.mark.parametrize('padding', ['zero', 'reflect', 'partial'])
+@pytest.mark.parametrize(('shape', 'kernel_size', 'stride', 'dilation', 'groups'), [
+  (shape, kernel_size, *rest) for shape in ((8, 9), (7, 6)) for kernel_size in (3, 5)
+  for rest in ((1, 1, 1), (2, 1, 1), (2, 1, 4), (1, 2, 4))])
+def test_same_padding_is_tensorflows(convolve, padding, shape, kernel_size, stride, dilation,
+                                     groups):
+  """ceil(n / stride) values an axis, and the larger part of the padding behind it; zeros as XLA has
+  them, whose SAME is the same."""
+  x = draw.normal(size=(2, *shape, 4)).astype(np.float32)
+  conv = layers.Conv(4, kernel_size, stride, padding, dilation=dilation, groups=groups, same=True,
+                     convolve=convolve)
+  variables = conv.init(jax.random.key(1), x)
+  found, kernel = conv.apply(variables, x), variables['params']['kernel']
+  assert found.shape[1:3] == tuple(-(-n // stride) for n in shape)
+  borders = []
+  for n in shape:
+    total = max((-(-n // stride) - 1) * stride + dilation * (kernel_size - 1) + 1 - n, 0)
+    borders.append((total // 2, total - total // 2))
+    assert layers.same_padding(n, reach=dilation * (kernel_size - 1), stride=stride) == borders[-1]
+  assert stride == 1 or all(after - before == (n + 1) % 2 for n, (before, after) in zip(
+    shape, borders, strict=True))
+  padded, inside = (np.pad(a, ((0, 0), *borders, (0, 0)), mode='reflect' if padding == 'reflect'
+                           else 'constant') for a in (x, np.ones_like(x)))
+  how = dict(stride=stride, padding='none', dilation=dilation, groups=groups)
+  expected = reference.conv(padded, kernel, **how)
+  if padding == 'zero':
+    np.testing.assert_allclose(expected, jax.lax.conv_general_dilated(
+      x, kernel, (stride, stride), 'SAME', rhs_dilation=(dilation, dilation),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=groups), atol=1e-5)
+  if padding == 'partial':
+    area = reference.conv(inside, np.ones_like(kernel), **how) / kernel.shape[2]
+    expected *= kernel_size ** 2 / area
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(('kernel_size', 'stride', 'padding', 'dilation', 'features', 'groups'), [
   (3, 1, 0, 1, 4, 1), (3, 1, 1, 1, 4, 1), (3, 2, 1, 1, 4, 1), (1, 2, 0, 1, 4, 1),
   (1, 1, 0, 1, 4, 1), (3, 1, 2, 2, 4, 1), (7, 2, 3, 1, 4, 1), (3, 2, 2, 2, 8, 8),
-  (3, 1, 0, 3, 16, 8), (3, 1, 1, 1, 4, 2)])
+  (3, 1, 0, 3, 16, 8), (3, 1, 1, 1, 4, 2), (5, 2, ((1, 2), (2, 2)), 1, 8, 8),
+  (3, 2, ((0, 1), (1, 1)), 1, 4, 1)])
 @pytest.mark.parametrize('part', [None, 10 ** 6, 1500, 1])
 def test_convolutions_and_their_gradients_by_their_definition(
     monkeypatch, kernel_size, stride, padding, dilation, features, groups, part):
@@ -50,7 +87,7 @@ def test_convolutions_and_their_gradients_by_their_definition(
   kernel, other = draw.normal(size=(2, kernel_size, kernel_size, 8 // groups, features))
 
   def definition(x, kernel):
-    padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    padded = np.pad(x, ((0, 0), *np.broadcast_to(padding, (2, 2)), (0, 0)))
     return reference.conv(padded, kernel, stride=stride, padding='none', dilation=dilation,
                           groups=groups)
 

@@ -1,5 +1,6 @@
 """MobileNetV2 against torchvision's values (tests/golden/torchvision_mobilenet.py made them)."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -10,11 +11,12 @@ import reference
 
 from gapjax.errors import UsageError
 from gapjax.models import on_cpu
-from gapjax.models.mobilenet import InvertedResidual, MobileNetV2, channels, relu6
+from gapjax.models.mobilenet import InvertedResidual, MobileNet, channels, relu6
 from gapjax.weights import files as weights
 from gapjax.weights import names
 
 draw = np.random.default_rng(0)
+mobilenetv2 = functools.partial(MobileNet, 'mobilenetv2', 0, head=None)
 
 
 def test_depthwise_sums_of_bfloat16_are_float32():
@@ -51,7 +53,7 @@ def test_parameters_as_published(stride, last):
   """torchvision's whole network has 2,223,872 before its classifier, of which features.18 is
   320 * 1280 + 2 * 1280."""
   (logits, features), variables = jax.eval_shape(
-    lambda: MobileNetV2(output_stride=stride).init_with_output(
+    lambda: mobilenetv2(output_stride=stride).init_with_output(
       jax.random.key(0), jnp.zeros((1, 49, 64, 3)), train=False))
   assert sum(x.size for x in jax.tree.leaves(variables['params'])) == 2_223_872 - 412_160
   assert logits is None and features['pooled'].shape == (1, 320)
@@ -64,7 +66,7 @@ def golden():
   arrays = dict(np.load(Path(__file__).parent / 'golden/torchvision_mobilenetv2.npz'))
   theirs = {name: arrays.pop(name) for name in list(arrays) if name.startswith('features')}
   image = arrays.pop('image').astype(np.float32)
-  shapes = jax.eval_shape(lambda: MobileNetV2(8).init(jax.random.key(0), image, train=False))
+  shapes = jax.eval_shape(lambda: mobilenetv2(8).init(jax.random.key(0), image, train=False))
   variables = weights.convert(shapes, theirs, names.backbone_names('mobilenetv2'), what='golden')
   return variables, image, arrays
 
@@ -73,7 +75,7 @@ def golden():
 def test_features_are_torchvisions(kind):
   variables, image, expected = golden()
   stride, _, early = kind.partition('_')
-  network = MobileNetV2(8, output_stride=int(stride), early_padding=bool(early), dtype=jnp.float64)
+  network = mobilenetv2(8, output_stride=int(stride), early_padding=bool(early), dtype=jnp.float64)
   with jax.enable_x64(True):  # in float32 eighteen blocks' roundings add up to some 1e-5
     _, found = jax.jit(lambda v, x: network.apply(v, x, train=False))(
       jax.tree.map(lambda x: x.astype(np.float64), variables), image)
@@ -98,7 +100,7 @@ def test_without_padding_a_block_is_the_middle_of_the_padded_one(dilation):
 
 def test_early_padding_says_where_the_map_is_too_small():
   with pytest.raises(UsageError, match=r'`circular` by 4 needs a larger .* at `features_\d+`'):
-    jax.eval_shape(lambda: MobileNetV2(
+    jax.eval_shape(lambda: mobilenetv2(
       4, padding='circular', early_padding=True, output_stride=8).init(
         jax.random.key(0), jnp.zeros((1, 24, 24, 3)), train=False))
 
@@ -107,7 +109,7 @@ def test_polyphase_networks_are_circularly_shift_invariant():
   """A shift of the image shifts every map, by whatever it is; what is pooled stays."""
   variables, *_ = golden()
   x = draw.normal(size=(1, 64, 64, 3)).astype(np.float32)
-  network = MobileNetV2(8, padding='circular', downsample='polyphase', blur_size=1)
+  network = mobilenetv2(8, padding='circular', downsample='polyphase', blur_size=1)
   pooled = jax.jit(lambda x: network.apply(variables, x, train=False)[1]['pooled'])
   alone = np.asarray(pooled(x))
   for shift in (1, 6):

@@ -21,7 +21,8 @@ draw = np.random.default_rng(0)
 # Parameters as torchvision counts them: whole networks with 1,000 classes for the ResNets (the
 # same but for the max-pool, which has none), `features` alone for VGG with BatchNorm.
 PUBLISHED = {'resnet18': 11_689_512, 'resnet34': 21_797_672, 'resnet50': 25_557_032,
-             'resnet101': 44_549_160, 'vgg11': 9_225_984, 'vgg16': 14_723_136}
+             'resnet101': 44_549_160, 'vgg11': 9_225_984, 'vgg16': 14_723_136,
+             'efficientnet_lite0': 4_652_008}
 
 
 def create(num_classes=5, **changes):

@@ -15,7 +15,6 @@ from gapjax.neurons import rank, yardstick
 from gapjax.neurons import run as neurons
 from gapjax.neurons.sweeps import Sweep, from_records
 from gapjax.report import page as report
-from gapjax.tasks.images import IMAGENET
 from gapjax.tasks.segmentation import check_sizes
 from gapjax.training import evaluate
 from gapjax.training.train import train
@@ -42,7 +41,7 @@ def test_channels_are_ranked_by_the_mirror(scene_run, attacked, data_dir):
     return model.apply(variables, image[None], train=False, method='encode')['stage4'].mean((1, 2))
 
   scenes = load_scenes('digit_scenes', split='train', data_dir=data_dir)
-  mean, std = IMAGENET
+  mean, std = networks.IMAGENET
   found = {'overall': [], 'left': [], 'signed': []}
   for scene in scenes:
     image = ((scene['image'] / 255 - mean) / std).astype(np.float32)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, refused, tiny_config, trained
 from reference import entropies, moved
-from test_convert import MOBILENET, NETWORKS, PLUS, network_config, their_arrays
+from test_convert import LITE, MOBILENET, NETWORKS, PLUS, network_config, their_arrays
 
 from gapjax import config as configs
 from gapjax import models
@@ -65,13 +65,16 @@ def test_weights_fit_strictly(name):
   network.load_state_dict({key: torch.as_tensor(x) for key, x in theirs.items()}, strict=True)
 
 
-@pytest.mark.parametrize('changes', [
-  {}, *(pytest.param(changes, marks=pytest.mark.slow) for changes in (
-    {'model.early_padding': True, 'model.output_stride': 16, 'model.padding': 'replicate'},
-    {'model.downsample': 'blur', 'model.padding': 'partial'},
-    {'model.downsample': 'polyphase', 'model.blur_size': 2}))], ids=str)
-def test_mobilenet_and_separable_heads_are_gapjaxs(changes):
-  config = tiny_config(**{**MOBILENET, **PLUS, 'model.separable': True, 'model.dtype': 'float64',
+@pytest.mark.parametrize(('kind', 'changes'), [
+  (MOBILENET, {}), (LITE, {}), *(pytest.param(*both, marks=pytest.mark.slow) for both in (
+    (MOBILENET, {'model.early_padding': True, 'model.output_stride': 16,
+                 'model.padding': 'replicate'}),
+    (MOBILENET, {'model.downsample': 'blur', 'model.padding': 'partial'}),
+    (MOBILENET, {'model.downsample': 'polyphase', 'model.blur_size': 2}),
+    (LITE, {'model.output_stride': 16, 'model.padding': 'partial'}),
+    (LITE, {'model.downsample': 'blur', 'model.padding': 'replicate'})))], ids=str)
+def test_mobilenets_and_separable_heads_are_gapjaxs(kind, changes):
+  config = tiny_config(**{**kind, **PLUS, 'model.separable': True, 'model.dtype': 'float64',
                           **changes})
   images = np.random.default_rng(0).normal(size=(2, 32, 48, 3))
   with jax.enable_x64(True):

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from gapjax import config as configs
 from gapjax.errors import Interrupted
-from gapjax.models.mobilenet import MobileNetV2
+from gapjax.models.mobilenet import MobileNet
 from gapjax.models.resnet import ResNet
 from gapjax.training.evaluate import open_run
 from gapjax.training.train import train
@@ -93,7 +93,8 @@ def test_mobilenets_weights_come_from_a_classifier_and_a_segmentation_net(form, 
     **{'classifier.1.weight': np.ones((2, 3))},
     **({} if '_' in form else {'features.18.0.weight': np.ones((2, 3, 1, 1))}))
   shapes = jax.eval_shape(
-    lambda: MobileNetV2(8).init(jax.random.key(0), jnp.zeros((1, 32, 48, 3)), train=False))
+    lambda: MobileNet('mobilenetv2', 0, 8, head=None).init(
+      jax.random.key(0), jnp.zeros((1, 32, 48, 3)), train=False))
   found = weights.load_backbone(shapes, tmp_path / 'w.npz', variant='mobilenetv2')
   expected = weights.convert(shapes, arrays, names.backbone_names('mobilenetv2'), what='golden')
   assert same(found, expected)

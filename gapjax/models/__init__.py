@@ -6,17 +6,22 @@ from gapjax.models import convolution, on_cpu
 from gapjax.models.deeplab import DEEPLABS, RATES, DeepLab
 from gapjax.models.heads import Permute
 from gapjax.models.layers import DTYPES
-from gapjax.models.mobilenet import MOBILENETS
+from gapjax.models.mobilenet import MOBILENETS, MobileNet
 from gapjax.models.resnet import RESNETS, ResNet
 from gapjax.models.vgg import VGG, VGGS
 
-MODELS = (*RESNETS, *VGGS, *DEEPLABS)
+MODELS = (*RESNETS, *VGGS, 'efficientnet_lite0', *DEEPLABS)  # MobileNetV2 is a backbone alone
 OUTPUT_STRIDES, BACKBONES = tuple(RATES), (*RESNETS, *MOBILENETS)
+# (mean, standard deviation) by which published weights expect images to be normalised, red green
+# blue on [0, 1]. EfficientNet-Lite's are 127 and 128 of 255.
+IMAGENET = ((.485, .456, .406), (.229, .224, .225))
+NORMALISATIONS = {**dict.fromkeys(BACKBONES, IMAGENET),
+                  'efficientnet_lite0': ((127 / 255,) * 3, (128 / 255,) * 3)}
 
 
 def stages(name: str) -> tuple[str, ...]:
   """The names of a network's stages, in order."""
-  return tuple(f'stage{s}' for s in range(1, 6 if name in VGGS else 5))
+  return tuple(f'stage{s}' for s in range(1, 6 if name in (*VGGS, *MOBILENETS) else 5))
 
 
 def create_network(model_config, *, num_classes: int, axis_name: str | None = None,
@@ -43,4 +48,6 @@ def create_network(model_config, *, num_classes: int, axis_name: str | None = No
   arguments.update(
     head=c.head, permute_at=c.permute_at,
     permute=Permute(c.permutation, c.permutation_seed) if c.head == 'permuted' else None)
-  return VGG(**arguments) if c.name in VGGS else ResNet(stem=c.stem, **arguments)
+  if c.name in RESNETS:
+    return ResNet(stem=c.stem, **arguments)
+  return (VGG if c.name in VGGS else MobileNet)(**arguments)

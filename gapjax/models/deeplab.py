@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from gapjax.models.base import Convolutional
 from gapjax.models.layers import Dropout, global_average_pool
-from gapjax.models.mobilenet import MOBILENETS, MobileNetV2
+from gapjax.models.mobilenet import MOBILENETS, MobileNet
 from gapjax.models.resnet import ResNet
 
 DEEPLABS = ('deeplabv3', 'deeplabv3plus')
@@ -37,7 +37,7 @@ class DeepLab(Convolutional):
 
   variant: 'deeplabv3', or 'deeplabv3plus' whose decoder also reads stage1. The head has 4 * `width`
   channels (256 at the usual width of 64); `separable` makes all its convolutions of more than 1x1
-  separable. `backbone_name`: a ResNet, or 'mobilenetv2', whose stem is its own: `stem` is the
+  separable. `backbone_name`: a ResNet, or one of MOBILENETS, whose stem is its own: `stem` is the
   ResNets', `early_padding` MobileNetV2's.
 
   Call: (images (b, h, w, 3), train=...) -> (logits (b, h, w, num_classes), features), features a
@@ -58,11 +58,11 @@ class DeepLab(Convolutional):
   def setup(self):
     common, channels = self.common, 4 * self.width
     backbone = {**common, 'width': self.width, 'output_stride': self.output_stride,
-                'momentum': self.backbone_momentum}
+                'momentum': self.backbone_momentum, 'head': None}
     if self.backbone_name in MOBILENETS:
-      self.backbone = MobileNetV2(early_padding=self.early_padding, **backbone)
+      self.backbone = MobileNet(self.backbone_name, 0, early_padding=self.early_padding, **backbone)
     else:
-      self.backbone = ResNet(self.backbone_name, 0, stem=self.stem, head=None, **backbone)
+      self.backbone = ResNet(self.backbone_name, 0, stem=self.stem, **backbone)
     shapes = [(1, 1), *((3, rate) for rate in RATES[self.output_stride]), (1, 1)]
     self.branch_convs = [self.convolution(channels, kernel, separable=self.separable,
                                           dilation=rate) for kernel, rate in shapes]

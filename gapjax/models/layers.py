@@ -1,8 +1,8 @@
 """Convolution with seven ways of padding and BatchNorm over devices, both as PyTorch has them.
 
 What decides parity with PyTorch: kernels and biases start uniform in +-1/sqrt(fan_in); a strided
-convolution pads (k - 1) // 2 on *both* sides (Flax's 'SAME' does not); BatchNorm's running variance
-is the unbiased estimate and its running averages move by `momentum`.
+convolution pads (k - 1) // 2 on *both* sides (Flax's 'SAME', which is TensorFlow's, does not);
+BatchNorm's running variance is the unbiased estimate and its running averages move by `momentum`.
 """
 
 from collections.abc import Callable
@@ -38,30 +38,40 @@ def param_dtype(dtype) -> Any:
   return jnp.promote_types(dtype, jnp.float32)
 
 
-def pad(x: jax.Array, size: int | tuple[int, int], *, mode: str, where: str = '') -> jax.Array:
+def same_padding(n: int, *, reach: int, stride: int) -> tuple[int, int]:
+  """TensorFlow's SAME: (before, after) of an axis of n pixels that makes ceil(n / stride) of them.
+
+  reach: dilation * (kernel_size - 1). With a stride of 1 both are half of it; with a stride the
+  one after may be larger by one.
+  """
+  total = max((-(-n // stride) - 1) * stride + reach + 1 - n, 0)
+  return total // 2, total - total // 2
+
+
+def pad(x: jax.Array, size, *, mode: str, where: str = '') -> jax.Array:
   """Pads both spatial axes of x (b, h, w, c) by `size` on each side.
 
   Args:
     x: (b, h, w, c).
-    size: pixels a side, or (before, after); 0 returns x.
+    size: pixels a side, (before, after), or ((top, bottom), (left, right)); 0 returns x.
     mode: 'zero', 'reflect', 'replicate' or 'circular', as torch.nn.Conv2d's padding_mode.
     where: the layer's name, for the message.
 
   Returns:
-    (b, h + before + after, w + before + after, c).
+    (b, h + top + bottom, w + left + right, c).
 
   Raises:
     UsageError: the feature map is too small for the mode (reflect needs size < h, circular <= h).
   """
-  sizes = size if isinstance(size, tuple) else (size, size)
-  if not any(sizes):
+  sizes = np.broadcast_to(size, (2, 2))
+  if not sizes.any():
     return x
-  smallest = min(x.shape[1:3])
-  if max(sizes) > smallest - {'reflect': 1}.get(mode, 0) and mode in ('reflect', 'circular'):
+  most = {'reflect': np.array(x.shape[1:3]) - 1, 'circular': np.array(x.shape[1:3])}
+  if mode in most and (sizes.max(1) > most[mode]).any():
     raise UsageError(
-      f'padding `{mode}` by {max(sizes)} needs a larger feature map than {x.shape[1]}x{x.shape[2]}'
+      f'padding `{mode}` by {sizes.max()} needs a larger feature map than {x.shape[1]}x{x.shape[2]}'
       f'{where}; use a larger canvas (canvas.grid, data.image_size) or padding `zero`')
-  return jnp.pad(x, ((0, 0), sizes, sizes, (0, 0)), mode=PAD_MODES[mode])
+  return jnp.pad(x, ((0, 0), *sizes.tolist(), (0, 0)), mode=PAD_MODES[mode])
 
 
 class Conv(nn.Module):
@@ -72,11 +82,12 @@ class Conv(nn.Module):
   padding 'none' shrinks the map by kernel_size - 1; 'full' pads zeros until every position that the
   kernel can touch counts (F-Conv, Kayhan & van Gemert 2020, *On Translation Invariance in CNNs*),
   and the map grows by as much. `groups` as torch.nn.Conv2d's: each of so many
-  groups of output channels sees the same share of the input's channels alone. `convolve`: what
-  computes it, models/convolution.py's or on_cpu.py's.
+  groups of output channels sees the same share of the input's channels alone. `same`: what pads
+  by half the kernel on both sides pads as TensorFlow's SAME. `convolve`: what computes it,
+  models/convolution.py's or on_cpu.py's.
 
   Call: (b, h, w, c) -> (b, h', w', features), h' = (h + 2 p - r (k - 1) - 1) // stride + 1, where
-  p = r (k - 1) // 2 ('full': r (k - 1)) and r is the dilation.
+  p = r (k - 1) // 2 ('full': r (k - 1)) and r is the dilation; with `same`, h' = ceil(h / stride).
 
   Raises UsageError when nothing would be left of the feature map.
   """
@@ -88,29 +99,33 @@ class Conv(nn.Module):
   dtype: Any = jnp.float32
   dilation: int = 1
   groups: int = 1
+  same: bool = False
   convolve: Callable = convolve
 
   @nn.compact
   def __call__(self, x):
     k, channels = self.kernel_size, x.shape[-1] // self.groups
     reach = self.dilation * (k - 1)
-    size = {'none': 0, 'full': reach}.get(self.padding, reach // 2)
+    size = {'none': 0, 'full': reach}.get(self.padding)
+    if size is None:
+      size = [same_padding(n, reach=reach, stride=self.stride) for n in x.shape[1:3]
+              ] if self.same else reach // 2
+    sizes = np.broadcast_to(size, (2, 2))  # ((top, bottom), (left, right))
     init = torch_uniform(channels * k * k)
     kernel = self.param('kernel', init, (k, k, channels, self.features), param_dtype(self.dtype))
     where = f' at `{"/".join(self.path)}`'
     shape = x.shape[1:3]
-    zeros = size if self.padding in ('zero', 'partial', 'full') else 0
-    if size > zeros:
-      x = pad(x, size, mode=self.padding, where=where)
-    if min(x.shape[1:3]) + 2 * zeros <= reach:
+    zeros = sizes if self.padding in ('zero', 'partial', 'full') else 0 * sizes
+    x = pad(x, sizes - zeros, mode=self.padding, where=where)
+    if (x.shape[1:3] + zeros.sum(1) <= reach).any():
       raise UsageError(
         f'padding `{self.padding}` leaves a {x.shape[1]}x{x.shape[2]} feature map{where}, smaller '
         f'than its {k}x{k} kernel; use a larger canvas (canvas.grid, data.image_size) or another '
         'padding')
     x = self.convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, zeros,
                       self.dilation, self.groups)
-    if self.padding == 'partial' and size:
-      x = x * jnp.asarray(partial_ratio(shape, k, self.stride, self.dilation), self.dtype)
+    if self.padding == 'partial' and sizes.any():
+      x = x * jnp.asarray(partial_ratio(shape, sizes, k, self.stride, self.dilation), self.dtype)
     if self.use_bias:
       x = x + self.param('bias', init, (self.features,), param_dtype(self.dtype)).astype(self.dtype)
     return x
@@ -138,18 +153,18 @@ class SeparableConv(nn.Module):
     return Conv(self.features, 1, name='pointwise', **how)(x)
 
 
-def partial_ratio(shape: tuple[int, int], kernel_size: int, stride: int,
-                  dilation: int = 1) -> np.ndarray:
-  """Kernel area over the part of it inside the image, (h', w', 1), for partial convolution."""
+def partial_ratio(shape: tuple[int, int], sizes: np.ndarray, kernel_size: int, stride: int,
+                  dilation: int) -> np.ndarray:
+  """Kernel area over the part of it inside the image, (h', w', 1), for partial convolution; sizes:
+  of the padding, ((top, bottom), (left, right))."""
   taps = dilation * np.arange(kernel_size)
-  p = taps[-1] // 2
 
-  def inside(n):  # how many of the kernel's rows fall inside [0, n) at each output position
-    start = np.arange(0, n + 2 * p - taps[-1], stride) - p
+  def inside(n, padding):  # how many of the kernel's rows fall inside [0, n) at each position
+    start = np.arange(0, n + padding.sum() - taps[-1], stride) - padding[0]
     rows = start[:, None] + taps  # (h', k)
     return ((rows >= 0) & (rows < n)).sum(1)
 
-  area = np.outer(inside(shape[0]), inside(shape[1]))
+  area = np.outer(*map(inside, shape, sizes))
   return (kernel_size ** 2 / area)[..., None]
 
 

@@ -33,10 +33,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gapjax import models
 from gapjax.errors import UsageError
 from gapjax.models.deeplab import DeepLab
 from gapjax.models.heads import make_head
-from gapjax.models.vgg import VGG
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -195,7 +195,7 @@ def deeplab(model: DeepLab, variables) -> Network:
 
 
 def classifier(model, variables, *, seed: int = 0) -> Network:
-  """A ResNet or VGG cut at its last stage: GAPNet, PermuteNet and the standard one.
+  """A classifier cut at its last stage: GAPNet, PermuteNet and the standard one.
 
   variables: {'params', 'batch_stats'}; images as the network takes them. PermuteNet's permutation
   is drawn anew for every batch, from `seed`, and is the same for all that is removed from it.
@@ -210,7 +210,7 @@ def classifier(model, variables, *, seed: int = 0) -> Network:
   head = make_head(model.head, model.num_classes, padding=model.padding, permute=model.permute,
                    dtype=dtype)
   key = jax.random.key(seed)
-  stage = 'stage5' if isinstance(model, VGG) else 'stage4'
+  stage = models.stages(model.variant)[-1]
 
   def encode(variables, images):
     _, features = model.apply(variables, images, train=False, rngs={'permutation': key})

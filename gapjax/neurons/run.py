@@ -256,7 +256,7 @@ class SceneSubject(Subject):
     check_labels(self.run.test_set)
     batches = ({**batch, 'images': self.normalised(batch['images'])} for batch, _ in
                scene_batches(self.run.test_set, self.config.eval.batch_size,
-                             padded=self.config.eval.padded))
+                             fill=self.task.fill, padded=self.config.eval.padded))
     return attack.sweep(self.network, batches, orders=orders, counts=counts,
                         regions=regions or attack.ATTACK_REGIONS)
 

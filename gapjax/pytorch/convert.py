@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 from gapjax import config as configs
 from gapjax import data, models, paths
 from gapjax.errors import UsageError
-from gapjax.models.mobilenet import MOBILENETS
 from gapjax.tasks import TASKS
 from gapjax.training import build, optimizer, workdirs
 from gapjax.training.checkpoint import Checkpoints, newest
@@ -118,7 +117,7 @@ def to_file(source, target, *, wrap: str | None = None) -> pathlib.Path:
 def untold(path, config: ConfigDict) -> str:
   """What a file of weights does not say, since no array depends on it, and a config does."""
   m, dense = config.model, TASKS[config.task].dense
-  mobilenet = dense and m.backbone in MOBILENETS
+  mobilenet = dense and m.backbone == 'mobilenetv2'
   fields = ['padding', 'downsample', *['blur_size'] * (m.downsample != 'stride'),
             *['output_stride'] * dense, *['early_padding'] * mobilenet,
             *['permutation', 'permute_at'] * (not dense and m.head == 'permuted')]

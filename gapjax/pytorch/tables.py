@@ -14,6 +14,11 @@ MULTIPLES = (1, 2, 4, 8, 8)
 INVERTED = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
             (6, 160, 3, 2), (6, 320, 1, 1))
 STAGE_ENDS = (24, 32, 96, 320)
+# Tan & Le 2019, table 1, by their strings: blocks, kernel, stride, expansion, channels in and out.
+LITE = ('r1_k3_s1_e1_i32_o16', 'r2_k3_s2_e6_i16_o24', 'r2_k5_s2_e6_i24_o40',
+        'r3_k3_s2_e6_i40_o80', 'r3_k5_s1_e6_i80_o112', 'r4_k5_s2_e6_i112_o192',
+        'r1_k3_s1_e6_i192_o320')
+LITE_ENDS = (24, 40, 112, 320)
 # Chen et al. 2017: output stride -> dilations of ASPP's 3x3 branches.
 RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
 # Zhang 2019: rows of Pascal's triangle.

@@ -1,12 +1,14 @@
 """The paper's networks in plain PyTorch, under the authors' names: for parity and for timing.
 
-Written from the description of their networks, not from their code, and of gapjax's it takes not
+Written from the description of the networks, not from their code, and of gapjax's it takes not
 even a table, since it is what these are checked against. Images are (b, 3, h, w);
 every network is a torch.nn.Module called as network(images, permutation=None), and returns
 (logits, features) with the same named features as gapjax's. Needs PyTorch (`.[torch]`).
 """
 
+import re
 from collections import OrderedDict
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -22,7 +24,8 @@ def create_twin(model_config, *, num_classes: int) -> nn.Module:
   how = dict(padding=c.padding, downsample=c.downsample, blur_size=c.blur_size)
   if c.name.startswith('deeplab'):
     return DeepLab(c, num_classes, how)
-  network = VGG(c, how) if c.name in tables.VGGS else ResNet(c, how)
+  kinds = {**dict.fromkeys(tables.VGGS, VGG), 'efficientnet_lite0': EfficientNet}
+  network = kinds.get(c.name, ResNet)(c, how)
   network.add_head(c, num_classes)
   return network
 
@@ -52,6 +55,31 @@ class Conv(nn.Conv2d):
     y = F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
     y = y * (self.kernel_size[0] ** 2 / inside)
     return y if self.bias is None else y + self.bias[:, None, None]
+
+
+class SameConv(Conv):
+  """A Conv without bias whose border is TensorFlow's SAME: an axis of n pixels becomes one of
+  ceil(n / stride), and of an odd number of padded pixels the larger part stands at its end."""
+
+  def __init__(self, *arguments, padding, **more):
+    super().__init__(*arguments, padding=padding, **more)
+    self.way = padding
+
+  def forward(self, x):
+    if self.way in ('none', 'full'):
+      return super().forward(x)
+    (stride, _), (dilation, _), (kernel, _) = self.stride, self.dilation, self.kernel_size
+    border = []
+    for n in (x.shape[3], x.shape[2]):  # F.pad begins with the last axis
+      size = max((-(-n // stride) - 1) * stride + dilation * (kernel - 1) + 1 - n, 0)
+      border += [size // 2, size - size // 2]
+    mode = self.way if self.way in ('reflect', 'replicate', 'circular') else 'constant'
+    y = F.conv2d(F.pad(x, border, mode), self.weight, None, stride, 0, dilation, self.groups)
+    if self.way == 'partial':
+      ones = F.pad(x.new_ones(1, 1, *x.shape[2:]), border)
+      y = y * kernel ** 2 / F.conv2d(ones, x.new_ones(1, 1, kernel, kernel), None, stride, 0,
+                                     dilation)
+    return y
 
 
 class SeparableConv(nn.Module):
@@ -137,6 +165,13 @@ def anneal(network, progress, noise=None):
     layer.noise = None if noise is None else noise[i]
 
 
+def centred(x, shape):
+  """x (b, c, h, w) cropped to (b, c, *shape), or padded with zeros, around its centre."""
+  (top, more), (left, wider) = ((-((a - b) // 2), b - a)
+                                for a, b in zip(x.shape[2:], shape, strict=True))
+  return F.pad(x, (left, wider - left, top, more - top))  # below 0 it crops
+
+
 # ---- Backbones -----------------------------------------------------------------------------------
 
 
@@ -173,9 +208,7 @@ class Block(nn.Module):
       y, kept = halved(y, stride, learned=self.component, **self.how)
       x, _ = halved(x, stride, kept, **self.how)
     x = getattr(self, self.projection)(x) if self.projection else x
-    (top, more), (left, wider) = ((-((a - b) // 2), b - a) for a, b in zip(
-      x.shape[2:], y.shape[2:], strict=True))
-    return F.relu(F.pad(x, (left, wider - left, top, more - top)) + y)  # below 0 it crops
+    return F.relu(centred(x, y.shape[2:]) + y)
 
 
 class Backbone(nn.Module):
@@ -195,7 +228,8 @@ class Backbone(nn.Module):
     name = {'imagenet': 'fc', 'cifar': 'linear'}.get(c.stem, 'linear_location')
     name = name if c.head == 'linear' else 'linear_location'
     name = 'classifier' if c.name in tables.VGGS else name
-    if c.head != 'gap' or c.name not in tables.VGGS:
+    name = '_fc' if c.name == 'efficientnet_lite0' and c.head == 'linear' else name
+    if c.head != 'gap' or c.name in tables.RESNETS:
       setattr(self, name, nn.Linear(self.channels, num_classes))
 
   def forward(self, x, permutation=None):
@@ -365,6 +399,82 @@ class MobileNetV2(nn.Module):
     return features
 
 
+class MBConv(nn.Module):
+  """An inverted residual under the names of efficientnet_lite_pytorch."""
+
+  def __init__(self, inputs, features, kernel, stride, expansion, how, *, dilation, momentum):
+    super().__init__()
+    self.how, self.stride, self.expands = how, stride, expansion > 1
+    self.shortcut = stride == 1 and inputs == features
+    hidden = inputs * expansion
+    if self.expands:
+      self._expand_conv = Conv(inputs, hidden, 1)
+      self._bn0 = lite_norm(hidden, momentum)
+    self._depthwise_conv = SameConv(hidden, hidden, kernel, dense(stride, how), groups=hidden,
+                                    padding=how['padding'], dilation=dilation)
+    self._bn1 = lite_norm(hidden, momentum)
+    self._project_conv = Conv(hidden, features, 1)
+    self._bn2 = lite_norm(features, momentum)
+
+  def forward(self, x):
+    y = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+    y, _ = halved(F.relu6(self._bn1(self._depthwise_conv(y))), self.stride, **self.how)
+    y = self._bn2(self._project_conv(y))
+    return centred(x, y.shape[2:]) + y if self.shortcut else y
+
+
+def lite_norm(channels, momentum):
+  return nn.BatchNorm2d(channels, eps=1e-3, momentum=momentum)
+
+
+class EfficientNet(Backbone):
+  """EfficientNet-Lite0: stem, blocks, and before a head one more convolution, stage5."""
+
+  def __init__(self, c, how, *, output_stride=None, momentum=0.1):
+    super().__init__()
+    self.how, self.width = how, c.width
+    last = tables.mobile_channels(32, c.width)
+    self._conv_stem = SameConv(3, last, 3, dense(2, how), padding=how['padding'])
+    self._bn0 = lite_norm(last, momentum)
+    whole, dilation, blocks, self.starts = 2, 1, [], [0]
+    self.inputs = {'stage1': last}  # channels before each stage
+    for string in tables.LITE:
+      count, kernel, stride, expansion, _, usual = map(int, re.findall(r'\d+', string))
+      first = dilation
+      if output_stride and whole * stride > output_stride:
+        stride, dilation = 1, dilation * stride
+      whole *= stride
+      out = tables.mobile_channels(usual, c.width)
+      for i in range(count):
+        blocks.append(MBConv(last, out, kernel, 1 if i else stride, expansion, how,
+                             dilation=dilation if i else first, momentum=momentum))
+        last = out
+      if usual in tables.LITE_ENDS:
+        self.starts.append(len(blocks))
+        self.inputs[f'stage{len(self.starts)}'] = last
+    self._blocks, self.channels = nn.ModuleList(blocks), last
+    self.low_channels = tables.mobile_channels(tables.LITE_ENDS[0], c.width)
+
+  def add_head(self, c, num_classes):
+    before, self.channels = self.channels, tables.mobile_channels(1280, c.width)
+    self._conv_head = Conv(before, self.channels, 1)
+    self._bn1 = lite_norm(self.channels, 0.1)
+    super().add_head(c, num_classes)
+
+  def stages(self, x, permute=None):
+    x, _ = halved(F.relu6(self._bn0(self._conv_stem(x))), 2, **self.how)
+    features = {'stem': x}
+    for s, (start, end) in enumerate(pairwise(self.starts), 1):
+      x = x[:, permute[1]] if permute and permute[0] == f'stage{s}' else x
+      for block in self._blocks[start:end]:
+        x = block(x)
+      features[f'stage{s}'] = x
+    if self.head:
+      x = x[:, permute[1]] if permute and permute[0] == 'stage5' else x
+      features['stage5'] = F.relu6(self._bn1(self._conv_head(x)))
+    return features
+
+
 # ---- Segmentation --------------------------------------------------------------------------------
 
 
@@ -423,8 +533,9 @@ class DeepLab(nn.Module):
     if c.backbone == 'mobilenetv2':
       self.backbone = MobileNetV2(c, how)
     else:
-      self.backbone = ResNet(c, how, variant=c.backbone, output_stride=c.output_stride,
-                             momentum=c.backbone_momentum)
+      more = dict(output_stride=c.output_stride, momentum=c.backbone_momentum)
+      self.backbone = (EfficientNet(c, how, **more) if c.backbone == 'efficientnet_lite0' else
+                       ResNet(c, how, variant=c.backbone, **more))
     self.classifier = Head(self.backbone.channels, self.backbone.low_channels, num_classes, c)
 
   def forward(self, x, permutation=None):

@@ -8,9 +8,6 @@ import numpy as np
 
 from gapjax.errors import UsageError
 
-# ImageNet's mean and standard deviation, red green blue on [0, 1]: segmentation's normalisation.
-IMAGENET = ((.485, .456, .406), (.229, .224, .225))
-
 
 def normalise(images: jax.Array, *, mean, std, dtype) -> jax.Array:
   """uint8 (..., 3) -> (images / 255 - mean) / std in `dtype`; mean and std are (3,)."""

@@ -18,7 +18,7 @@ from gapjax import data as datasets
 from gapjax.data import sheet
 from gapjax.data.catalogue import VOID
 from gapjax.errors import UsageError, check_choice
-from gapjax.tasks.images import IMAGENET
+from gapjax.models import NORMALISATIONS
 from gapjax.tasks.metrics import averages
 from gapjax.tasks.protocol import Evaluation, Task, evaluated
 
@@ -27,7 +27,6 @@ from gapjax.tasks.protocol import Evaluation, Task, evaluated
 REGIONS = {'all': (0.0, 0.0, 1.0, 1.0), 'left': (0.0, 0.0, 1.0, 0.5), 'right': (0.0, 0.5, 1.0, 1.0),
            'top': (0.0, 0.0, 0.5, 1.0), 'bottom': (0.5, 0.0, 1.0, 1.0),
            'center': (0.0, 0.25, 1.0, 0.75)}  # the authors': at full height
-MEAN_COLOUR = np.rint(255 * np.array(IMAGENET[0])).astype(np.uint8)  # around a scene
 
 
 def region(where: str | Sequence[float]) -> tuple[float, float, float, float]:
@@ -158,7 +157,7 @@ def iou(matrix) -> tuple[np.ndarray, float]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SegmentationTask(Task):
-  """A class for every pixel.
+  """A class for every pixel. Images are normalised as published weights of the backbone expect it.
 
   Attributes, beside those of every Task:
     loss_name: 'cross_entropy' or 'focal' (Lin et al. 2017): (1 - p)^gamma times cross entropy, p
@@ -178,7 +177,7 @@ class SegmentationTask(Task):
 
   @classmethod
   def of(cls, config, train_set, *, dtype, axis_name) -> 'SegmentationTask':
-    c, (mean, std) = config.segmentation, np.array(IMAGENET)
+    c, (mean, std) = config.segmentation, np.array(NORMALISATIONS[config.model.backbone])
     return cls(mean=mean, std=std, num_classes=len(train_set.class_names), loss_name=c.loss,
                gamma=c.gamma, axis_name=axis_name, crop=tuple(c.crop), scale=tuple(c.scale),
                flip=c.flip, dtype=dtype)
@@ -193,6 +192,11 @@ class SegmentationTask(Task):
   def describe(config) -> str:
     return f'{config.model.backbone}, output stride {config.model.output_stride}, scenes of'
 
+  @property
+  def fill(self) -> np.ndarray:
+    """The colour around a scene, (3,) uint8: normalised it is about 0, as what convolutions pad."""
+    return np.rint(255 * self.mean).astype(np.uint8)
+
   def input_shape(self, train_set) -> tuple[int, int]:
     return self.crop
 
@@ -205,7 +209,7 @@ class SegmentationTask(Task):
     check_labels(train_set)
     return datasets.training_batches(
       train_set, batch_size=batch_size, seed=seed, crop_size=self.crop, scale=self.scale,
-      flip=self.flip, fill=MEAN_COLOUR, num_hosts=num_hosts, host=host)
+      flip=self.flip, fill=self.fill, num_hosts=num_hosts, host=host)
 
   def samples(self, train_set, *, seed: int, count: int = 6) -> sheet.Sheet:
     """The first training crops and their labels."""
@@ -291,7 +295,7 @@ class SceneEvaluation(Evaluation):
              'loss': np.zeros((), self.task.dtype), 'count': np.zeros((), np.int32)}
     with evaluated(len(self.test_set), progress=progress) as bar:
       for batch in scene_batches(self.test_set, self.counter.batch_size, rows=self.counter.rows,
-                                 padded=self.config.eval.padded):
+                                 padded=self.config.eval.padded, fill=self.task.fill):
         # A batch fits int32; the sum over a set (6e9 pixels in Cityscapes) does not.
         counts = self.counter.count(state, zeros, [batch], local=True, bar=bar)
         totals.append({name: np.float64(value) if name == 'loss' else np.int64(value)
@@ -334,12 +338,13 @@ def _named(line):
                                                  if name.startswith('miou')}}
 
 
-def scene_batches(scenes, batch_size: int, *, padded: bool = False, rows: slice = slice(None)):
+def scene_batches(scenes, batch_size: int, *, fill: np.ndarray, padded: bool = False,
+                  rows: slice = slice(None)):
   """Yields (batch, how many scenes it holds), every scene once; batches are planned by sizes alone.
 
   batch: 'images' (batch_size, h, w, 3) uint8, 'labels' (batch_size, h, w) uint8, 'size'
   (batch_size, 2) int32, each image's own. Scenes of one size share batches; if `padded`, all have
-  the shape of the largest ones. What is filled up is mean colour and void.
+  the shape of the largest ones. What is filled up has the colour `fill`, (3,) uint8, and is void.
 
   rows: of each batch only these are decoded, and it has no others: one process' share.
   """
@@ -350,18 +355,18 @@ def scene_batches(scenes, batch_size: int, *, padded: bool = False, rows: slice 
     bucket = waiting[shape]
     bucket.append(i)
     if len(bucket) == batch_size:
-      yield _stack(scenes, bucket[rows], shape), batch_size
+      yield _stack(scenes, bucket[rows], shape, fill), batch_size
       bucket.clear()
   for shape, bucket in waiting.items():
     if bucket:
       filled = bucket + [None] * (batch_size - len(bucket))
-      yield _stack(scenes, filled[rows], shape), len(bucket)
+      yield _stack(scenes, filled[rows], shape, fill), len(bucket)
 
 
-def _stack(scenes, indices, shape):
+def _stack(scenes, indices, shape, fill):
   """The batch of these scenes, filled up to `shape`; None is a row without one."""
   images = np.empty((len(indices), *shape, 3), np.uint8)
-  images[:] = MEAN_COLOUR
+  images[:] = fill
   labels = np.full((len(indices), *shape), VOID, np.uint8)
   sizes = np.full((len(indices), 2), shape, np.int32)
   for row, i in enumerate(indices):

@@ -15,6 +15,7 @@ from gapjax.training.devices import AXIS
 from gapjax.training.evaluator import DeviceCounter
 from gapjax.training.feeds import HostFeed, IndexFeed
 from gapjax.weights import files as weights
+from gapjax.weights import pretrained as packages
 
 _kept = []  # one dict, while datasets are kept
 
@@ -126,6 +127,6 @@ def pretrained(config, state):
   if not path:
     return state
   backbone = weights.load_backbone({name: getattr(state, name)['backbone'] for name in collections},
-                                path, variant=config.model.backbone)
+                                packages.located(path), variant=config.model.backbone)
   return state.replace(**{name: {**getattr(state, name), 'backbone': backbone[name]}
                           for name in collections})

@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 # Where training scripts put the weights beside other things: the authors' two, and common others.
 WRAPPERS = ('net', 'model_state', 'state_dict', 'model', 'model_state_dict')
 SUFFIXES = ('.npz', '.safetensors', '.pth', '.pt')
-# What a file of a backbone may hold beside it: ImageNet's classifier, of MobileNetV2 with the
-# convolution before it; a segmentation net's heads.
-HEADS = ('fc.', 'classifier.', 'features.18.')
+# What a file of a backbone may hold beside it: ImageNet's classifier, of MobileNetV2 and
+# EfficientNet-Lite0 with the convolution before it; a segmentation net's heads.
+HEADS = ('fc.', 'classifier.', 'features.18.', '_fc.', '_conv_head.', '_bn1.')
 SEGMENTATION_HEADS = ('classifier.', 'aux_classifier.')
 
 

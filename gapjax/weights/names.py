@@ -49,18 +49,19 @@ def names(model_config: ConfigDict) -> dict[str, str]:
 
   ResNets on a canvas have the authors' names, those with the stem 'imagenet' torchvision's, with
   the stem 'cifar' kuangliu's, which are the authors' too but for the linear layer's; VGGs and
-  DeepLabs the authors'. The last name is that of the bias before the logits, (K,).
+  DeepLabs the authors', EfficientNet-Lite0 efficientnet_lite_pytorch's. The last name is that of
+  the bias before the logits, (K,).
   """
   c = model_config
   if c.name in DEEPLABS:
     return _inside_deeplab(backbone_names(c.backbone, stem=c.stem)) | _deeplab_head_names(c)
-  return (_vgg_names(c.name) if c.name in VGGS else backbone_names(c.name, stem=c.stem)
-          ) | _component_names(c) | _head_names(c)
+  body = _vgg_names(c.name) if c.name in VGGS else backbone_names(c.name, stem=c.stem)
+  return body | _component_names(c) | _head_names(c)
 
 
 def backbone_names(variant: str, *, stem: str = 'imagenet') -> dict[str, str]:
-  """The name map of a ResNet or MobileNetV2 without its head: torchvision's names, such as
-  layer1.0.downsample.0.weight, to paths in the variables of ours.
+  """The name map of a network without its head, to paths in the variables of ours: torchvision's
+  names, such as layer1.0.downsample.0.weight, for EfficientNet-Lite0 efficientnet_lite_pytorch's.
 
   With another stem than 'imagenet' what torchvision calls downsample is shortcut.
 
@@ -68,7 +69,7 @@ def backbone_names(variant: str, *, stem: str = 'imagenet') -> dict[str, str]:
   """
   check_choice(variant, BACKBONES, what='backbone')
   if variant in mobilenet.MOBILENETS:
-    return _mobilenet_names()
+    return _mobilenet_names(variant)
   blocks, bottleneck = RESNETS[variant]
   shortcut = 'downsample' if stem == 'imagenet' else 'shortcut'
   names = conv_names('conv1', 'conv1') | norm_names('bn1', 'bn1')
@@ -96,18 +97,27 @@ def _component_names(c):
           conv_names(f'{theirs}.{layer}', f'{ours}/{layer}', bias=layer == 'conv').items()}
 
 
-def _mobilenet_names():
-  """features.0 is the stem; a block is one Sequential, its expansion and its depthwise convolution
-  each a Sequential in it."""
-  names = _pair('features.0', 0, conv='conv1', norm='bn1')
-  runs = [run for stage in mobilenet.STAGES for run in stage]
-  expansions = [expansion for expansion, _, count, _ in runs for _ in range(count)]
+def _mobilenet_names(variant):
+  """torchvision: features.0 is the stem; a block is one Sequential, its expansion and its depthwise
+  convolution each a Sequential in it. efficientnet_lite_pytorch counts blocks from 0, and a block's
+  BatchNorms by what they stand behind, from 0 or, without an expansion, from 1."""
+  lite = variant == 'efficientnet_lite0'
+  names = (conv_names('_conv_stem', 'conv1') | norm_names('_bn0', 'bn1') if lite else
+           _pair('features.0', 0, conv='conv1', norm='bn1'))
+  runs = [run for stage in mobilenet.MOBILENETS[variant] for run in stage]
+  expansions = [run.expansion for run in runs for _ in range(run.blocks)]
   for block, expansion in enumerate(expansions, 1):
-    inner = ['depthwise'] if expansion == 1 else ['expand', 'depthwise']
-    theirs, ours = f'features.{block}.conv', f'features_{block}'
-    for i, layer in enumerate(inner):
-      names |= _pair(f'{theirs}.{i}', 0, conv=f'{ours}/{layer}_conv', norm=f'{ours}/{layer}_bn')
-    names |= _pair(theirs, len(inner), conv=f'{ours}/project_conv', norm=f'{ours}/project_bn')
+    layers = ['expand', 'depthwise', 'project'][expansion == 1:]
+    for i, layer in enumerate(layers):
+      ours = dict(conv=f'features_{block}/{layer}_conv', norm=f'features_{block}/{layer}_bn')
+      if lite:
+        theirs = f'_blocks.{block - 1}'
+        names |= conv_names(f'{theirs}._{layer}_conv', ours['conv'])
+        names |= norm_names(f'{theirs}._bn{i + 3 - len(layers)}', ours['norm'])
+      elif layer == 'project':
+        names |= _pair(f'features.{block}.conv', i, **ours)
+      else:
+        names |= _pair(f'features.{block}.conv.{i}', 0, **ours)
   return names
 
 
@@ -124,15 +134,17 @@ def _vgg_names(variant):
 
 
 def _head_names(c):
+  lite = c.name == 'efficientnet_lite0'
+  names = conv_names('_conv_head', 'conv2') | norm_names('_bn1', 'bn2') if lite else {}
   if c.head == 'gap':
-    return conv_names('pre_classifier', 'head/pre_classifier', bias=True)
+    return names | conv_names('pre_classifier', 'head/pre_classifier', bias=True)
   if c.name in VGGS:
     theirs = 'classifier'
   elif c.head == 'permuted':
     theirs = LINEAR['canvas']
   else:
-    theirs = LINEAR[c.stem]
-  return conv_names(theirs, 'head/classifier', bias=True)
+    theirs = '_fc' if lite else LINEAR[c.stem]
+  return names | conv_names(theirs, 'head/classifier', bias=True)
 
 
 def _inside_deeplab(names):

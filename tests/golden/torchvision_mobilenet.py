@@ -11,7 +11,6 @@ import pathlib
 
 import numpy as np
 import torch
-from torchvision.models import mobilenet_v2
 
 # Output stride -> {block: (stride, dilation)}, where these differ from torchvision's.
 DILATED = {
@@ -69,6 +68,7 @@ def randomise(network, draw):
 
 
 def build():
+  from torchvision.models import mobilenet_v2  # not for `randomise`, which others take
   network = mobilenet_v2(width_mult=1 / 8).double()
   randomise(network, np.random.default_rng(0))
   return network
