@@ -3,6 +3,7 @@
     gapjax prepare camvid --source=PATH
     gapjax train --config=configs/deeplab_camvid.py --workdir=runs/camvid
     gapjax train --config=configs/deeplab_camvid.py:scale=small --workdir=runs/camvid_small
+    gapjax train --config=configs/deeplab_camvid.py:scale=pretrained --workdir=runs/camvid_lite
     gapjax attack --workdir=runs/camvid_small
 
 CamVid (701 street scenes, 11 classes) stands in for Cityscapes: the paper has no numbers for it.
@@ -21,5 +22,5 @@ from gapjax.errors import check_choice
 
 def get_config(arg=None):
   variant = configs.parse_arg(arg, scale='full')
-  check_choice(variant.scale, ('full', 'small'), what='scale')
+  check_choice(variant.scale, ('full', 'small', 'pretrained'), what='scale')
   return recipes.camvid(variant.scale)

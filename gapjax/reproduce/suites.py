@@ -242,8 +242,11 @@ def augshift_sweep(scale: str) -> list[Cell]:
 def attack(scale: str) -> list[Cell]:
   """DeepLabv3 on CamVid, and table 1's networks on 3x3: trained, ranked and attacked.
 
-  Beside GAPNet, whose channels each have their place, PermuteNet is the control.
+  Beside GAPNet, whose channels each have their place, PermuteNet is the control. Scale 'pretrained'
+  is DeepLabv3 alone, from a network that ImageNet trained, at half the size: for CPUs.
   """
+  if scale == 'pretrained':
+    return [Cell(recipes.camvid(scale), {'network': 'deeplabv3'}, attack=True)]
   canvas = [dataclasses.replace(cell, attack=True) for cell in table1(scale)
             if cell.config.canvas.grid == 3]
   for cell in canvas:
@@ -326,4 +329,5 @@ WORTH = (('table1', 'permutenet/location/3x3 */image/3x3 gapnet/location/3x3'),
          ('table1', '*/location/7x7'), ('attack', 'deeplabv3/camvid'))
 SCALES = {
   **dict.fromkeys(SUITES, ('small', 'full')), 'quickstart': ('digits', 'tiny'),
+  'attack': ('small', 'pretrained', 'full'),
   **dict.fromkeys(('table1', 'table2', 'augshift_sweep'), ('small', 'narrow', 'full'))}
