@@ -179,7 +179,7 @@ def attack(arguments, neurons):
 @verb(WORKDIR, DATA, flag('suite', nargs='+', help=f'{", ".join(SUITES)}; several, each in '
                           'WORKDIR/SUITE, in an order of worth'),
       flag('--seeds', type=positive, default=1, help='train with seeds 0 to SEEDS - 1'),
-      flag('--scale', choices=['small', 'narrow', 'full'], default='full'),
+      flag('--scale', choices=['small', 'narrow', 'pretrained', 'full'], default='full'),
       flag('--cells', help="only these, such as 'augshift/* resnet18/cifar10'"),
       flag('--with_torch', action='store_true', help='train the same networks in plain PyTorch '
            f'too, for the column PyTorch ({", ".join(WITH_TORCH)})'),
