@@ -146,9 +146,9 @@ def camvid(scale: str = 'full') -> ConfigDict:
     return replaced(full, num_epochs=60, **half, model=dict(backbone='resnet18', width=32),
                     optimizer=dict(name='adam', lr=2e-3, b1=0.9))
   return full if scale == 'full' else replaced(
-    full, num_epochs=30, **half,
-    model=dict(backbone='efficientnet_lite0', pretrained='efficientnet_lite0', output_stride=8,
-               separable=True, backbone_momentum=0.01),
+    full, num_epochs=25, **half,
+    model=dict(backbone='efficientnet_lite0', pretrained='efficientnet_lite0', separable=True,
+               backbone_momentum=0.01),
     optimizer=dict(name='adam', lr=1e-3, b1=0.9, backbone_factor=0.2), eval=dict(every_epochs=10),
     checkpoint=dict(every_epochs=1.0))
 
