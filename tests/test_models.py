@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import refused
+from conftest import refused, trained
 
 from gapjax import config as configs
 from gapjax import models
@@ -97,11 +97,13 @@ def test_a_fixed_permutation_depends_on_its_seed_alone():
   assert not np.array_equal(Permute('fixed', seed=4).apply({}, x)[0], once)
 
 
-@pytest.mark.parametrize(('name', 'place'), [('resnet10', 'stage2'), ('vgg11', 'stage5')])
+@pytest.mark.parametrize(('name', 'place'), [
+  ('resnet10', 'stage2'), ('vgg11', 'stage5'), ('efficientnet_lite0', 'stage5')])
 def test_permutation_before_a_stage_changes_what_follows_only(name, place):
   plain, permuted = (create(name=name, head='permuted', permutation='fixed', permute_at=where)
                      for where in ('pooled', place))
-  variables, x = init(plain)
+  x = jnp.asarray(draw.normal(size=(2, 64, 64, 3)), jnp.float32)
+  variables = trained(plain, x)
   (_, before), (_, after) = (apply(model, variables, x) for model in (plain, permuted))
   stages = models.stages(name)
   assert {stage: np.allclose(before[stage], after[stage], atol=1e-6) for stage in stages} == {

@@ -93,6 +93,27 @@ def test_mobilenets_and_separable_heads_are_gapjaxs(kind, changes):
     assert features[stage].movedim(1, -1).shape == stages[stage].shape
 
 
+@pytest.mark.parametrize('padding', ['zero', 'full'])
+def test_efficientnets_logits_are_gapjaxs(padding):
+  """As a classifier; padding `full`, which no DeepLab has, enlarges the shortcuts."""
+  config = tiny_config(**{'model.name': 'efficientnet_lite0', 'model.dtype': 'float64',
+                          'model.padding': padding, 'model.head': 'linear'})
+  images = np.random.default_rng(0).normal(size=(1, 35, 46, 3))
+  with jax.enable_x64(True):
+    model = models.create_network(config.model, num_classes=5)
+    variables = jax.tree.map(np.float64, trained(model, images))
+    expected, stages = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+  c = config.model
+  arrays = weights.export(variables, names.names(c), unread=names.unread(c))
+  network = twin.create_twin(c, num_classes=5).double().eval()
+  network.load_state_dict({key: torch.as_tensor(x) for key, x in arrays.items()}, strict=True)
+  with torch.inference_mode():
+    logits, features = network(torch.as_tensor(images).movedim(-1, 1))
+  np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+  assert {name: x.movedim(1, -1).shape for name, x in features.items()} == {
+    name: x.shape for name, x in stages.items()}
+
+
 @pytest.mark.parametrize('permutation', ['batch', 'fixed'])
 def test_a_permutation_is_drawn_for_every_pass(permutation):
   config = tiny_config(**{'model.head': 'permuted', 'model.permutation': permutation})

@@ -19,7 +19,7 @@ from PIL import Image
 
 from gapjax import config as configs
 from gapjax import models
-from gapjax.errors import UsageError
+from gapjax.errors import UsageError, check_choice
 from gapjax.weights import files, names
 
 # name -> (the module that holds the weights, their file in it)
@@ -31,10 +31,12 @@ BORDER = 32  # pixels that ImageNet's evaluation cuts off a photograph of `size`
 def located(where: str) -> pathlib.Path:
   """The path of the weights that a key of PACKAGES names, or `where` itself, a path.
 
-  Raises UsageError where that package is not installed.
+  Raises UsageError where that package is not installed, and on a name that is neither.
   """
-  if where not in PACKAGES:
-    return pathlib.Path(where)
+  path = pathlib.Path(where)
+  if path.suffix:
+    return path
+  check_choice(where, PACKAGES, what='file or name of weights')
   module, file = PACKAGES[where]
   spec = importlib.util.find_spec(module)
   if spec is None:
@@ -62,7 +64,7 @@ def load(name: str, where: str = '', **fields) -> tuple[nn.Module, dict]:
   bias = arrays.get(list(name_map)[-1], np.zeros(1))
   network = models.create_network(config.model, num_classes=bias.size,
                                   platform=jax.default_backend())
-  shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 512, 512, 3)),
+  shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 1024, 1024, 3)),
                                                train=False))
   return network, files.convert(shapes, arrays, name_map, what=f'the weights in {path} and the '
                                 f'network {name}')
