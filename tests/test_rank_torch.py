@@ -10,8 +10,8 @@ from conftest import refused
 from PIL import Image
 
 from gapjax import cli
+from gapjax.models import IMAGENET
 from gapjax.neurons import yardstick
-from gapjax.tasks.images import IMAGENET
 
 torch = pytest.importorskip('torch')
 from gapjax.pytorch.rank import cut, load_network  # noqa: E402

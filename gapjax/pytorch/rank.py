@@ -16,9 +16,9 @@ from PIL import ImageOps
 from gapjax import paths
 from gapjax.data.images import as_rgb, open_image
 from gapjax.errors import UsageError, check_choice, first_line, nearest
+from gapjax.models import IMAGENET
 from gapjax.neurons import rank
 from gapjax.neurons.run import Ranking, check_regions, rank_subject
-from gapjax.tasks.images import IMAGENET
 from gapjax.weights.files import require_torch
 
 log = logging.getLogger(__name__)
