@@ -345,6 +345,8 @@ def _conflicts(c, m, scenes):
      f'needs {deeplabs}, the other tasks any other network'),
     (scenes and c.batch_size == 1, 'batch_size=1 leaves BatchNorm behind the image pooling of '
      f'{deeplabs} one value a channel, which it would make 0: take 2 or more'),
+    (m.pretrained in BACKBONES and m.pretrained != m.backbone, f'model.pretrained={m.pretrained} '
+     f'are the weights of another backbone than {m.backbone}; set model.backbone={m.pretrained}'),
     (m.pretrained and not scenes, f'model.pretrained is the backbone\'s of {deeplabs}; {m.name} '
      'has none: leave it out'),
     (c.optimizer.backbone_factor != 1 and not scenes, 'optimizer.backbone_factor is for the '

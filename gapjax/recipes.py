@@ -132,8 +132,8 @@ def deeplab(dataset: str) -> ConfigDict:
 
 
 def camvid(scale: str = 'full') -> ConfigDict:
-  """CamVid from scratch: 367 street scenes of 480x360. Small: at half the size and width, with
-  ResNet-18 and Adam, which gets further in so few steps. Pretrained: at half the size, from
+  """CamVid, 367 street scenes of 480x360. Full: from scratch. Small: at half the size and width,
+  with ResNet-18 and Adam, which gets further in so few steps. Pretrained: at half the size, from
   EfficientNet-Lite0's ImageNet weights, at a fifth of the head's rate."""
   full = replaced(
     deeplab('camvid'), num_epochs=200, batch_size=8, data=dict(eval_split='test'),
@@ -142,15 +142,15 @@ def camvid(scale: str = 'full') -> ConfigDict:
     optimizer=dict(lr=0.02, backbone_factor=1.0), eval=dict(every_epochs=20),
     checkpoint=dict(every_epochs=20.0), neurons=dict(classes=('pedestrian', 'car', 'bicyclist')))
   half = dict(data=dict(image_size=180), segmentation=dict(crop=(176, 240)))
-  if scale == 'small':
-    return replaced(full, num_epochs=60, **half, model=dict(backbone='resnet18', width=32),
-                    optimizer=dict(name='adam', lr=2e-3, b1=0.9))
-  return full if scale == 'full' else replaced(
-    full, num_epochs=25, **half,
-    model=dict(backbone='efficientnet_lite0', pretrained='efficientnet_lite0', separable=True,
-               backbone_momentum=0.01),
-    optimizer=dict(name='adam', lr=1e-3, b1=0.9, backbone_factor=0.2), eval=dict(every_epochs=10),
-    checkpoint=dict(every_epochs=1.0))
+  return replaced(full, **{
+    'full': {},
+    'small': dict(half, num_epochs=60, model=dict(backbone='resnet18', width=32),
+                  optimizer=dict(name='adam', lr=2e-3, b1=0.9)),
+    'pretrained': dict(
+      half, num_epochs=25, eval=dict(every_epochs=10), checkpoint=dict(every_epochs=1.0),
+      model=dict(backbone='efficientnet_lite0', pretrained='efficientnet_lite0', separable=True,
+                 backbone_momentum=0.01),
+      optimizer=dict(name='adam', lr=1e-3, b1=0.9, backbone_factor=0.2))}[scale])
 
 
 def digit_scenes() -> ConfigDict:

@@ -60,6 +60,8 @@ PAIRS = {'task': 'classification', 'augshift.crops': 2, 'eval.shift': 2, 'eval.m
 
 @pytest.mark.parametrize('changes', [
   {'model.head': 'gap'}, slow({'model.head': 'permuted'}),
+  slow({'model.head': 'linear', **PAIRS, 'model.downsample': 'learned_polyphase',
+        'model.blur_size': 1}),
   slow({'model.head': 'linear', **PAIRS}),
   slow({'model.head': 'linear', **PAIRS, 'augshift.stacked': False, 'augshift.warm_up': 0.5}),
   slow({**SCENES, 'optimizer.backbone_factor': 0.1, 'batch_size': 8})],

@@ -24,7 +24,7 @@ from gapjax.models.convolution import convolve
 from gapjax.models.layers import PAD_MODES, Conv, global_average_pool, of_step, per_example
 
 DOWNSAMPLINGS = ('stride', 'blur', 'polyphase', 'learned_polyphase')
-# LPS: the temperature of the first training step, and of the last.
+# LPS: the temperature of the first training step, and after the last.
 TEMPERATURES = (1.0, 0.025)
 
 
@@ -77,7 +77,7 @@ def taken(parts: jax.Array, component: jax.Array) -> jax.Array:
   """Of components (b, 4, h, w, c) the one of each example, (b,) integers, or their sum by weights
   (b, 4): (b, h, w, c)."""
   if component.ndim == 2:
-    return jnp.einsum('bphwc,bp->bhwc', parts, component.astype(parts.dtype))
+    return (parts * component.astype(parts.dtype)[:, :, None, None, None]).sum(1)
   return jnp.take_along_axis(parts, component[:, None, None, None, None], 1)[:, 0]
 
 
@@ -91,7 +91,8 @@ class LearnedComponent(nn.Module):
   training their weights are a softmax of the logits and Gumbel noise (rng stream 'gumbel'), whose
   temperature falls from 1 to 0.025, linearly over `total_steps`; at test the largest logit decides.
 
-  Call: components (b, 4, h, w, c) -> in training weights (b, 4), at test integers (b,).
+  Call: components (b, 4, h, w, c) -> in training weights (b, 4), at test integers (b,). Raises
+  UsageError in training where the step is not among the variables (`of_step`).
   """
   total_steps: int = 0
   dtype: Any = jnp.float32
@@ -106,11 +107,15 @@ class LearnedComponent(nn.Module):
     logits = global_average_pool(y).reshape(b, 4)
     if not train or self.is_initializing():
       return logits.argmax(1)
-    noise = Gumbel(name='gumbel')(logits)
-    number = jnp.asarray(of_step(self, 'number', self.total_steps), logits.dtype)
+    number = of_step(self, 'number', None)
+    if number is None or not self.total_steps:
+      raise UsageError('learned polyphase sampling trains by a temperature that falls: give the '
+                       "network total_steps, and `apply` the step, {**variables, 'step': "
+                       "{'number': step}}")
     first, last = TEMPERATURES
-    temperature = first + (last - first) * jnp.minimum(number / max(self.total_steps, 1), 1)
-    return nn.softmax((logits + noise) / temperature)
+    progress = jnp.minimum(jnp.asarray(number, logits.dtype) / self.total_steps, 1)
+    noise = Gumbel(name='gumbel')(logits)
+    return nn.softmax((logits + noise) / (first + (last - first) * progress))
 
 
 class Gumbel(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from gapjax import paths
 from gapjax.config import replaced
 from gapjax.errors import CheckFailed
-from gapjax.pytorch import parity, recipe, twin
+from gapjax.pytorch import parity, recipe, twin, twin_layers
 from gapjax.report.render import markdown_table
 from gapjax.training.system import describe_devices, versions
 from gapjax.weights import names
@@ -45,7 +45,7 @@ class Reference:
         batch[name] = batch[name].movedim(-1, -3).contiguous()
     drawn = {name: torch.as_tensor(values[number].astype(np.int64) if name == 'permutation' else
                                    values[number]) for name, values in self.draws.items()}
-    twin.anneal(network, number / parity.STEPS, drawn.get('noise'))
+    twin_layers.anneal(network, number / parity.STEPS, drawn.get('noise'))
     network.zero_grad()
     loss, logits = recipe.loss_of(network, batch, self.case.config, drawn.get('permutation'))
     loss.backward()

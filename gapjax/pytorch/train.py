@@ -18,7 +18,7 @@ import torch
 from gapjax import config as configs
 from gapjax import paths
 from gapjax.errors import UsageError
-from gapjax.pytorch import recipe, twin
+from gapjax.pytorch import recipe, twin, twin_layers
 from gapjax.tasks import TASKS
 from gapjax.tasks.augshift import AugShiftTask, warm_up
 from gapjax.tasks.protocol import Counter
@@ -96,7 +96,7 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
     for step in range(1, plan.total_steps + 1):
       # ---- Train ------------------------------------------------------------------------------
       network.train()
-      twin.anneal(network, (step - 1) / plan.total_steps)
+      twin_layers.anneal(network, (step - 1) / plan.total_steps)
       which = torch.as_tensor(plan.batch_indices(step - 1)[0], dtype=torch.int64, device=device)
       batch = recipe.training_batch(images[which], labels[which], task)
       loss, _ = recipe.loss_of(network, batch, config, weight=pair_weights[step - 1])

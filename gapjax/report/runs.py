@@ -57,11 +57,11 @@ def network_of(config) -> str:
     return next((name for name, fields in recipes.NETWORKS.items()
                  if fields.items() <= model.items()), model['name'])
   plain = DOWNSAMPLING.get(model['downsample'])
-  if plain == 'blurpool' and model['blur_size'] == 4:
-    plain = 'blurpool_4'
   if TASKS[config['task']].dense:
     return plain or model['name']
   if augshift['crops'] == 1:
+    if plain == 'blurpool' and model['blur_size'] == 4:
+      return 'blurpool_4'
     return plain or PADDING.get(model['padding'], model['name'])
   return '_'.join(['augshift' if augshift['weight'] else 'two_crops', *([plain] if plain else [])])
 

@@ -12,6 +12,7 @@ it.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -168,7 +169,7 @@ class AugShiftTask(ResidentImages):
     return f'head {config.model.head}, ' + (
       f'two crops, pairwise weight {c.weight} on' if c.crops == 2 else 'one crop of')
 
-  def train_batch(self, keys: jax.Array, data: Mapping[str, jax.Array],
+  def train_batch(self, keys: jax.Array, data: Mapping[str, Any],
                   indices: jax.Array) -> dict[str, jax.Array]:
     """The training examples `indices` (b,) of data, each augmented by its own key (b,).
 

@@ -5,6 +5,7 @@ Everything here runs on the device, inside the jitted step, on uint8 images.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +94,7 @@ class CanvasTask(ResidentImages):
     fill = jnp.zeros_like(black) if self.fill == 'zero' else black
     return paste(self.normalised(images), locations, grid=self.grid, fill=fill)
 
-  def train_batch(self, keys: jax.Array, data: Mapping[str, jax.Array],
+  def train_batch(self, keys: jax.Array, data: Mapping[str, Any],
                   indices: jax.Array) -> dict[str, jax.Array]:
     """The training examples `indices` (b,) of data, each augmented and placed by its own key (b,).
 
@@ -127,7 +128,7 @@ class CanvasTask(ResidentImages):
     return Sheet([*zip(labels, self.shown(batch['canvases']), strict=True)], columns=6,
                  grid=self.grid)
 
-  def eval_inputs(self, data: Mapping[str, jax.Array], common,
+  def eval_inputs(self, data: Mapping[str, Any], common,
                   batch: Mapping[str, jax.Array]) -> jax.Array:
     """Canvases of the test examples batch['index'] (b,) of data at batch['location'] (b,)."""
     return self.canvases(data['images'][batch['index']], batch['location'])

@@ -137,7 +137,7 @@ class Task(abc.ABC):
     """Height and width of what the network is trained on."""
 
   @abc.abstractmethod
-  def resident(self, dataset) -> dict[str, np.ndarray]:
+  def resident(self, dataset) -> dict:
     """What of a dataset lies on every device, `data` below."""
 
   @abc.abstractmethod
