@@ -12,7 +12,7 @@ from conftest import ROOT, refused
 from gapjax import cli, config
 from gapjax.paths import read_json
 from gapjax.pytorch import parity
-from gapjax.report import schema
+from gapjax.records import schema
 from gapjax.report.render import markdown_table
 from gapjax.reproduce import suites
 from gapjax.reproduce.records import holds

@@ -13,8 +13,9 @@ from PIL import Image
 from gapjax import config, paths
 from gapjax.data.sheet import Sheet
 from gapjax.errors import UsageError
+from gapjax.records import runs
 from gapjax.report import page as report
-from gapjax.report import render, runs
+from gapjax.report import render
 from gapjax.report.plots import base as plots
 
 TWIN = {'values': [.771], 'seeds': [0], 'mean': .771, 'std': None, 'n': 1}

@@ -1,5 +1,6 @@
 """The report's first claim (the paper's section 3): position survives global pooling."""
 
+from gapjax.records.schema import is_plain
 from gapjax.report.parts import (
   by_cell,
   detail_curves,
@@ -16,7 +17,6 @@ from gapjax.report.parts import (
 from gapjax.report.plots import base as plots
 from gapjax.report.plots import locations
 from gapjax.report.render import Picture, Section, Table
-from gapjax.report.schema import is_plain
 
 PYTORCH = (' PyTorch: the same networks in plain PyTorch, on the same batches of images, under the '
            'paper\'s protocol.')

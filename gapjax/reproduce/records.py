@@ -1,6 +1,6 @@
 """The records of results.json: one more seed of a cell, of its attack, of its PyTorch twin.
 
-What a record holds: gapjax/report/schema.py. Only equal records are averaged: a row is one cell,
+What a record holds: gapjax/records/schema.py. Only equal records are averaged: a row is one cell,
 trained with one config by the code of one commit.
 """
 
@@ -9,8 +9,8 @@ import statistics
 from gapjax import config as configs
 from gapjax import paths
 from gapjax.errors import UsageError
-from gapjax.report import runs
-from gapjax.report.schema import SCHEMA, read
+from gapjax.records import runs
+from gapjax.records.schema import SCHEMA, read
 from gapjax.tasks import TASKS
 
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from gapjax import config as configs
 from gapjax import recipes
 from gapjax.errors import UsageError
-from gapjax.report.schema import SETTINGS, VARIED
+from gapjax.records.schema import SETTINGS, VARIED
 
 # Fields of the config that a cell's name says, by task: changed, a row of a table would be called
 # what it is not.
@@ -44,7 +44,7 @@ class Cell:
 
   @property
   def fields(self) -> dict:
-    """What its records carry of it (report/schema.py)."""
+    """What its records carry of it (records/schema.py)."""
     c = self.config
     asked = {'target': c.canvas.target, 'grid': c.canvas.grid} if c.task == 'canvas' else {}
     return {'task': c.task, **self.identity, **asked, 'dataset': c.data.name}

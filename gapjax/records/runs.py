@@ -2,7 +2,7 @@
 and `report` tell of a run alone, as the suite with one cell."""
 
 from gapjax import paths, recipes
-from gapjax.report.schema import SCHEMA
+from gapjax.records.schema import SCHEMA
 from gapjax.tasks import TASKS
 from gapjax.tasks.consistency import CIRCULAR_SHIFT
 
