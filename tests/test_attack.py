@@ -306,7 +306,8 @@ def test_records_csv_and_json_say_what_was_measured(swept, tmp_path):
   random = swept.metrics['miou_left']['random'][:, 2]
   record = by_name['random', 3, 'miou_left']
   assert record == {'order': 'random', 'N': 3, 'metric': 'miou_left', 'values': random.tolist(),
-                    'mean': random.mean(), 'std': np.std(random, ddof=1), 'n': 2}
+                    'mean': pytest.approx(random.mean()),
+                    'std': pytest.approx(np.std(random, ddof=1)), 'n': 2}
   assert by_name['left', 6, 'miou']['std'] is None
   assert by_name['clean', 0, 'miou']['values'] == [swept.metrics['miou']['left'][0, 0]]
   sweeps.write_json(tmp_path / 'a.json', swept)
