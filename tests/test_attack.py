@@ -89,7 +89,7 @@ def test_bfloat16_networks_are_attacked_in_float32(deeplab):
   half = network.deeplab(model.clone(dtype=jnp.bfloat16), variables)
   shapes = jax.eval_shape(half.encode, variables, IMAGES)
   assert shapes['stage4'].dtype == jnp.float32
-  assert half.num_classes({**shapes, 'images': IMAGES, 'step': 0}) == 5
+  assert half.num_classes({**shapes, 'images': IMAGES, 'number': 0}) == 5
   assert set(shapes) == {'stage4', 'stage1'} - ({'stage1'} if model.variant == 'deeplabv3' else
                                                 set())
 
