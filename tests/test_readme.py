@@ -52,6 +52,13 @@ def test_where_is_what_names_what_is_there():
     assert not missing, file
 
 
+def test_the_architecture_is_a_page_that_names_each_file_once():
+  page = (ROOT / 'docs/architecture.md').read_text()
+  files = re.findall(r'\]\((\.\./[^)]*)\)', page)
+  assert len(files) == len(set(files)) > 40
+  assert len(page.splitlines()) <= 120 and max(map(len, page.splitlines())) <= 120
+
+
 def test_the_readme_is_short():
   assert len(README.splitlines()) <= 220
 
