@@ -4,7 +4,7 @@
 
 Without arguments all of results/. A file that is of today's schema already is left alone. What was
 said by names ('left/N=100' of network 'gapnet/location/3x3', 'augshift,weight=3/cifar10') stands
-in fields of its own afterwards: gapjax/report/schema.py. Every number of every record is compared,
+in fields of its own afterwards: gapjax/records/schema.py. Every number of every record is compared,
 read back from the new file, before the old one is replaced. To be deleted with the last old file.
 """
 
@@ -14,9 +14,8 @@ import re
 import sys
 
 from gapjax.errors import UsageError
-from gapjax.report import runs, schema
+from gapjax.records import runs, schema
 from gapjax.reproduce import records as new_records
-from gapjax.reproduce.suites import cell_name
 
 ROOT = pathlib.Path(__file__).parent.parent
 VARIED = re.compile(r'(permute_at|padding)=(\w+)/(\w+)/(?:location/)?\d+x\d+')
@@ -38,8 +37,9 @@ def convert(records: list[dict]) -> list[dict]:
     if len(commits) > 1:
       raise UsageError(f'{cell}: seeds of several commits: {", ".join(map(str, commits))}')
     fields = fields_of(cell, config)
-    about = {'schema': schema.SCHEMA, **{key: record[key] for key in ('suite', 'scale', 'changes')
-                                         if key in record}, 'cell': cell_name(fields), **fields}
+    about = {'schema': schema.SCHEMA,
+             **{key: record[key] for key in ('suite', 'scale', 'changes') if key in record},
+             'cell': schema.cell_name(fields), **fields}
     if 'network' in record:
       order, _, count = record['cell'].partition('/N=')
       about |= {'order': order, 'N': int(count)}

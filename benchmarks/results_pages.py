@@ -17,9 +17,9 @@ from flax.traverse_util import flatten_dict
 
 from gapjax import config as configs
 from gapjax.pytorch import parity
+from gapjax.records import schema
 from gapjax.report import compared as report_compared
 from gapjax.report import page as report
-from gapjax.report import schema
 from gapjax.report.parts import DASH, number, ours
 from gapjax.report.plots import base as plots
 from gapjax.report.render import Table, markdown_table

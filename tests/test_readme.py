@@ -12,7 +12,7 @@ from conftest import ROOT, refused
 from gapjax import cli, config
 from gapjax.paths import read_json
 from gapjax.pytorch import parity
-from gapjax.report import schema
+from gapjax.records import schema
 from gapjax.report.render import markdown_table
 from gapjax.reproduce import suites
 from gapjax.reproduce.records import holds
@@ -50,6 +50,13 @@ def test_where_is_what_names_what_is_there():
     text = (ROOT / file).read_text()
     missing = [name for name in re.findall('`(.*?)`', names) if not re.search(rf'\b{name}\b', text)]
     assert not missing, file
+
+
+def test_the_architecture_is_a_page_that_names_each_file_once():
+  page = (ROOT / 'docs/architecture.md').read_text()
+  files = re.findall(r'\]\((\.\./[^)]*)\)', page)
+  assert len(files) == len(set(files)) > 40
+  assert len(page.splitlines()) <= 120 and max(map(len, page.splitlines())) <= 120
 
 
 def test_the_readme_is_short():

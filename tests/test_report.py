@@ -13,8 +13,9 @@ from PIL import Image
 from gapjax import config, paths
 from gapjax.data.sheet import Sheet
 from gapjax.errors import UsageError
+from gapjax.records import runs
 from gapjax.report import page as report
-from gapjax.report import render, runs
+from gapjax.report import render
 from gapjax.report.plots import base as plots
 
 TWIN = {'values': [.771], 'seeds': [0], 'mean': .771, 'std': None, 'n': 1}
@@ -216,7 +217,7 @@ def test_table_parses_back_to_the_json(torch):
 
 def test_table_of_one_seed_and_an_unfinished_cell():
   record = {**_records()[-1], 'metric': 'location_accuracy', 'mean': .5, 'std': None, 'n': 1,
-            'paper': None}
+            'paper': None, 'detail': {'chance': 1 / 9}}
   (row,) = _rows(report.table([record]))[1:]
   assert row[3:] == ['\N{EN DASH}', '\N{EN DASH}', '50.0 (1)', '11.1']
 
@@ -257,7 +258,8 @@ def run(tmp_path):
   return _run(
     tmp_path, 'model.head=permuted', 'model.permutation=fixed', 'canvas.target=location',
     'canvas.grid=3', points=points, final={'location_accuracy': .4321, 'loss': 1.23456},
-    best={'location_accuracy_best_random': .5555, 'step': 29}, per_location=[[.1, .5, None]] * 3)
+    best={'location_accuracy_best_random': .5555, 'step': 29}, per_location=[[.1, .5, None]] * 3,
+    sizes={'chance': 1 / 9, 'train_images': 1397})
 
 
 def test_a_run_is_reported_as_the_suite_with_one_cell(run):

@@ -10,8 +10,8 @@ from pixels import pixels, where
 from test_report import TWIN, _html, _markdown, _records, _rows, _run, _write, save_samples
 
 from gapjax import config
+from gapjax.records import runs, schema
 from gapjax.report import page as report
-from gapjax.report import runs, schema
 from gapjax.report.plots import base as plots
 from gapjax.report.plots import shifts as plots_shifts
 from gapjax.report.plots.shifts import ShiftPanel

@@ -59,7 +59,7 @@ def test_scenes_have_the_colours_of_their_classes(tmp_path):
   height, width, _ = pixels.shape
   middles = pixels[[int(height * .4), int(height * .8)]][:, [
     int(width * share) for share in (.125, .375, .625, .875)]]
-  expected = [[0, 0, 0], sheet.VOID, COLOURS[0], COLOURS[2]]
+  expected = [[0, 0, 0], sheet.BLANK, COLOURS[0], COLOURS[2]]
   np.testing.assert_array_equal(middles[..., :3], [expected] * 2)
   assert not shows(pixels, COLOURS[1]).any()
   assert shows(pixels[-sheet.LINE:], COLOURS[0]).any() and shows(

@@ -12,8 +12,8 @@ from conftest import ROOT, refused
 from gapjax import cli, config
 from gapjax.errors import UsageError
 from gapjax.neurons import sweeps
+from gapjax.records import schema
 from gapjax.report import page as report
-from gapjax.report import schema
 from gapjax.reproduce import loop, records, suites
 from gapjax.training import workdirs
 

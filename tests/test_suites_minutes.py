@@ -7,7 +7,7 @@ from conftest import ROOT, refused
 from test_suites import _stub
 
 from gapjax import cli, config
-from gapjax.report import schema
+from gapjax.records import schema
 from gapjax.reproduce import loop, suites
 from gapjax.training import build
 

@@ -312,7 +312,7 @@ def run_suites(suites, arguments, *, command, **rest):
 
   command: suite -> what makes the same again, without this machine's folders. rest: see loop.run.
   """
-  from gapjax.report import schema
+  from gapjax.records import schema
   from gapjax.reproduce import loop
   logging.getLogger('gapjax.training.train').setLevel(logging.WARNING)  # the loop says enough
   pages = loop.run_several(suites, scale=arguments.scale, workdir=arguments.workdir,

@@ -64,7 +64,7 @@ def identity(dataset, content):
 
 
 def check(name, *, data_dir=None):
-  """Raises UsageError, as `load` would, unless the dataset is there and can be read."""
+  """Raises UsageError, as `load_images` would, unless the dataset is there and can be read."""
   disk.open_set(name, data_dir, known=catalogue.IMAGES)
 
 

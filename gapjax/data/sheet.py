@@ -17,7 +17,7 @@ from gapjax.errors import UsageError
 WIDTH, GAP = 1248, 8  # pixels of a sheet, and between its tiles
 LINE, LETTERS = 24, 16  # pixels of a line of text, and of its letters
 LEGEND = 156  # pixels of a name in the legend
-GREY, VOID = (123, 133, 143), (228, 231, 233)
+GREY, BLANK = (123, 133, 143), (228, 231, 233)  # of letters; of pixels that are void
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ def scenes(rows: Sequence[Mapping], *, class_names: Sequence[str], palette: np.n
     class_names: K names; the legend has those that occur.
     palette: (K, 3) uint8, the classes' colours.
   """
-  colours = np.vstack([palette, VOID]).astype(np.uint8)
+  colours = np.vstack([palette, BLANK]).astype(np.uint8)
   k, tiles, present = len(class_names), [], set()
   for number, row in enumerate(rows):
     for title, picture in row.items():

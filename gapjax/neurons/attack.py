@@ -298,11 +298,11 @@ def _sums(network, batches, counter, *, orders, counts, one_pass, advice):
   advice: on a network whose logits do not fit the labels.
   """
   tables = {}
-  for step, batch in enumerate(batches):
+  for number, batch in enumerate(batches):
     if not isinstance(batch, Mapping) or not {'images', 'labels'} <= set(batch):
       raise UsageError("batches are dicts of 'images' (b, h, w, 3) and 'labels' (b, h, w), not "
                        f'{sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__}')
-    features = network.features(batch['images'], step)
+    features = network.features(batch['images'], number)
     count = counter(batch, features)
     for key, predicted in predictions(network, features, orders=orders, counts=counts,
                                       one_pass=one_pass):

@@ -46,7 +46,7 @@ class Network:
   Attributes:
     variables: whatever the functions take as their first argument, such as Flax variables.
     encode: (variables, images (b, h, w, 3)) -> features, a dict with `stage` (b, h', w', c), or
-      (b, c), and whatever else the head reads. 'images' and 'step', the batch's number, are added.
+      (b, c), and whatever else the head reads. 'images' and the batch's 'number' are added.
     head: (variables, features) -> logits (b, ..., K). Not needed beside `branches` and `rest`.
     branches: (variables, x (b, h', w', k), channels (k,)) -> an array or a tree of arrays, linear
       in x: what these channels of `stage` add to it. The sum over disjoint channels is the whole.
@@ -69,8 +69,8 @@ class Network:
     if (self.branches is None) != (self.rest is None) or (self.head or self.rest) is None:
       raise UsageError('a Network needs `head`, or both `branches` and `rest`, after `encode`')
 
-  def features(self, images, step: int = 0) -> dict:
-    """Features of images (b, h, w, 3), with 'images' and 'step'. Raises UsageError without
+  def features(self, images, number: int = 0) -> dict:
+    """Features of images (b, h, w, 3), with 'images' and 'number'. Raises UsageError without
     `stage` among them."""
     images = jnp.asarray(images)
     features = self._encode(self.variables, images)
@@ -78,7 +78,7 @@ class Network:
       found = sorted(features) if isinstance(features, dict) else type(features).__name__
       raise UsageError(f'`encode` returns no `{self.stage}` but {found}; return a dict with it, or '
                        'name another `stage`')
-    return {**features, 'images': images, 'step': np.int32(step)}
+    return {**features, 'images': images, 'number': np.int32(number)}
 
   def num_classes(self, features: dict) -> int:
     """K, the size of the logits' last axis; nothing is computed where functions can be traced."""
@@ -218,7 +218,7 @@ def classifier(model, variables, *, seed: int = 0) -> Network:
 
   def classify(variables, features):
     logits, _ = head.apply({'params': variables['params']['head']}, features[stage],
-                           rngs={'permutation': jax.random.fold_in(key, features['step'])})
+                           rngs={'permutation': jax.random.fold_in(key, features['number'])})
     return logits
 
   return Network(variables, encode, head=classify, stage=stage)

@@ -118,7 +118,7 @@ def by_region(features: Callable, images: Iterable, *,
 
 
 def mean_activations(features: Callable, images: Iterable) -> Float[np.ndarray, 'n c']:
-  """z of all images, (n, c) float64, for `pictures.activations`.
+  """z of all images, (n, c) float64, for the picture of activations.
 
   Arguments as for `differences`. Raises UsageError when there is no image.
   """

@@ -12,6 +12,7 @@ import numpy as np
 
 from gapjax import paths
 from gapjax.errors import UsageError
+from gapjax.records.schema import spread
 
 CLEAN = 'clean'  # the name of N = 0, which all orders share
 
@@ -32,7 +33,7 @@ class Sweep:
   matrices: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   def records(self) -> list[dict]:
-    """{'order', 'N', 'metric', 'values', 'mean', 'std', 'n'} for every order, N and metric.
+    """{'order', 'N', 'metric', 'values', 'mean', 'n', 'std'} for every order, N and metric.
 
     N = 0 is order 'clean'. `values` has one value a repeat, None where nothing counted; `std` is
     the sample's, None of one value.
@@ -45,11 +46,7 @@ class Sweep:
 
 def _record(order, count, metric, values):
   values = [float(v) if np.isfinite(v) else None for v in values]
-  finite = [v for v in values if v is not None]
-  return {'order': order, 'N': count, 'metric': metric, 'values': values,
-          'mean': float(np.mean(finite)) if finite else None,
-          'std': float(np.std(finite, ddof=1)) if len(finite) > 1 else None,
-          'n': len(finite)}
+  return {'order': order, 'N': count, 'metric': metric, 'values': values, **spread(values)}
 
 
 def from_records(records: Iterable[Mapping]) -> Sweep:

@@ -6,11 +6,11 @@ Its cells differ in one thing: permute_at, the rows of a table with a column a t
 
 import dataclasses
 
+from gapjax.records.schema import VARIED
 from gapjax.report.parts import DASH, number, ours, pictured, suite
 from gapjax.report.plots import ablations as plots_ablations
 from gapjax.report.plots import base as plots
 from gapjax.report.render import Section, Table
-from gapjax.report.schema import VARIED
 
 # A varied field: its head in the table and in pictures, its values' names in order, the field whose
 # values are the series, and their names.

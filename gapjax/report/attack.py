@@ -5,6 +5,7 @@ import functools
 import numpy as np
 
 from gapjax.neurons import sweeps, yardstick
+from gapjax.records.schema import is_plain
 from gapjax.report.parts import (
   DASH,
   detail_curves,
@@ -18,7 +19,6 @@ from gapjax.report.parts import (
 from gapjax.report.plots import base as plots
 from gapjax.report.plots import neurons as pictures
 from gapjax.report.render import Picture, Section, Table
-from gapjax.report.schema import is_plain
 
 HEADING = 'Third claim: position channels can be found and removed'
 # Pictures that training and the attack leave, and what they show.

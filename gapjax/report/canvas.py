@@ -1,5 +1,6 @@
 """The report's first claim (the paper's section 3): position survives global pooling."""
 
+from gapjax.records.schema import is_plain
 from gapjax.report.parts import (
   by_cell,
   detail_curves,
@@ -16,7 +17,6 @@ from gapjax.report.parts import (
 from gapjax.report.plots import base as plots
 from gapjax.report.plots import locations
 from gapjax.report.render import Picture, Section, Table
-from gapjax.report.schema import is_plain
 
 PYTORCH = (' PyTorch: the same networks in plain PyTorch, on the same batches of images, under the '
            'paper\'s protocol.')
@@ -37,14 +37,10 @@ def place(record):
 def cells(source):
   """What the pictures need, from the records that carry a detail."""
   panels = {r['cell']: plots.Panel(
-    r['network'], r['target'], r['grid'], _chance(r['target'], r['grid'], detail),
-    detail.get('per_location'), **detail_curves(detail))
+    r['network'], r['target'], r['grid'], detail.get('chance'), detail.get('per_location'),
+    **detail_curves(detail))
             for r in source.records if (detail := r.get('detail'))}
   return list(panels.values())
-
-
-def _chance(target, grid, detail):
-  return 1 / grid ** 2 if target == 'location' and grid else detail.get('chance')
 
 
 def title(_):
@@ -71,11 +67,9 @@ def lead(source):
 def told(records):
   """A sentence on one network, for a terminal."""
   record = next(r for r in records if r['metric'] in ('location_accuracy', 'image_accuracy'))
-  network, target, grid = (record[key] for key in ('network', 'target', 'grid'))
-  does, what = ('finds', 'places') if target == 'location' else ('names', 'images')
-  chance = _chance(target, grid, record['detail'])
-  return (f'{plots.network_name(network)} {does} {number(record["mean"])}% of the {what}; guessing '
-          f'{does} {number(chance)}%')
+  does, what = ('finds', 'places') if record['target'] == 'location' else ('names', 'images')
+  return (f'{plots.network_name(record["network"])} {does} {number(record["mean"])}% of the '
+          f'{what}; guessing {does} {number(record["detail"]["chance"])}%')
 
 
 def tables(records):
@@ -87,7 +81,7 @@ def tables(records):
   for (group, _), metrics in metrics_by_cell.items():
     network, target, grid = (first(metrics.values(), key) for key in ('network', 'target', 'grid'))
     exact, best = (metrics.get(f'{target}_accuracy{which}') for which in ('', '_best_random'))
-    chance = _chance(target, grid, first((exact, best), 'detail') or {})
+    chance = (first((exact, best), 'detail') or {}).get('chance')
     blocks.append((group, target, grid))
     rows.append([*([group] if several else []), plots.network_name(network), target,
                  f'{grid}{plots.TIMES}{grid}', number(first((best, exact), 'paper')),
@@ -110,6 +104,7 @@ def tables(records):
 def results(source, _):
   """Facts and the table of a suite."""
   exact, facts = {}, []
+  chance = {cell.grid: cell.chance for cell in source.cells if cell.target == 'location'}
   for record in source.records:
     if record['metric'] == 'location_accuracy' and record['mean'] is not None:
       exact[record['grid'], record['network']] = record['mean']
@@ -118,7 +113,7 @@ def results(source, _):
       if (k, network) in exact:
         facts.append((f'{number(exact[k, network])}%',
                       f'location accuracy of {plots.NETWORKS[network]}, {plots.square(k)}'))
-    facts.append((f'{100 / k ** 2:.1f}%', f'location accuracy of guessing, {plots.square(k)}'))
+    facts.append((f'{number(chance.get(k))}%', f'location accuracy of guessing, {plots.square(k)}'))
   return Section('Results', facts=facts, tables=tables(source.records))
 
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.stats
 
+from gapjax.records.schema import is_plain
 from gapjax.report.parts import DASH
 from gapjax.report.plots.base import TIMES
 from gapjax.report.render import Section, Table
-from gapjax.report.schema import is_plain
 
 LOCATION, IMAGE = (f'{target}_accuracy_best_random' for target in ('location', 'image'))
 # (more consistent, less): networks of the paper's table 2; '' is the one without a remedy.

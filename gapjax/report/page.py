@@ -13,7 +13,8 @@ import json
 
 from gapjax import paths
 from gapjax.errors import UsageError
-from gapjax.report import ablations, attack, canvas, compared, runs, schema, shifts
+from gapjax.records import runs, schema
+from gapjax.report import ablations, attack, canvas, compared, shifts
 from gapjax.report.parts import DASH, Source, number, ours, pytorch, suite
 from gapjax.report.render import Page, Section, Table, html_page, markdown, markdown_table
 

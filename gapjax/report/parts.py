@@ -4,9 +4,9 @@ import dataclasses
 import pathlib
 import re
 
+from gapjax.records.runs import CURVES
 from gapjax.report.plots import learning
 from gapjax.report.render import Picture, Section
-from gapjax.report.runs import CURVES
 
 DASH = '\N{EN DASH}'
 FRACTION = re.compile('accuracy|consistency|miou|chance')

@@ -1,5 +1,6 @@
 """The report's second claim (the paper's section 4): AugShift makes CNNs translation invariant."""
 
+from gapjax.records.schema import SETTINGS, is_plain
 from gapjax.report.parts import (
   DASH,
   by_cell,
@@ -17,7 +18,6 @@ from gapjax.report.parts import (
 from gapjax.report.plots import base as plots
 from gapjax.report.plots import shifts as plots_shifts
 from gapjax.report.render import Picture, Section, Table
-from gapjax.report.schema import SETTINGS, is_plain
 
 # Consistency by the headline's protocol, and by those that only the final evaluation counts.
 CONSISTENCIES = ('consistency', 'consistency_crop', 'consistency_circular')

@@ -1,16 +1,14 @@
 """The records of results.json: one more seed of a cell, of its attack, of its PyTorch twin.
 
-What a record holds: gapjax/report/schema.py. Only equal records are averaged: a row is one cell,
+What a record holds: gapjax/records/schema.py. Only equal records are averaged: a row is one cell,
 trained with one config by the code of one commit.
 """
-
-import statistics
 
 from gapjax import config as configs
 from gapjax import paths
 from gapjax.errors import UsageError
-from gapjax.report import runs
-from gapjax.report.schema import SCHEMA, read
+from gapjax.records import runs
+from gapjax.records.schema import SCHEMA, read, spread
 from gapjax.tasks import TASKS
 
 
@@ -112,13 +110,6 @@ def _merged(records, new):
   if 'detail' in old:
     record['detail'] = _joined(old['detail'], new['detail'])
   return [record if other is old else other for other in records]
-
-
-def spread(values) -> dict:
-  """Mean, number and sample standard deviation (None of one) of the values that are known."""
-  known = [value for value in values if value is not None]
-  return {'mean': statistics.fmean(known) if known else None, 'n': len(known),
-          'std': statistics.stdev(known) if len(known) > 1 else None}
 
 
 def _joined(old, new):

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from gapjax import config as configs
 from gapjax import recipes
 from gapjax.errors import UsageError
-from gapjax.report.schema import SETTINGS, VARIED
+from gapjax.records.schema import SETTINGS, VARIED, cell_name
 
 # Fields of the config that a cell's name says, by task: changed, a row of a table would be called
 # what it is not.
@@ -44,7 +44,7 @@ class Cell:
 
   @property
   def fields(self) -> dict:
-    """What its records carry of it (report/schema.py)."""
+    """What its records carry of it (records/schema.py)."""
     c = self.config
     asked = {'target': c.canvas.target, 'grid': c.canvas.grid} if c.task == 'canvas' else {}
     return {'task': c.task, **self.identity, **asked, 'dataset': c.data.name}
@@ -58,17 +58,6 @@ class Cell:
     """The fields of its config that its name says."""
     return {'task', 'data.name', *NAMED[self.config.task],
             *(f'model.{key}' for key in VARIED if key in self.identity)}
-
-
-def cell_name(fields: Mapping) -> str:
-  """'gapnet/location/3x3', 'augshift,weight=3/cifar10', 'permute_at=stage2/location/3x3'."""
-  parts = [f'{key}={fields[key]}' for key in VARIED if key in fields]
-  if 'network' in fields:
-    parts.append(','.join([fields['network'], *(
-      f'{key}={fields[key]:g}' for key in SETTINGS if key in fields)]))
-  parts += ([fields['target'], '{0}x{0}'.format(fields['grid'])] if 'grid' in fields
-            else [fields['dataset']])
-  return '/'.join(parts)
 
 
 def chosen(cells, only: str | None) -> list[Cell]:

@@ -29,7 +29,7 @@ class Plan:
 
   @classmethod
   def of(cls, config, *, num_images: int) -> 'Plan':
-    """The plan of a settled config (workdirs.settle) on a training set of num_images."""
+    """The plan of a settled config (workdirs.settled) on a training set of num_images."""
 
     def step_of(epoch):  # the first at or after the end of an epoch
       return max(math.ceil(epoch * num_images / config.batch_size - 1e-9), 1)

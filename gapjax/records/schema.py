@@ -17,6 +17,9 @@ A record is one metric of one cell, over seeds:
   config: what trained the cell; on disk in its first record alone.
 """
 
+import statistics
+from collections.abc import Mapping
+
 from gapjax import paths
 from gapjax.errors import UsageError
 
@@ -41,6 +44,24 @@ def read(path) -> list[dict]:
     if 'config' in record:
       configs.setdefault(record['cell'], {'config': record['config']})
   return [{**configs.get(record['cell'], {}), **record} for record in records]
+
+
+def cell_name(fields: Mapping) -> str:
+  """'gapnet/location/3x3', 'augshift,weight=3/cifar10', 'permute_at=stage2/location/3x3'."""
+  parts = [f'{key}={fields[key]}' for key in VARIED if key in fields]
+  if 'network' in fields:
+    parts.append(','.join([fields['network'], *(
+      f'{key}={fields[key]:g}' for key in SETTINGS if key in fields)]))
+  parts += ([fields['target'], '{0}x{0}'.format(fields['grid'])] if 'grid' in fields
+            else [fields['dataset']])
+  return '/'.join(parts)
+
+
+def spread(values) -> dict:
+  """Mean, number and sample standard deviation (None of one) of the values that are known."""
+  known = [value for value in values if value is not None]
+  return {'mean': statistics.fmean(known) if known else None, 'n': len(known),
+          'std': statistics.stdev(known) if len(known) > 1 else None}
 
 
 def is_plain(record, task: str) -> bool:

@@ -2,7 +2,7 @@
 and `report` tell of a run alone, as the suite with one cell."""
 
 from gapjax import paths, recipes
-from gapjax.report.schema import SCHEMA
+from gapjax.records.schema import SCHEMA, cell_name, spread
 from gapjax.tasks import TASKS
 from gapjax.tasks.consistency import CIRCULAR_SHIFT
 
@@ -24,8 +24,8 @@ def records(summary, lines, *, seed: int) -> list[dict]:
     lines: of metrics.jsonl.
     seed: with which it was trained.
   """
-  metrics = [{'metric': metric, 'values': [value], 'seeds': [seed], 'mean': value, 'std': None,
-              'n': 1, **protocol(metric, summary['config'])}
+  metrics = [{'metric': metric, 'values': [value], 'seeds': [seed], **spread([value]),
+              **protocol(metric, summary['config'])}
              for metric, value in metrics_of(summary).items()]
   return [{**metrics[0], 'detail': detail(summary, lines)}, *metrics[1:]]
 
@@ -35,13 +35,10 @@ def single(workdir, summary) -> list[dict]:
   config = summary['config']
   canvas = config['canvas'] if config['task'] == 'canvas' else {}
   asked = {key: canvas[key] for key in ('target', 'grid') if canvas}
-  network, dataset = network_of(config), config['data']['name']
+  named = {'network': network_of(config), 'dataset': config['data']['name'], **asked}
   of_run = {
-    'schema': SCHEMA, 'task': config['task'], 'network': network, 'dataset': dataset, **asked,
-    'cell': '/'.join([network, asked['target'], '{0}x{0}'.format(asked['grid'])] if asked
-                     else [network, dataset]),
-    'config': config, **(
-      {} if TASKS[config['task']].dense else {'chance': summary['sizes']['chance']})}
+    'schema': SCHEMA, 'task': config['task'], **named, 'cell': cell_name(named), 'config': config,
+    **({} if TASKS[config['task']].dense else {'chance': summary['sizes']['chance']})}
   attack = workdir / 'attack.json'
   removed = paths.read_json(attack, list) if attack.exists() else []
   lines = paths.read_lines(workdir / 'metrics.jsonl')
