@@ -172,6 +172,7 @@ DETAIL = [('model', 'model', str), ('parameters', 'parameters', '{:,}'.format),
           ('test_images', 'test images', '{:,}'.format), ('input_size', 'input, pixels', str),
           ('epochs', 'epochs', str), ('steps', 'steps', '{:,}'.format),
           ('batch_size', 'batch', str), ('seeds', 'seeds', lambda v: ', '.join(map(str, v))),
+          ('commit', 'code', lambda v: v or 'commit not recorded'),
           ('wall_seconds', 'time a seed', lambda v: _seconds(sum(v) / len(v)) if v else DASH),
           ('images_per_second', 'images/s', '{:,.0f}'.format)]
 
@@ -184,7 +185,8 @@ def _how(source):
             'duration': about.get('wall_seconds') and _seconds(about['wall_seconds']),
             'versions': ', '.join(f'{k} {n}' for k, n in about.get('versions', {}).items())}
   rows = [[name, str(value)] for name, value in of_run.items() if value]
-  trained = [{**r['detail'], 'seeds': r.get('seeds'), 'cell': r['cell']}
+  trained = [{**r['detail'], 'seeds': r.get('seeds'), 'cell': r['cell'],
+              'commit': r.get('commit') or ''}
              for r in source.records if r.get('detail')]
   differ = []
   for key, name, show in DETAIL:

@@ -1,5 +1,7 @@
 """The report's second claim (the paper's section 4): AugShift makes CNNs translation invariant."""
 
+import statistics
+
 from gapjax.records.schema import SETTINGS, is_plain
 from gapjax.report.parts import (
   DASH,
@@ -114,15 +116,22 @@ def lead(source):
 
 
 def _here(source):
-  """A sentence for each dataset on AugShift beside the network alone and the control."""
-  means = {(r['dataset'], r['network'], r['metric']): r['mean'] for r in source.records}
-  for dataset, alone in dict.fromkeys(key[:2] for key in means if key[1].startswith('resnet')):
+  """A sentence for each dataset on AugShift beside the network alone and the control, of the seeds
+  that both have."""
+  found = {(r['dataset'], r['network'], r['metric']):
+           dict(zip(r['seeds'], r['values'], strict=True))
+           for r in source.records if r.get('seeds')}
+  for dataset, alone in dict.fromkeys(key[:2] for key in found if key[1].startswith('resnet')):
     (augshift, *others), (near, far) = (
-      [means.get((dataset, network, metric)) for network in networks] for metric, networks in (
+      [found.get((dataset, network, metric), {}) for network in networks] for metric, networks in (
         ('consistency', ('augshift', alone, 'two_crops')),
         ('feature_distance', ('augshift', 'two_crops'))))
-    if None not in (augshift, *others, near, far) and not _is_sweep(source):
-      over_alone, over_control = (f'{100 * (augshift - other):+.1f}' for other in others)
+    if all(augshift.keys() & other.keys() for other in (*others, far)) and not _is_sweep(source):
+      over_alone, over_control = (
+        f'{100 * statistics.fmean(augshift[seed] - other[seed] for seed in both):+.1f}'
+        for other in others if (both := augshift.keys() & other.keys()))
+      both = near.keys() & far.keys()
+      near, far = (statistics.fmean(x[seed] for seed in both) for x in (near, far))
       yield (f'On {dataset} AugShift is {over_alone} points more consistent than the network alone '
              f'and {over_control} than two crops without the loss, and its features of two shifts '
              f'are {far / near:.1f} times as close as theirs.')
