@@ -105,6 +105,18 @@ def test_a_networks_channels_are_ranked_by_a_folder(at, caplog, capsys):
     assert words in caplog.text
 
 
+def test_a_centred_region_needs_two_other_images(at):
+  """With less its channels are in order, and nothing says what they are measured by."""
+  names = ['0.png', '2.png', '4.png', '6.png', '8.png', *(f'in/{i}.JPG' for i in (1, 3, 5, 7))]
+  (at / 'ids.json').write_text(json.dumps({'left': names[:8], 'right': names[:7]}))
+  assert cli.main(['rank', '--torch=tiny_networks:network', '--images=same', '--workdir=out',
+                   '--ids=ids.json']) == 0
+  assert 'left_centred' in json.loads((at / 'out/ranking.json').read_text())
+  measured = yardstick.read_json(at / 'out/ranking_yardstick.json')
+  assert [*measured] == ['overall', 'left', 'right', 'right_centred']
+  assert measured['right_centred'].images == 7
+
+
 def test_images_of_several_sizes_become_one(at, caplog):
   caplog.set_level(logging.INFO)
   assert cli.main(['rank', '--torch=tiny_networks:network', '--images=mixed', '--workdir=out',
