@@ -318,6 +318,13 @@ def test_what_is_written_is_read_again(tmp_path):
       if a is not None:
         np.testing.assert_allclose(a, b, rtol=1e-5)
   assert not yardstick.read_json(path, step=8)
+  for key, value in [('half', [[1]] * 4), ('half', None), ('half', [1]), ('agreement', None),
+                     ('mean', ['1'] * 4), ('mean', []), ('mean', 4), ('images', 2.5), ('order', 3),
+                     ('order', ['left']), ('threshold', [None] * 4), ('mirror', None)]:
+    [*records, last] = json.loads(path.read_text())
+    bad = tmp_path / 'bad.json'
+    bad.write_text(json.dumps([{**(records[0] if key == 'mirror' else last), key: value}]))
+    refused(lambda bad=bad: yardstick.read_json(bad), 'bad.json holds no yardsticks')
   path.write_text(json.dumps([{'order': 'left', 'step': 7}]))
   refused(lambda: yardstick.read_json(path, step=7), 'a.json holds no yardsticks')
   path.write_text('[3]')

@@ -22,6 +22,7 @@ too narrow and too many channels exceed the threshold.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax.numpy as jnp
@@ -299,11 +300,24 @@ def read_json(path, **about) -> dict[str, Yardstick]:
   Raises UsageError naming the file where it holds something else.
   """
   try:
-    return {record['order']: Yardstick(
-      record['images'], record['agreement'],
-      *(None if record[key] is None else np.array(record[key], float) for key in ARRAYS))
-      for record in paths.read_json(path, list) if about.items() <= record.items()}
+    return {record['order']: _read(record) for record in paths.read_json(path, list)
+            if about.items() <= record.items()}
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     if isinstance(error, UsageError):
       raise
     raise UsageError(f'{path} holds no yardsticks ({error!r}); run gapjax rank again') from None
+
+
+def _read(record):
+  """The Yardstick of a record. Raises TypeError or ValueError where it says something else."""
+  given = {key: record[key] for key in ARRAYS
+           if record[key] is not None or key in ('mean', 'half')}
+  numbers = [record['agreement'], *itertools.chain(*given.values())]
+  if type(record['order']) is not str or type(record['images']) is not int or any(
+      type(number) not in (int, float) for number in numbers):
+    raise TypeError('a value of another type')
+  if {len(values) for values in given.values()} != {len(record['mean']) or 1} or (
+      'mirror' not in given and {'shift', 'spread'} & {*given}):
+    raise ValueError('values of another number of channels')
+  return Yardstick(record['images'], record['agreement'],
+                   **{key: np.array(values, float) for key, values in given.items()})
