@@ -19,6 +19,7 @@ from gapjax.errors import UsageError, check_choice, first_line, nearest
 from gapjax.models import IMAGENET
 from gapjax.neurons import rank
 from gapjax.neurons.run import Ranking, check_regions, rank_subject
+from gapjax.tasks.images import normalise
 from gapjax.weights.files import require_torch
 
 log = logging.getLogger(__name__)
@@ -203,7 +204,7 @@ class Folder:
     if picture.size != self.size:
       picture = ImageOps.fit(picture, self.size)
     mean, std = IMAGENET
-    return ((np.asarray(picture) / 255 - mean) / std).astype(np.float32)
+    return np.asarray(normalise(np.asarray(picture), mean=mean, std=std, dtype=np.float32))
 
   def batches(self, indices, size: int = 8) -> Iterator[np.ndarray]:
     """Images (b, h, w, 3), `size` at a time."""
