@@ -20,6 +20,7 @@ import numpy as np
 
 from gapjax import data, models
 from gapjax.neurons import rank, run
+from gapjax.tasks.images import normalise
 from gapjax.weights import pretrained
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'results' / 'yardstick'
@@ -47,7 +48,7 @@ class Photographs:
     parts = [*np.reshape(indices[:whole], (-1, size)), *np.reshape(indices[whole:], (-1, 1))]
     for part in parts:
       images = np.stack([self.images[i]['image'] for i in part])
-      yield ((images / 255 - mean) / std).astype(np.float32)
+      yield normalise(images, mean=mean, std=std, dtype=np.float32)
 
   def choose(self, region, *, limit, ids=None):
     return rank.choose(self.images, region=region, classes=self.classes, limit=limit,

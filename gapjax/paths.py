@@ -202,9 +202,9 @@ def named(argument) -> tuple[str | None, str]:
   return name, path
 
 
-def read_words(path) -> list[str]:
-  """The words of a text file, such as ids, one a line. Raises UsageError as `read_json` does."""
-  return _text(of(path)).split()
+def read_names(path) -> list[str]:
+  """The names in a text file, such as ids, one a line. Raises UsageError as `read_json` does."""
+  return [name for line in _text(of(path)).split('\n') if (name := line.strip())]
 
 
 def read_lines(path) -> list[dict]:

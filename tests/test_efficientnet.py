@@ -146,7 +146,19 @@ def test_photographs_are_their_middle_normalised():
   assert found.shape == (1, 224, 224, 3) and found.dtype == np.float32
   np.testing.assert_allclose(found, np.broadcast_to([0, 1, -127 / 128], found.shape), atol=1e-6)
   red = pretrained.photographs([image], name='resnet50', size=64)[0, 0, 0, 0]
-  assert red == pytest.approx((127 / 255 - .485) / .229)
+  assert red == pytest.approx((127 / 255 - .485) / .229, abs=1e-6)
+
+
+@pytest.mark.parametrize(('images', 'name', 'words'), [
+  ([np.zeros((9, 8), np.uint8)], 'resnet18', r'here is uint8 \(9, 8\)'),
+  ([np.zeros((9, 8, 4), np.uint8)], 'resnet18', r'uint8 \(9, 8, 4\)'),
+  ([np.zeros((9, 8, 3), np.uint8), np.zeros((9, 8, 3))], 'resnet18', r'float64 \(9, 8, 3\)'),
+  (np.zeros((9, 8, 3), np.uint8), 'resnet18', r'uint8 \(8, 3\); give a list'),
+  ([np.zeros((1, 8, 3), np.uint8)], 'resnet18', r'uint8 \(1, 8, 3\)'),
+  ([], 'resnet18', 'here is none'),
+  ([], 'resnet_18', 'unknown network `resnet_18` .did you mean `resnet18`')])
+def test_what_is_no_photograph(images, name, words):
+  refused(lambda: pretrained.photographs(images, name=name), words)
 
 
 # ---- DeepLab -------------------------------------------------------------------------------------

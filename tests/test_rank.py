@@ -168,6 +168,7 @@ def test_ids_that_are_not_there():
   refused(lambda: rank.with_ids(SCENES, ['left', 'rigt']),
           r'no image has the id `rigt` .did you mean `right`')
   refused(lambda: rank.with_ids(SCENES, []), 'empty')
+  refused(lambda: rank.with_ids([{'id': 12}, {'id': 7}], [7, 12, '7']), 'names `7` twice')
 
 
 # --- the authors' JSON -------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from gapjax.models import IMAGENET
 from gapjax.neurons import yardstick
 
 torch = pytest.importorskip('torch')
-from gapjax.pytorch.rank import cut, load_network  # noqa: E402
+from gapjax.pytorch.rank import Folder, cut, load_network  # noqa: E402
 
 MODULE = """
 import torch
@@ -44,6 +44,15 @@ def flat():
 
 def large():
   return nn.Sequential(nn.Conv2d(3, 2, 40), nn.Flatten())
+
+class Once(nn.Conv2d):
+  def forward(self, x):
+    if len(x) > 1:
+      raise ValueError('one image alone')
+    return super().forward(x)
+
+def once():
+  return nn.Sequential(Once(3, 2, 3))
 
 number = lambda: 3
 """
@@ -105,12 +114,51 @@ def test_a_networks_channels_are_ranked_by_a_folder(at, caplog, capsys):
     assert words in caplog.text
 
 
+def test_a_centred_region_needs_two_other_images(at):
+  """With less its channels are in order, and nothing says what they are measured by."""
+  names = ['0.png', '2.png', '4.png', '6.png', '8.png', *(f'in/{i}.JPG' for i in (1, 3, 5, 7))]
+  (at / 'ids.json').write_text(json.dumps({'left': names[:8], 'right': names[:7]}))
+  assert cli.main(['rank', '--torch=tiny_networks:network', '--images=same', '--workdir=out',
+                   '--ids=ids.json']) == 0
+  assert 'left_centred' in json.loads((at / 'out/ranking.json').read_text())
+  measured = yardstick.read_json(at / 'out/ranking_yardstick.json')
+  assert [*measured] == ['overall', 'left', 'right', 'right_centred']
+  assert measured['right_centred'].images == 7
+
+
 def test_images_of_several_sizes_become_one(at, caplog):
   caplog.set_level(logging.INFO)
   assert cli.main(['rank', '--torch=tiny_networks:network', '--images=mixed', '--workdir=out',
                    '--layer=0.0']) == 0
   assert '3 images of 3 sizes: each is scaled, and cropped' in caplog.text
   assert 'layer `0.0`: 6 channels, maps of 112x112' in caplog.text
+
+
+def test_images_are_turned_as_their_exif_says(at):
+  """By the standard's table: on which side of the scene the first row and the first column lie."""
+  scene = draw.integers(0, 256, (20, 16, 3)).astype(np.uint8)
+  upright = [scene, scene[:, ::-1], scene[::-1, ::-1], scene[::-1]]  # top left, top right, ...
+  on_side = [stored.swapaxes(0, 1) for stored in (scene, scene[:, ::-1], scene[::-1, ::-1],
+                                                  scene[::-1])]  # left top, right top, ...
+  (at / 'turned').mkdir()
+  for orientation, stored in enumerate([*upright, *on_side], 1):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(at / f'turned/{orientation}.png', exif=exif)
+  folder = Folder(at / 'turned')
+  assert folder.size == (16, 20)
+  [images] = folder.batches(range(8))
+  mean, std = IMAGENET
+  np.testing.assert_allclose(images, np.broadcast_to((scene / 255 - mean) / std, images.shape),
+                             atol=1e-6)
+
+
+def test_names_of_files_may_have_spaces(at):
+  (at / 'mixed/0.png').rename(at / 'mixed/a street.png')
+  (at / 'left.txt').write_text('a street.png\r\n\n  2.png  \n')
+  assert cli.main(['rank', '--torch=tiny_networks:network', '--images=mixed', '--workdir=out',
+                   '--ids=left=left.txt']) == 0
+  assert yardstick.read_json(at / 'out/ranking_yardstick.json')['left'].images == 2
 
 
 def test_maps_are_a_layers_own_though_what_follows_works_in_place(at):
@@ -133,6 +181,8 @@ def test_maps_are_a_layers_own_though_what_follows_works_in_place(at):
   (['--torch=tiny_networks:number'], 'returns int, not a torch.nn.Module'),
   (['--torch=tiny_networks:flat'], 'no layer returns feature maps'),
   (['--torch=tiny_networks:large'], 'the network cannot take images (1, 3, 16, 20)'),
+  (['--torch=tiny_networks:once'],
+   'cannot take images (8, 3, 16, 20) (ValueError: one image alone); give images of a size that'),
   (['--layer=0.3'], 'unknown layer `0.3` (did you mean `0.'),
   (['--layer=3'], 'layer `3` returns no feature maps (b, c, h, w) of images (1, 3, 16, 20); these'),
   (['--images=empty'], 'holds no image'), (['--images=nowhere'], 'is no folder'),

@@ -100,7 +100,7 @@ def test_rankings_are_measured_side_by_side(records, tmp_path):
   mean = np.array([.5, -1.0, 2.0, 0.0])
   signed = Yardstick(9, .25, mean, np.full(4, .1), threshold=np.full(4, .9))
   overall = Yardstick(30, .75, np.ones(4), np.full(4, .1), shift=np.full(4, .25),
-                      spread=np.full(4, 2))
+                      spread=np.full(4, 2), mirror=np.full(4, .5))
   for target in ('location', 'image'):
     folder = tmp_path / f'cells/gapnet/{target}/3x3/seed0'
     folder.mkdir(parents=True)
@@ -113,10 +113,13 @@ def test_rankings_are_measured_side_by_side(records, tmp_path):
   assert head[3:] == ['halves agree', 'rise beyond chance', 'fall beyond chance',
                       'shift over mirror', 'mirror over spread']
   assert rows == [row for target in ('image', 'location') for row in (
-    [f'gapnet/{target}/3x3', 'overall', '30', '+0.75', dash, dash, '0.25', '0.50'],
+    [f'gapnet/{target}/3x3', 'overall', '30', '+0.75', dash, dash, '0.50', '0.25'],
     [f'gapnet/{target}/3x3', 'left', '9', '+0.25', '1 of 4', '1 of 4', dash, dash])]
-  assert section.count('Of 4 channels are beyond chance: left 2. A shift by one pixel changes 25%'
+  assert section.count('Of 4 channels are beyond chance: left 2. A shift by one pixel changes 50%'
                        ) == 2
+  for words in ('for a centred ranking which of all images are the region\'s', '64 at most',
+                'images to be drawn independently'):
+    assert words in section
   assert re.findall(r'!\[[^\]]+\]\(([^)]+)\)', section) == ['yardstick.png', 'yardstick1.png']
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 
 import jax
 import numpy as np
@@ -17,6 +18,12 @@ from gapjax.report.plots import neurons as pictures
 
 draw = np.random.default_rng(0)
 SPREAD = np.array([.1, 1, 10, 3])  # channels of unlike scales
+
+
+@pytest.fixture(autouse=True)
+def drawn_anew(monkeypatch):
+  """A test draws the same, whatever ran before it."""
+  monkeypatch.setattr(sys.modules[__name__], 'draw', np.random.default_rng(0))
 
 
 def rows(images=30, channels=4, effect=0.0):
@@ -66,31 +73,22 @@ def test_the_threshold_is_the_largest_t_of_flipped_signs():
                              rtol=.02)
 
 
-@pytest.mark.parametrize('kind', ['normal', 'skewed scales', 'centred'])
+@pytest.mark.parametrize('kind', ['normal', 'skewed scales'])
 def test_without_an_effect_some_channel_exceeds_chance_in_about_5_percent(kind):
-  """300 sets of 25 images and 20 correlated channels: 15 +- 3.8. Centred: the change is common to
-  all images, and large."""
+  """300 sets of 25 images and 20 correlated channels: 15 +- 3.8."""
   found = 0
   for _ in range(300):
     sample = draw.normal(size=(25, 20)) + draw.normal(size=(25, 1))
     if kind == 'skewed scales':
       sample *= draw.exponential(size=(25, 1)) * np.resize(SPREAD, 20)
-    if kind == 'centred':
-      sample = yardstick.centred(sample + 9, np.arange(10), np.arange(25))
     found += (np.abs(sample.mean(0)) > yardstick.threshold(sample, flips=199)).any()
   assert 4 <= found <= 27
 
 
-@pytest.mark.parametrize('centre', [False, True])
-def test_exactly_the_channels_with_an_effect_exceed_chance(centre):
-  sample = draw.normal(size=(60, 200))
-  sample[:30, [3, 50, 199]] += [3, -3, 3]
-  if centre:
-    sample += 9
-    sample = yardstick.centred(sample, np.arange(30), np.arange(60))
-    found = yardstick.measure(sample, images=30)
-  else:
-    found = yardstick.measure(sample[:30])
+def test_exactly_the_channels_with_an_effect_exceed_chance():
+  sample = draw.normal(size=(30, 200))
+  sample[:, [3, 50, 199]] += [3, -3, 3]
+  found = yardstick.measure(sample)
   assert np.flatnonzero(found.exceeding).tolist() == [3, 50, 199]
   assert found.exceeding[[3, 50, 199]].tolist() == [1, -1, 1]
   assert found.images == 30 and found.shift_share is None
@@ -105,18 +103,143 @@ def test_few_images_and_dead_channels_exceed_nothing():
   assert not beyond(found)[1] and yardstick.measure(found).exceeding[1] == 0
 
 
-def test_rows_of_a_centred_region_have_its_score_as_their_mean():
-  found = rows(images=12)
-  inside, everywhere = np.array([2, 5, 5, 11]), np.arange(8)
-  np.testing.assert_allclose(
-    yardstick.centred(found, inside, everywhere).mean(0),
-    found[inside].mean(0) - found[:8].mean(0), atol=1e-12)
-
-
 def test_a_large_network_takes_little_memory():
-  """2,048 channels, 1,000 images, 1,000 flips."""
-  limit = yardstick.threshold(draw.normal(size=(1000, 2048)))
+  """2,048 channels, 1,000 images, 1,000 flips; 200 of all images, 1,000 draws."""
+  sample = draw.normal(size=(1000, 2048))
+  limit = yardstick.threshold(sample)
   assert (limit > 0).all() and .1 < limit.mean() < .2  # |t| of about 4.1 over sqrt(1000)
+  limit = yardstick.centred(sample, np.arange(200), np.arange(1000)).threshold
+  assert .22 < limit.mean() < .34  # |t| of about 4.3 times sqrt(.8 / 200)
+
+
+# --- a centred region ----------------------------------------------------------------------------
+
+
+def labels(inside, everywhere):
+  """All that relabelling can make of two lists of images: a list of such pairs of lists."""
+  images = {*inside, *everywhere}
+  both, m = len({*inside} & {*everywhere}), len(inside)
+  return [([*some], sorted({*images} - {*some} | {*kept}))
+          for some in itertools.combinations(sorted(images), m)
+          for kept in itertools.combinations(some, both)]
+
+
+def t_of(rows, inside, everywhere):
+  """A centred score over its standard error, from the definition."""
+  others = sorted({*everywhere} - {*inside})
+  m, k, both = len(inside), len(everywhere), len({*inside} & {*everywhere})
+  variance = ((both * (1 / m - 1 / k) ** 2 + (m - both) / m ** 2) * rows[inside].var(0, ddof=1)
+              + (k - both) / k ** 2 * rows[others].var(0, ddof=1))
+  return (rows[inside].mean(0) - rows[everywhere].mean(0)) / np.sqrt(variance)
+
+
+@pytest.mark.parametrize(('inside', 'everywhere'), [
+  ([2, 3, 5, 9], range(10)), ([1, 8, 9], range(8))])  # two images are the region's alone
+def test_the_threshold_of_a_centred_region_is_the_largest_t_of_relabelled_images(
+    inside, everywhere):
+  """Of all labels: a channel exceeds it that at most 5% of them reach."""
+  everywhere = [*everywhere]
+  found = rows(images=10) + 9
+  found[inside, 2] += 90
+  found[inside, 1] += 4
+  largest = np.array([np.abs(t_of(found, *pair)).max() for pair in labels(inside, everywhere)])
+  assert len(largest) == (210 if len(inside) == 4 else 360)
+  t = np.abs(t_of(found, inside, everywhere))
+  p = (largest[:, None] >= t - 1e-9).mean(0)
+  one = yardstick.centred(found, np.array(inside), np.array(everywhere), draws=20_000)
+  np.testing.assert_array_equal(one.exceeding, p <= .05)
+  assert (p <= .05).any() and not (p <= .05).all()
+  np.testing.assert_allclose(one.mean, found[inside].mean(0) - found[everywhere].mean(0))
+  limit = one.threshold / (one.mean / t_of(found, inside, everywhere))
+  np.testing.assert_allclose(limit, limit[0])
+  assert np.quantile(largest, .94) <= limit[0] <= np.quantile(largest, .96) * (1 + 1e-5)
+  assert one.images == len(inside)
+
+
+def test_a_centred_interval_is_welchs():
+  """By SciPy: of the difference of the region's images and the others, which is more than that of
+  the region's and all."""
+  found = rows(images=20) + draw.normal(size=4)
+  inside = np.array([1, 4, 5, 11, 13, 19])
+  others = np.setdiff1d(np.arange(20), inside)
+  found[inside] *= 3
+  one = yardstick.centred(found, inside, np.arange(20))
+  tested = scipy.stats.ttest_ind(found[inside], found[others],
+                                 equal_var=False).confidence_interval()
+  np.testing.assert_allclose([one.mean - one.half, one.mean + one.half],
+                             np.array(tested) * 14 / 20, rtol=1e-9)
+
+
+def test_centred_intervals_hold_95_percent_of_effects_too():
+  """20 channels of 100 sets: 95 +- .5%."""
+  for inside, share in ((np.arange(12), 1 - 12 / 300), (np.arange(294, 306), 1 - 6 / 300)):
+    held = []
+    for _ in range(100):
+      sample = draw.normal(size=(306, 20))
+      sample[inside] += 3
+      one = yardstick.centred(sample, inside, np.arange(300), draws=19)
+      held.append(np.abs(one.mean - 3 * share) < one.half)
+    assert .93 < np.mean(held) < .97
+
+
+@pytest.mark.parametrize('kind', ['skewed', 'common', 'outside', 'wider'])
+def test_without_an_effect_some_channel_exceeds_relabelling_in_about_5_percent(kind):
+  """200 sets of 300 images, 12 of them the region's, and 50 channels with a skewness of 2: 10 +- 3.
+  Common: a change of all images, and all channels, that is large. Outside: half of the 12 are not
+  among the 300. Wider: normal, the region's three times as far apart, for which the null says
+  nothing; about 5% all the same."""
+  found, inside = 0, np.arange(294, 306) if kind == 'outside' else np.arange(12)
+  for _ in range(200):
+    sample = draw.exponential(size=(306, 50)) if kind != 'wider' else draw.normal(size=(306, 50))
+    if kind == 'common':
+      sample += 9 + draw.exponential(size=(306, 1))
+    if kind == 'wider':
+      sample[inside] *= 3
+    one = yardstick.centred(sample, inside, np.arange(300), draws=99)
+    found += one.exceeding.any()
+  assert 2 <= found <= (30 if kind == 'wider' else 20)
+
+
+def test_exactly_the_channels_with_an_effect_exceed_relabelling():
+  """The threshold does not depend on scales, and a dead channel exceeds nothing. Of 5% of the seeds
+  one channel more would."""
+  sample = np.random.default_rng(1).normal(size=(60, 200)) + 9
+  sample[:30, [3, 50, 199]] += [3, -3, 3]
+  sample[:, 7] = 0
+  sample *= 10 ** draw.uniform(-6, 6, 200)
+  one = yardstick.centred(sample, np.arange(30), np.arange(60))
+  assert np.flatnonzero(one.exceeding).tolist() == [3, 50, 199]
+  assert one.exceeding[[3, 50, 199]].tolist() == [1, -1, 1]
+  assert one.mean[7] == one.half[7] == 0
+
+
+def test_few_images_exceed_no_relabelling():
+  """2 of 4 images are 2 of 6 pairs' largest |t|; 4 of 8 are 2 of 70."""
+  for m, expected in ((2, False), (4, True)):
+    sample = np.repeat([[1.0] * 3, [0] * 3], m, axis=0)
+    one = yardstick.centred(sample, np.arange(m), np.arange(2 * m))
+    assert (one.exceeding == expected).all()
+
+
+def test_centred_halves_have_half_of_the_region_each():
+  """With two images inside, one each: by SciPy on both such splits of four images. Fully where all
+  inside say the same; not of what is common to all images."""
+  found = rows(images=4, channels=9)
+  inside, everywhere = np.array([0, 1]), np.arange(4)
+
+  def score(a, b):  # of one image inside and one other
+    return found[a] - found[[a, b]].mean(0)
+
+  splits = [scipy.stats.spearmanr(score(0, i), score(1, 5 - i))[0] for i in (2, 3)]
+  assert min(splits) <= yardstick.centred(found, inside, everywhere).agreement <= max(splits)
+  sample = 1e-3 * draw.normal(size=(40, 50))
+  sample[:2] += np.arange(50)
+  assert yardstick.centred(sample, inside, np.arange(40)).agreement == pytest.approx(1)
+  sample = draw.normal(size=(80, 500)) + np.arange(500)
+  assert abs(yardstick.centred(sample, np.arange(40), np.arange(80)).agreement) < .15
+
+
+# --- a shift -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(('axis', 'dy', 'dx'), [('horizontal', 0, 1), ('vertical', 1, 0)])
@@ -150,6 +273,9 @@ def test_a_stride_alone_makes_the_mirror_and_a_shift_change_alike():
   (lambda: yardstick.interval(np.ones((1, 3))), 'two images or more'),
   (lambda: yardstick.agreement(np.ones(3)), r'\(n, c\)'),
   (lambda: yardstick.threshold(np.ones((5, 3)), flips=18), 'use 19 or more'),
+  (lambda: yardstick.centred(np.ones((5, 3)), [0, 1], range(5), draws=18), 'use 19 or more'),
+  (lambda: yardstick.centred(np.ones((5, 3)), [0, 0], range(5)), 'of 5 images 1 are inside'),
+  (lambda: yardstick.centred(np.ones((5, 3)), [0, 1, 2, 3], range(5)), 'two or more others'),
   (lambda: list(yardstick.shifts(len, np.ones((1, 2, 2, 3)), axis='horizontl')), 'did you mean')])
 def test_mistakes(call, message, unchecked):
   refused(call, message)
@@ -161,7 +287,17 @@ def test_shares_are_of_means_over_channels():
                             averages=z)
   assert found.spread_share == pytest.approx(2 / np.sqrt(np.pi), rel=.05)  # another image
   assert found.shift_share == pytest.approx(.5 / found.mean.mean())
-  assert Yardstick(2, 0, *np.zeros((2, 3)), shift=np.zeros(3)).shift_share == 0
+  assert Yardstick(2, 0, *np.zeros((2, 3)), shift=np.zeros(3), mirror=np.zeros(3)).shift_share == 0
+
+
+def test_shares_are_of_one_set_of_images():
+  """Those that were shifted, though the mirror changes the others ten times as much."""
+  sizes = np.abs(rows(images=20)) * np.where(np.arange(20) % 5, 10, 1)[:, None]
+  some = np.arange(0, 20, 5)
+  found = yardstick.measure(sizes, moved=sizes[some] / 2, averages=rows(4), some=some)
+  assert found.shift_share == pytest.approx(.5)
+  assert found.spread_share == pytest.approx(sizes[some].mean() / found.spread.mean())
+  np.testing.assert_allclose(found.mean, sizes.mean(0))
 
 
 # --- on disk, and the picture --------------------------------------------------------------------
@@ -176,11 +312,19 @@ def test_what_is_written_is_read_again(tmp_path):
   for name, one in found.items():
     for key in ('images', 'agreement', 'shift_share', 'spread_share', *yardstick.ARRAYS):
       a, b = (getattr(x, key) for x in (one, again[name]))
-      absent = 'threshold' if name == 'overall' else 'shift spread shift_share spread_share'
+      absent = ('threshold' if name == 'overall' else
+                'shift spread mirror shift_share spread_share')
       assert (a is None) == (b is None) == (key in absent.split())
       if a is not None:
         np.testing.assert_allclose(a, b, rtol=1e-5)
   assert not yardstick.read_json(path, step=8)
+  for key, value in [('half', [[1]] * 4), ('half', None), ('half', [1]), ('agreement', None),
+                     ('mean', ['1'] * 4), ('mean', []), ('mean', 4), ('images', 2.5), ('order', 3),
+                     ('order', ['left']), ('threshold', [None] * 4), ('mirror', None)]:
+    [*records, last] = json.loads(path.read_text())
+    bad = tmp_path / 'bad.json'
+    bad.write_text(json.dumps([{**(records[0] if key == 'mirror' else last), key: value}]))
+    refused(lambda bad=bad: yardstick.read_json(bad), 'bad.json holds no yardsticks')
   path.write_text(json.dumps([{'order': 'left', 'step': 7}]))
   refused(lambda: yardstick.read_json(path, step=7), 'a.json holds no yardsticks')
   path.write_text('[3]')
@@ -200,7 +344,8 @@ def test_the_picture_has_dots_beyond_the_grey_alone(tmp_path):
   count = [len(where(picture, plots.LINES[0])) for picture in (few, pixels(tmp_path / 'c.png'))]
   assert count[0] > count[1]
   assert len(where(few, plots.RULE, 3)) > few.shape[0] * few.shape[1] / 8
-  pictures.yardsticks({'overall': Yardstick(9, .5, mean ** 2, np.full(4, .1), shift=mean ** 2)},
+  pictures.yardsticks({'overall': Yardstick(9, .5, mean ** 2, np.full(4, .1), shift=mean ** 2,
+                                            mirror=mean ** 2)},
                       tmp_path / 'd.png')
   refused(lambda: pictures.yardsticks({}, tmp_path / 'e.png'), 'no ranking to draw')
   assert not (tmp_path / 'e.png').exists()

@@ -137,7 +137,7 @@ def rank(arguments, neurons):
   from gapjax.report.plots import neurons as pictures
   from gapjax.report.render import markdown_table
   region, path = paths.named(arguments.ids)
-  ids = {region: paths.read_words(path)} if region else paths.read_json(path) if path else None
+  ids = {region: paths.read_names(path)} if region else paths.read_json(path) if path else None
   if arguments.torch:
     ranking = rank_torch(arguments, neurons, ids)
   elif arguments.images or arguments.layer:

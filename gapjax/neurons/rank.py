@@ -234,18 +234,22 @@ def _object(scene, rectangle, classes):
 def with_ids(scenes: Iterable[Mapping], ids: Sequence) -> list[int]:
   """Indices of the scenes whose 'id' is in `ids`, in the order of `ids`.
 
-  Raises UsageError on an id that no scene has, or on none.
+  Raises UsageError on an id that no scene has, on one that is there twice, or on none.
   """
   if not len(ids):
     raise UsageError('the list of ids is empty; name at least one image')
-  places = {}
+  places, found = {}, {}
   for index, scene in enumerate(scenes):
     places.setdefault(str(scene['id']), index)
   for name in map(str, ids):
     if name not in places:
       raise UsageError(f'no image has the id `{name}`{nearest(name, places)}; ids look like '
                        f'`{next(iter(places), "")}`')
-  return [places[str(name)] for name in ids]
+    if name in found:
+      raise UsageError(f'the list of ids names `{name}` twice; an image counts once, so name it '
+                       'once')
+    found[name] = places[name]
+  return [*found.values()]
 
 
 # --- the authors' JSON -----------------------------------------------------------------------

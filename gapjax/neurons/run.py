@@ -29,9 +29,6 @@ log = logging.getLogger(__name__)
 RANKING, YARDSTICK, SWEEP = 'ranking.json', 'ranking_yardstick.json', 'attack.json'
 SIDES = ('left', 'right')
 CENTRED = ('left_centred', 'right_centred')
-# How many images are shifted by a pixel: enough for the share of the mirror's score to a few
-# percents, where all of a large set would take as long again as ranking it.
-SHIFTED = 64
 
 
 class Ranking(NamedTuple):
@@ -42,7 +39,7 @@ class Ranking(NamedTuple):
     activations: {'left': (n, c), 'right': (m, c)}, the mean activations of the images that have
       the object there; empty unless both are ranked.
     yardsticks: {order: what its scores are measured by}, of those ranked here by two images or
-      more.
+      more; centred, where there are two others, too.
   """
   orders: dict[str, np.ndarray]
   activations: dict[str, np.ndarray]
@@ -104,10 +101,11 @@ def rank_subject(subject, workdir, regions, ids) -> Ranking:
   sizes = np.abs(by_axis['horizontal'][:most])
   scores, measured = {'overall': sizes.mean(0)}, {}
   if most > 1:
-    some = np.unique(np.linspace(0, most - 1, min(most, SHIFTED)).round().astype(int))
+    some = np.unique(np.linspace(0, most - 1, min(most, yardstick.SHIFTED)).round().astype(int))
     moved = np.concatenate(list(yardstick.shifts(features, subject.batches(some))))
     measured['overall'] = yardstick.measure(
-      sizes, moved=moved, averages=rank.mean_activations(features, subject.batches(some)))
+      sizes, moved=moved, averages=rank.mean_activations(features, subject.batches(some)),
+      some=some)
   for name, indices in chosen.items():
     log.info('%s: %d images', name, len(indices))
     differences, inside = by_axis[rank.mirror_axis(name)], np.searchsorted(needed, indices)
@@ -115,8 +113,8 @@ def rank_subject(subject, workdir, regions, ids) -> Ranking:
     scores[f'{name}_centred'] = scores[name] - differences[:most].mean(0)
     if len(indices) > 1:
       measured[name] = yardstick.measure(differences[inside])
-      measured[f'{name}_centred'] = yardstick.measure(
-        yardstick.centred(differences, inside, np.arange(most)), images=len(indices))
+      if len(set(range(most)) - set(indices)) > 1:
+        measured[f'{name}_centred'] = yardstick.centred(differences, inside, np.arange(most))
   orders, activations = {name: rank.order(values) for name, values in scores.items()}, {}
   with paths.kept({name: order.tolist() for name, order in orders.items()}):
     rank.save(workdir / RANKING, **orders)

@@ -1,12 +1,14 @@
 """Is a channel's position real? What a ranking's scores are measured by.
 
 A score is the mean over images of some rows (n, c): of z - z' (`rank.differences`) for a region, of
-|z - z'| overall, of `centred` rows for a centred region. For any rows there are an `interval` and
-the `agreement` of two halves of the images. Signed rows also have a null, in which the mirror is as
-likely as the image: `threshold`. |z - z'| has none, since a flip of the sign leaves it as it is:
-`shifts` says how much of it a shift by one pixel makes, too. The same kind of network with circular
-padding, on images whose sizes its strides divide, knows no place but for the strides' phase: what
-it scores is handedness. Scores of two networks compare as parts of how z differs between images.
+|z - z'| overall. For any rows there are an `interval` and the `agreement` of two halves of the
+images. Signed rows also have a null, in which the mirror is as likely as the image: `threshold`.
+The score of a centred region is the mean over its images less that over all; in its null any of
+all images could as well be the region's: `centred`. |z - z'| has none, since a flip of the sign
+leaves it as it is: `shifts` says how much of it a shift by one pixel makes, too. The same kind of
+network with circular padding, on images whose sizes its strides divide, knows no place but for the
+strides' phase: what it scores is handedness. Scores of two networks compare as parts of how z
+differs between images.
 
     from gapjax.neurons import yardstick
     from gapjax.neurons.rank import differences
@@ -20,6 +22,7 @@ too narrow and too many channels exceed the threshold.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax.numpy as jnp
@@ -32,8 +35,11 @@ from gapjax.errors import UsageError, check_choice
 from gapjax.neurons import rank
 
 LEVEL = 0.05  # of intervals, and of all channels of a ranking together
-SPLITS, FLIPS = 20, 1000
-CHUNK = 50  # flips at a time: (CHUNK, n) and (CHUNK, c) numbers are held
+SPLITS, DRAWS = 20, 1000
+# How many images are shifted by a pixel: enough for the share of the mirror's score to a few
+# percents, where all of a large set would take as long again as ranking it.
+SHIFTED = 64
+CHUNK = 50  # draws at a time: (CHUNK, n) and (CHUNK, c) numbers are held
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +51,9 @@ class Yardstick:
     agreement: the rank correlation of two halves of the images.
     mean, half: (c,) the scores, and half the width of their 95% intervals.
     threshold: (c,) what |mean| must exceed to be more than chance; None overall.
-    shift: (c,) the score that a shift by one pixel has; None by region.
-    spread: (c,) the standard deviation of z over images; None by region.
+    shift: (c,) the score that a shift by one pixel has; None by region, as are the next two.
+    spread: (c,) the standard deviation of z over images.
+    mirror: (c,) the score of the images that `shift` and `spread` are of, SHIFTED at most.
   """
   images: int
   agreement: float
@@ -55,6 +62,7 @@ class Yardstick:
   threshold: np.ndarray | None = None
   shift: np.ndarray | None = None
   spread: np.ndarray | None = None
+  mirror: np.ndarray | None = None
 
   @property
   def exceeding(self) -> np.ndarray | None:
@@ -64,15 +72,17 @@ class Yardstick:
 
   @property
   def shift_share(self) -> float | None:
-    """The mean over channels of `shift`, over that of the mirror's scores."""
-    return None if self.shift is None else float(self.shift.mean() / (self.mean.mean() or np.inf))
+    """The mean over channels of `shift`, over that of the mirror's scores of the same images."""
+    return (None if self.shift is None else
+            float(self.shift.mean() / (self.mirror.mean() or np.inf)))
 
   @property
   def spread_share(self) -> float | None:
-    """The mean over channels of the mirror's scores, over that of `spread`: 1.13, 2 over the root
-    of pi, where a mirror image is as unlike its image as another image is (of a normal z)."""
+    """The mean over channels of the mirror's scores, over that of `spread`, of the same images:
+    1.13, 2 over the root of pi, where a mirror image is as unlike its image as another image is (of
+    a normal z)."""
     return (None if self.spread is None else
-            float(self.mean.mean() / (self.spread.mean() or np.inf)))
+            float(self.mirror.mean() / (self.spread.mean() or np.inf)))
 
 
 def interval(rows: Float[np.ndarray, 'n c']) -> tuple[np.ndarray, np.ndarray]:
@@ -95,13 +105,22 @@ def agreement(rows: Float[np.ndarray, 'n c'], *, seed: int = 0) -> float:
   Raises UsageError for fewer than two images.
   """
   rows = _checked(rows)
-  halves = np.tile(np.arange(len(rows)) < len(rows) // 2, (SPLITS, 1))
-  first = np.random.default_rng(seed).permuted(halves, axis=1)
-  ranks = [scipy.stats.rankdata(half @ rows, axis=1) for half in (first, ~first)]  # (SPLITS, c)
+  first = _halves(len(rows), np.random.default_rng(seed))
+  return _agreement(first @ rows, ~first @ rows)
+
+
+def _halves(n, draw):
+  """Which of n images are in the first half of each split, (SPLITS, n)."""
+  return draw.permuted(np.tile(np.arange(n) < n // 2, (SPLITS, 1)), axis=1)
+
+
+def _agreement(*scores):
+  """Of two halves' scores (SPLITS, c)."""
+  ranks = [scipy.stats.rankdata(half, axis=1) for half in scores]
   return float(np.mean([rank.correlation(a, b) for a, b in zip(*ranks, strict=True)]))
 
 
-def threshold(rows: Float[np.ndarray, 'n c'], *, flips: int = FLIPS,
+def threshold(rows: Float[np.ndarray, 'n c'], *, flips: int = DRAWS,
               seed: int = 0) -> Float[np.ndarray, ' c']:
   """What a channel's |mean| must exceed, (c,), so that chance lets any channel do so in 5% of all.
 
@@ -112,38 +131,107 @@ def threshold(rows: Float[np.ndarray, 'n c'], *, flips: int = FLIPS,
   images no channel exceeds it.
 
   Args:
-    rows: z - z', or `centred` rows.
+    rows: z - z'.
     flips: how many are drawn, from `seed`; 19 or more.
 
   Raises:
     UsageError: there are fewer than two images or 19 flips.
   """
   rows = _checked(rows)
-  if flips < 19:
-    raise UsageError(f'{flips} flips know no 5%; use 19 or more, such as {FLIPS}')
   # |t| grows with |sum| / norm, and no flip changes the norm: one product serves all flips.
   norm = np.linalg.norm(rows, axis=0)
   unit = rows / np.where(norm, norm, 1)
-  draw, largest = np.random.default_rng(seed), []
-  for start in range(0, flips, CHUNK):
-    signs = draw.choice([-1.0, 1.0], (min(CHUNK, flips - start), len(rows)))
-    largest.append(np.abs(signs @ unit).max(1))
-  # The data's own signs are one flip more; with it, p <= 5% is to exceed this one.
-  limit = np.sort(np.concatenate(largest))[-int(LEVEL * (flips + 1))]
+  draw = np.random.default_rng(seed)
+  limit = _limit(lambda k: np.abs(draw.choice([-1.0, 1.0], (k, len(rows))) @ unit), flips)
   return limit * (1 + 1e-9) * norm / len(rows)  # of few images a flip may be the data's own signs
 
 
-def centred(differences: Float[np.ndarray, 'n c'], inside: Int[np.ndarray, ' m'],
-            everywhere: Int[np.ndarray, ' k']) -> Float[np.ndarray, 'n c']:
-  """Rows whose mean is that of the differences of the images `inside`, less that of `everywhere`.
+def _limit(statistics, draws):
+  """What chance lets any channel exceed in 5% of draws; `statistics` gives (k, c) of k draws."""
+  if draws < 19:
+    raise UsageError(f'{draws} draws know no 5%; use 19 or more, such as {DRAWS}')
+  largest = np.concatenate([statistics(min(CHUNK, draws - start)).max(1)
+                            for start in range(0, draws, CHUNK)])
+  # The data themselves are one draw more; with it, p <= 5% is to exceed this one.
+  return np.sort(largest)[-int(LEVEL * (draws + 1))]
 
-  Each image's part in that difference, times n, so that an image that counts on both sides counts
-  with what is left of it.
+
+def centred(differences: Float[np.ndarray, 'n c'], inside: Int[np.ndarray, ' m'],
+            everywhere: Int[np.ndarray, ' k'], *, draws: int = DRAWS, seed: int = 0) -> Yardstick:
+  """The Yardstick of the mean over the images `inside` a region, less that over `everywhere`.
+
+  The threshold's null: which of these images are the region's is chance. Every draw relabels them,
+  and the largest |t| over the channels counts, as for `threshold`. No flips of the sign: nothing
+  makes a centred difference as likely as its negative, and where differences are skewed, flips let
+  too many channels pass. t is Welch's, so that few channels pass whose images inside only differ
+  more from each other than the others do; with a dozen images inside that costs power. Images
+  inside but not `everywhere` are relabelled with the others, as the null takes them to be alike.
+
+  The interval has the spread of the images inside about their own mean, that of the others about
+  theirs, and Welch's degrees of freedom. Half of the images inside are in either half that agrees.
+
+  Args:
+    differences: z - z'.
+    inside, everywhere: indices of images, of which each counts once.
+    draws: how many are drawn, from `seed`; 19 or more.
+
+  Raises:
+    UsageError: there are fewer than two images inside, two others everywhere, or 19 draws.
   """
-  n = len(differences)
-  weights = (np.bincount(inside, minlength=n) / len(inside)
-             - np.bincount(everywhere, minlength=n) / len(everywhere))
-  return n * weights[:, None] * (differences - differences[everywhere].mean(0))
+  rows = _checked(differences)
+  inside, everywhere = (np.isin(np.arange(len(rows)), chosen) for chosen in (inside, everywhere))
+  rows, inside, everywhere = (x[inside | everywhere] for x in (rows, inside, everywhere))
+  groups = [inside, ~inside]
+  if min(group.sum() for group in groups) < 2:
+    raise UsageError(f'of {len(rows)} images {inside.sum()} are inside the region; a centred score '
+                     'needs two or more inside, and two or more others')
+  draw, scale = np.random.default_rng(seed), rows.std(0)
+  unit = (rows - rows.mean(0)) / np.where(scale, scale, 1)
+  first = np.zeros((SPLITS, len(rows)), bool)
+  for group in groups:
+    first[:, group] = _halves(group.sum(), draw)
+  agree = _agreement(*(_weights(inside & half, everywhere & half) @ rows
+                       for half in (first, ~first)))
+
+  [mean], parts = _welch(unit, inside[None], everywhere[None])
+  [variance], below = sum(parts), sum(part ** 2 / (group.sum() - 1)
+                                      for part, group in zip(parts, groups, strict=True))[0]
+  freedom = np.divide(variance ** 2, below, out=np.ones_like(below), where=below > 0)
+  half = scipy.stats.t.ppf(1 - LEVEL / 2, freedom) * np.sqrt(variance)
+
+  def relabelled(k):
+    order = draw.permuted(np.tile(np.arange(len(rows)), (k, 1)), axis=1)
+    scores, parts = _welch(unit, inside[order], everywhere[order])
+    return np.abs(scores) / _error(sum(parts))
+
+  # Of few images a draw may be the data's own labels.
+  limit = _limit(relabelled, draws) * (1 + 1e-6) * _error(variance)
+  return Yardstick(int(inside.sum()), agree, scale * mean, scale * half, threshold=scale * limit)
+
+
+def _weights(inside, everywhere):
+  """What makes the images' differences the score: labels (..., n) of 0 and 1 -> (..., n)."""
+  return (inside / inside.sum(-1, keepdims=True)
+          - everywhere / everywhere.sum(-1, keepdims=True))
+
+
+def _welch(rows, inside, everywhere):
+  """The scores of labels (k, n), and what the images inside and the others add to their variance:
+  (k, c) each, of rows whose mean is 0."""
+  weights, inside = _weights(inside, everywhere), inside.astype(float)
+  total, squares = inside @ rows, inside @ rows ** 2
+  parts = []
+  for group, square in ((inside, squares), (1 - inside, (rows ** 2).sum(0) - squares)):
+    n = group.sum(-1, keepdims=True)
+    parts.append((group * weights ** 2).sum(-1, keepdims=True)
+                 * np.maximum(square - total ** 2 / n, 0) / (n - 1))
+  return weights @ rows, parts
+
+
+def _error(variance):
+  """The root of a variance, of rows whose deviation is 1; not 0 where all inside, and all others,
+  are alike."""
+  return np.sqrt(np.maximum(variance, 1e-8))
 
 
 def shifts(features: Callable, images: Iterable, *, axis: str = 'horizontal') -> Iterator:
@@ -166,19 +254,20 @@ def shifts(features: Callable, images: Iterable, *, axis: str = 'horizontal') ->
   return rank.changes(features, images, change=moved)
 
 
-def measure(rows: Float[np.ndarray, 'n c'], *, images: int | None = None,
-            moved: Float[np.ndarray, 'm c'] | None = None,
-            averages: Float[np.ndarray, 'm c'] | None = None) -> Yardstick:
-  """The Yardstick of rows: signed ones, or |z - z'| with what `shifts` gives of some images and z
-  of them.
+def measure(rows: Float[np.ndarray, 'n c'], *, moved: Float[np.ndarray, 'k c'] | None = None,
+            averages: Float[np.ndarray, 'k c'] | None = None,
+            some: Int[np.ndarray, ' k'] | None = None) -> Yardstick:
+  """The Yardstick of rows: signed ones, or |z - z'| with what `shifts` gives of `some` of the
+  images, and z of them.
 
-  images: how many these are, if not len(rows). Raises UsageError for fewer than two rows.
+  some: their indices; None is all. Raises UsageError for fewer than two rows.
   """
   mean, half = interval(rows)
-  return Yardstick(images or len(rows), agreement(rows), mean, half,
-                   threshold=threshold(rows) if moved is None else None,
-                   shift=None if moved is None else np.abs(moved).mean(0),
-                   spread=None if averages is None else averages.std(0, ddof=1))
+  found = Yardstick(len(rows), agreement(rows), mean, half)
+  if moved is None:
+    return dataclasses.replace(found, threshold=threshold(rows))
+  return dataclasses.replace(found, shift=np.abs(moved).mean(0), spread=averages.std(0, ddof=1),
+                             mirror=mean if some is None else rows[some].mean(0))
 
 
 def _checked(rows):
@@ -191,7 +280,7 @@ def _checked(rows):
 
 # --- on disk -------------------------------------------------------------------------------------
 
-ARRAYS = ('mean', 'half', 'threshold', 'shift', 'spread')
+ARRAYS = ('mean', 'half', 'threshold', 'shift', 'spread', 'mirror')
 
 
 def write_json(path, yardsticks: Mapping[str, Yardstick], **about) -> None:
@@ -211,11 +300,24 @@ def read_json(path, **about) -> dict[str, Yardstick]:
   Raises UsageError naming the file where it holds something else.
   """
   try:
-    return {record['order']: Yardstick(
-      record['images'], record['agreement'],
-      *(None if record[key] is None else np.array(record[key], float) for key in ARRAYS))
-      for record in paths.read_json(path, list) if about.items() <= record.items()}
+    return {record['order']: _read(record) for record in paths.read_json(path, list)
+            if about.items() <= record.items()}
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     if isinstance(error, UsageError):
       raise
     raise UsageError(f'{path} holds no yardsticks ({error!r}); run gapjax rank again') from None
+
+
+def _read(record):
+  """The Yardstick of a record. Raises TypeError or ValueError where it says something else."""
+  given = {key: record[key] for key in ARRAYS
+           if record[key] is not None or key in ('mean', 'half')}
+  numbers = [record['agreement'], *itertools.chain(*given.values())]
+  if type(record['order']) is not str or type(record['images']) is not int or any(
+      type(number) not in (int, float) for number in numbers):
+    raise TypeError('a value of another type')
+  if {len(values) for values in given.values()} != {len(record['mean']) or 1} or (
+      'mirror' not in given and {'shift', 'spread'} & {*given}):
+    raise ValueError('values of another number of channels')
+  return Yardstick(record['images'], record['agreement'],
+                   **{key: np.array(values, float) for key, values in given.items()})

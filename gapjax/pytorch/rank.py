@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from PIL import ImageOps
+from PIL import ExifTags, ImageOps
 
 from gapjax import paths
 from gapjax.data.images import as_rgb, open_image
@@ -19,6 +19,7 @@ from gapjax.errors import UsageError, check_choice, first_line, nearest
 from gapjax.models import IMAGENET
 from gapjax.neurons import rank
 from gapjax.neurons.run import Ranking, check_regions, rank_subject
+from gapjax.tasks.images import normalise
 from gapjax.weights.files import require_torch
 
 log = logging.getLogger(__name__)
@@ -111,8 +112,14 @@ def cut(network, example: np.ndarray, *, layer: str | None = None) -> Callable:
   device = next((x.device for x in network.parameters()), 'cpu')
 
   def run(images):
-    with torch.no_grad():
-      network(torch.tensor(np.asarray(images)).permute(0, 3, 1, 2).to(device))
+    batch = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2)
+    try:
+      with torch.no_grad():
+        network(batch.to(device))
+    except Exception as error:
+      raise UsageError(f'the network cannot take images {(*batch.shape,)} ({type(error).__name__}: '
+                       f'{first_line(error)}); give images of a size that it takes, and a network '
+                       'that takes any number of them, again and again') from error
 
   shapes, size = {}, (1, 3, *example.shape[1:3])  # name -> shape, in the order of their ends
 
@@ -124,11 +131,7 @@ def cut(network, example: np.ndarray, *, layer: str | None = None) -> Callable:
     return hook
 
   hooks = [part.register_forward_hook(note(name)) for name, part in layers.items()]
-  try:
-    run(example)
-  except Exception as error:
-    raise UsageError(f'the network cannot take images {size} ({type(error).__name__}: '
-                     f'{first_line(error)}); give images of a size that it takes') from error
+  run(example)
   for one in hooks:
     one.remove()
   if layer is None:
@@ -151,6 +154,12 @@ def cut(network, example: np.ndarray, *, layer: str | None = None) -> Callable:
   return features
 
 
+def _size(picture):
+  """(width, height) of a picture as it is shown: a camera held upright writes down a turn."""
+  turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+  return picture.size[::-1] if turned else picture.size
+
+
 class Folder:
   """A folder of images, as `neurons.run.rank_subject` ranks the channels of `features` by them.
 
@@ -170,7 +179,7 @@ class Folder:
       raise UsageError(f'--images={folder} holds no image ({", ".join(SUFFIXES)}); give a folder '
                        'with some')
     self.images = [{'id': name} for name in names]
-    sizes = {self._opened(name).size for name in names}
+    sizes = {self._opened(name, _size) for name in names}
     if len(sizes) == 1:
       [self.size] = sizes
       log.info('%d images of %dx%d pixels', len(names), *self.size)
@@ -180,7 +189,7 @@ class Folder:
                'pixels', len(names), len(sizes), *self.size)
     log.info("images are normalised by ImageNet's mean and standard deviation")
 
-  def _opened(self, name, read=lambda picture: picture):
+  def _opened(self, name, read):
     """What `read` makes of an image, which Pillow decodes only then."""
     path = self.folder / name
     try:
@@ -191,11 +200,11 @@ class Folder:
 
   def image(self, name) -> np.ndarray:
     """(h, w, 3) float32, normalised."""
-    picture = self._opened(name, as_rgb)
+    picture = self._opened(name, lambda picture: as_rgb(ImageOps.exif_transpose(picture)))
     if picture.size != self.size:
       picture = ImageOps.fit(picture, self.size)
     mean, std = IMAGENET
-    return ((np.asarray(picture) / 255 - mean) / std).astype(np.float32)
+    return np.asarray(normalise(np.asarray(picture), mean=mean, std=std, dtype=np.float32))
 
   def batches(self, indices, size: int = 8) -> Iterator[np.ndarray]:
     """Images (b, h, w, 3), `size` at a time."""

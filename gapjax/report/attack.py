@@ -240,13 +240,15 @@ def yardstick_table(found):
                 'fall beyond chance', 'shift over mirror', 'mirror over spread'], rows, text=2,
                breaks=frozenset(breaks - {0}), strong=frozenset(range(3, 8)),
                caption='Halves agree: the rank correlation of the scores that two halves of the '
-               f'images give, the mean of {yardstick.SPLITS} random splits. Beyond chance: the '
-               f'sign of z - z\' was drawn at random for each image, {yardstick.FLIPS:,} times; '
-               'these channels have a larger t than any channel had in 95% of them, and rise or '
-               'fall with the object there. Shift over mirror: what a shift of the image by one '
-               'pixel changes in a channel\'s mean, over what the mirror changes. Mirror over '
-               'spread: that over the standard deviation between images, which makes networks '
-               'comparable; 1.13 where a mirror image is as unlike as another image.')
+               f'images give, the mean of {yardstick.SPLITS} random splits. Beyond chance: '
+               f'{yardstick.DRAWS:,} times the sign of z - z\' was drawn at random for each image, '
+               'and for a centred ranking which of all images are the region\'s; these channels '
+               'have a larger t than any channel had in 95% of the draws, and rise or fall with '
+               'the object there. Shift over mirror: what a shift of the image by one pixel '
+               'changes in a channel\'s mean, over what the mirror changes. Mirror over spread: '
+               'what the mirror changes over the standard deviation between images, which makes '
+               'networks comparable; 1.13 where a mirror image is as unlike as another image. '
+               f'These two are of the same images, {yardstick.SHIFTED} at most.')
 
 
 def measured(source, folder):
@@ -268,13 +270,17 @@ def measured(source, folder):
           'likely as its mirror image, the sign of its z - z\' could as well be the other one: '
           'that is chance here, and a signed score counts if it is beyond it. It may still be no '
           'position, because a mirrored image is another image, whatever stands where. That '
-          'change is common to all images; the centred rankings lack it.',
+          'change is common to all images; the centred rankings lack it. Chance, for them, is that '
+          'any of all images could as well be the region\'s.',
           'The overall score has no sign, and so no such test. That halves agree on it may only '
           'say that some channels are larger than others. It holds that other image, too, and that '
           'a stride takes other pixels of it, as it does after a shift by one pixel. A network '
           'with circular padding, on images whose sizes its strides divide, knows no place but '
           'within a stride. Train one (model.padding=circular), rank it, and compare the last '
-          'column: what it scores is not position.'],
+          'column: what it scores is not position.',
+          'All of this takes images to be drawn independently. Frames of one drive are not, and '
+          'CamVid\'s are frames of videos: the intervals are too narrow there, and too many '
+          'channels are beyond chance.'],
     tables=[yardstick_table(found)], pictures=[drawn(
       pictures.yardsticks, by_order, folder / f'yardstick{i or ""}.png',
       alt='The score of every channel with its interval, by ranking',

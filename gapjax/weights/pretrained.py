@@ -20,6 +20,7 @@ from PIL import Image
 from gapjax import config as configs
 from gapjax import models
 from gapjax.errors import UsageError, check_choice
+from gapjax.tasks.images import normalise
 from gapjax.weights import files, names
 
 # name -> (the module that holds the weights, their file in it)
@@ -50,7 +51,7 @@ def load(name: str, where: str = '', **fields) -> tuple[nn.Module, dict]:
   layer, as published.
 
   Args:
-    name: 'efficientnet_lite0', or of torchvision's networks 'resnet18', 'mobilenetv2', ...
+    name: 'efficientnet_lite0', or of torchvision's 'resnet18', 'resnet34', 'resnet50', 'resnet101'.
     where: a file of its weights, as files.read takes it, or a key of PACKAGES; '': the name's own.
     fields: others of the config's `model`, such as padding='reflect'.
 
@@ -76,7 +77,17 @@ def photographs(images: Iterable[np.ndarray], *, name: str = 'efficientnet_lite0
 
   Of each the square in the middle, size / (size + 32) of the shorter side, resized (bicubic) and
   normalised as the weights of the network `name` expect it.
+
+  Raises UsageError for a name without a normalisation, no photograph, or one of another shape or
+  type.
   """
+  check_choice(name, models.NORMALISATIONS, what='network')
+  images = [*map(np.asarray, images)]
+  wrong = [f'{x.dtype} {x.shape}' for x in images
+           if x.dtype != np.uint8 or x.shape[2:] != (3,) or min(x.shape) < 2]
+  if wrong or not images:
+    raise UsageError(f'photographs are uint8 (h, w, 3) each, and here is {[*wrong, "none"][0]}; '
+                     "give a list of some, such as [np.asarray(picture.convert('RGB'))]")
   mean, std = models.NORMALISATIONS[name]
 
   def square(image):
@@ -85,4 +96,5 @@ def photographs(images: Iterable[np.ndarray], *, name: str = 'efficientnet_lite0
     middle = Image.fromarray(image[top:top + side, left:left + side])
     return np.asarray(middle.resize((size, size), Image.Resampling.BICUBIC))
 
-  return ((np.stack([*map(square, images)]) / 255 - mean) / std).astype(np.float32)
+  return np.asarray(normalise(np.stack([*map(square, images)]), mean=mean, std=std,
+                              dtype=np.float32))

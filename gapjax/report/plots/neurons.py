@@ -148,8 +148,8 @@ def activations(groups: Mapping[str, np.ndarray], path, *, channels: Mapping[str
 def yardsticks(found: Mapping[str, Yardstick], path):
   """Draws the scores of every order, from the largest to the smallest, in their 95% intervals.
 
-  A panel an order. In those of signed scores the grey area is what flipped signs let pass, and the
-  scores beyond it are dots; overall a line says what a shift by one pixel changes in each channel.
+  A panel an order. In those of signed scores the grey area is what chance lets pass, and the scores
+  beyond it are dots; overall a line says what a shift by one pixel changes in each channel.
 
   Args:
     found: {order: Yardstick}.
@@ -163,7 +163,7 @@ def yardsticks(found: Mapping[str, Yardstick], path):
   look = _looks(found)
   handles = [Line2D([], [], color=plots.INK, linewidth=1.2, label='score, 95% interval')]
   if any(one.threshold is not None for one in found.values()):
-    handles += [Patch(color=plots.RULE, label='chance (signs flipped)'),
+    handles += [Patch(color=plots.RULE, label='chance'),
                 Line2D([], [], marker='o', markersize=3.5, linestyle='', color=plots.INK,
                        label='beyond chance')]
   if any(one.shift is not None for one in found.values()):
