@@ -3,10 +3,9 @@
     gapjax train --config=configs/augshift_cifar100.py --workdir=runs/augshift
     gapjax train --config=configs/augshift_cifar100.py:network=resnet18 --workdir=runs/baseline
 
-Networks: resnet18 (the baseline), circular, full_padding, blurpool, blurpool_4, aps, lps, two_crops
-(AugShift's two crops at weight 0), augshift, augshift_blurpool, augshift_aps. With two crops the
-loss is a sum over both, so the rate is half of the baseline's and the decay twice: choose by
-network=, not by --config.augshift.crops.
+Networks: those of recipes.SHIFT_NETWORKS; docs/use.md says what they are. With two crops the loss
+is a sum over both, so the rate is half of the baseline's and the decay twice: choose by network=,
+not by --config.augshift.crops.
 
 Steps: 4,883 of batch 512 (50 epochs).
 Time: not run as a whole; on a TPU v5e:2x2 a step of AugShift takes at least 18.1 ms (compiled for

@@ -52,6 +52,20 @@ SHIFT_NETWORKS = {
   'augshift_blurpool': (BLUR, PAIR),
   'augshift_aps': (APS, PAIR),
 }
+# Their names in tables and pictures (resnet18: the backbone's); what a report's lead says of them.
+SHIFT_TITLES = {
+  'circular': 'Circular padding', 'full_padding': 'Full padding (F-Conv)', 'blurpool': 'BlurPool',
+  'blurpool_4': 'BlurPool, 4 taps', 'aps': 'APS', 'lps': 'LPS', 'two_crops': 'Two crops, weight 0',
+  'augshift': 'AugShift', 'augshift_blurpool': 'AugShift + BlurPool',
+  'augshift_aps': 'AugShift + APS'}
+SHIFT_OTHERS = {
+  'circular': 'the same network with circular padding',
+  'full_padding': 'full padding, in which every position of a kernel counts (F-Conv, '
+                  'Kayhan and van Gemert 2020)',
+  'blurpool': 'BlurPool, which blurs before every stride (Zhang 2019)',
+  'blurpool_4': 'BlurPool with four taps in place of three',
+  'aps': 'APS, which keeps the strongest of a stride\'s possible grids (Chaman and Dokmanic 2021)',
+  'lps': 'LPS, which learns which of them to keep (Rojas-Gomez et al. 2022)'}
 
 
 def shifted(network: str, base: ConfigDict, **pair) -> ConfigDict:

@@ -37,7 +37,8 @@ def test_a_suite_with_torch(tmp_path, data_dir, monkeypatch):
     return {'config': configs.as_json(config), 'step': 5,
             'final': {'location_accuracy': .5, 'loss': 1.0},
             'best': {'location_accuracy_best_random': .5, 'step': 5}, 'wall_seconds': 1.0,
-            'images_per_second': 1.0, 'device': 'cpu x 1', 'sizes': {}, 'commit': None}
+            'images_per_second': 1.0, 'device': 'cpu x 1', 'sizes': {'chance': .25},
+            'commit': None}
 
   def theirs(config, **rest):
     trained.append(('torch', config.seed))

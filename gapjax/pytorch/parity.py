@@ -25,6 +25,7 @@ from gapjax import models
 from gapjax.data.images import ImageDataset
 from gapjax.models.downsample import Gumbel
 from gapjax.models.heads import Permute
+from gapjax.models.layers import PADDINGS
 from gapjax.report.render import Table
 from gapjax.tasks import TASKS
 from gapjax.tasks.segmentation import VOID
@@ -93,7 +94,7 @@ def cases() -> list[Case]:
     model('PermuteNet, fixed order', head='permuted', permutation='fixed'),
     model('PermuteNet, at stage 3', head='permuted', permute_at='stage3'),
     *(model(f'padding {padding}', padding=padding)
-      for padding in ('reflect', 'replicate', 'circular', 'partial', 'full')),
+      for padding in PADDINGS if padding not in ('zero', 'none')),
     model('padding none', padding='none', head='linear', size=(8, 102, 102)),
     model('BlurPool', downsample='blur'),
     model('BlurPool, 4 taps', downsample='blur', blur_size=4),

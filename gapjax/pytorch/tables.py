@@ -23,7 +23,7 @@ LITE_ENDS = (24, 40, 112, 320)
 RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
 # Zhang 2019: rows of Pascal's triangle.
 BINOMIAL = {1: (1,), 2: (1, 1), 3: (1, 2, 1), 4: (1, 3, 3, 1), 5: (1, 4, 6, 4, 1)}
-# torch's names of paddings -> numpy.pad's.
+# Paddings that copy pixels -> numpy.pad's names; the others write zeros.
 NUMPY_MODES = {'reflect': 'reflect', 'replicate': 'edge', 'circular': 'wrap'}
 
 

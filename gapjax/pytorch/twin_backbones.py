@@ -9,7 +9,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from gapjax.pytorch import tables
-from gapjax.pytorch.twin_layers import Conv, SameConv, centred, component, dense, halved, pad
+from gapjax.pytorch.twin_layers import (
+  Conv,
+  SameConv,
+  centred,
+  component,
+  dense,
+  halved,
+  pad,
+  padded,
+)
 
 
 class Block(nn.Module):
@@ -188,8 +197,7 @@ class InvertedResidual(nn.Module):
   def forward(self, x):
     y = x
     if self.border:
-      mode = self.how['padding']
-      y = F.pad(x, [self.border] * 4, 'constant' if mode == 'zero' else mode)
+      y = padded(x, [self.border] * 4, self.how['padding'])
     y, _ = halved(self.conv[:-2](y), self.stride, **self.how)
     y = self.conv[-2:](y)
     return x + y if self.shortcut else y

@@ -15,14 +15,14 @@ class Conv(nn.Conv2d):
                dilation=1, groups=1):
     size = 0 if padding == 'none' else dilation * (kernel_size - 1) // 2
     size = dilation * (kernel_size - 1) if padding == 'full' else size
-    mode = padding if padding in ('reflect', 'replicate', 'circular') else 'zeros'
-    super().__init__(channels, features, kernel_size, stride, size, dilation, groups, bias,
-                     padding_mode=mode)
+    self.way, self.border = padding, size if padding in tables.NUMPY_MODES else 0
+    super().__init__(channels, features, kernel_size, stride, size - self.border, dilation, groups,
+                     bias)
     self.partial = padding == 'partial' and size > 0
 
   def forward(self, x):
     if not self.partial:
-      return super().forward(x)
+      return super().forward(padded(x, [self.border] * 4, self.way))
     # Kernel area over the part of it inside the image (Liu et al. 2018), before the bias.
     ones = x.new_ones(1, 1, *x.shape[2:])
     window = x.new_ones(1, 1, *self.kernel_size)
@@ -36,10 +36,6 @@ class SameConv(Conv):
   """A Conv without bias whose border is TensorFlow's SAME: an axis of n pixels becomes one of
   ceil(n / stride), and of an odd number of padded pixels the larger part stands at its end."""
 
-  def __init__(self, *arguments, padding, **more):
-    super().__init__(*arguments, padding=padding, **more)
-    self.way = padding
-
   def forward(self, x):
     if self.way in ('none', 'full'):
       return super().forward(x)
@@ -48,8 +44,7 @@ class SameConv(Conv):
     for n in (x.shape[3], x.shape[2]):  # F.pad begins with the last axis
       size = max((-(-n // stride) - 1) * stride + dilation * (kernel - 1) + 1 - n, 0)
       border += [size // 2, size - size // 2]
-    mode = self.way if self.way in ('reflect', 'replicate', 'circular') else 'constant'
-    y = F.conv2d(F.pad(x, border, mode), self.weight, None, stride, 0, dilation, self.groups)
+    y = F.conv2d(padded(x, border, self.way), self.weight, None, stride, 0, dilation, self.groups)
     if self.way == 'partial':
       ones = F.pad(x.new_ones(1, 1, *x.shape[2:]), border)
       y = y * kernel ** 2 / F.conv2d(ones, x.new_ones(1, 1, kernel, kernel), None, stride, 0,
@@ -71,10 +66,20 @@ class SeparableConv(nn.Module):
 
 
 def pad(x, border, mode):
-  """numpy.pad's modes on maps of any size: (b, c, h, w) -> (b, c, h + before + after, ...)."""
-  rows, columns = (torch.as_tensor(np.pad(np.arange(n), border, mode), device=x.device)
-                   for n in x.shape[2:])
+  """numpy.pad's modes on maps of any size: (b, c, h, w) -> (b, c, h + before + after, ...); border:
+  (before, after), or one for each axis."""
+  rows, columns = (torch.as_tensor(np.pad(np.arange(n), size, mode), device=x.device)
+                   for n, size in zip(x.shape[2:], np.broadcast_to(border, (2, 2)), strict=True))
   return x[:, :, rows][..., columns]
+
+
+def padded(x, border, padding):
+  """x with a border (left, right, top, bottom), as F.pad's, by gapjax's name of the padding."""
+  if not any(border):
+    return x
+  if padding in tables.NUMPY_MODES:
+    return pad(x, (border[2:], border[:2]), tables.NUMPY_MODES[padding])
+  return F.pad(x, border)
 
 
 def dense(stride, how):

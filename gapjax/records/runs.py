@@ -13,7 +13,9 @@ CURVES = {'train_loss': ('train', 'loss'), 'eval_accuracy': ('eval', 'accuracy')
           'eval_consistency': ('eval', 'consistency')}
 # config.model.downsample -> network
 DOWNSAMPLING = {'blur': 'blurpool', 'polyphase': 'aps', 'learned_polyphase': 'lps'}
-PADDING = {'circular': 'circular', 'full': 'full_padding'}  # config.model.padding -> network
+# config.model.padding -> network
+PADDING = {model['padding']: name for name, (model, pair) in recipes.SHIFT_NETWORKS.items()
+           if [*model] == ['padding'] and pair is recipes.SINGLE}
 
 
 def records(summary, lines, *, seed: int) -> list[dict]:

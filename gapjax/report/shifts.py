@@ -2,6 +2,7 @@
 
 import statistics
 
+from gapjax import recipes
 from gapjax.records.schema import SETTINGS, is_plain
 from gapjax.report.parts import (
   DASH,
@@ -24,15 +25,6 @@ from gapjax.report.render import Picture, Section, Table
 # Consistency by the headline's protocol, and by those that only the final evaluation counts.
 CONSISTENCIES = ('consistency', 'consistency_crop', 'consistency_circular')
 HEADING = 'Second claim: AugShift makes networks translation invariant'
-# What the lead says of the networks beside AugShift and the plain one.
-OTHERS = {'circular': 'the same network with circular padding',
-          'full_padding': 'full padding, in which every position of a kernel counts (F-Conv, '
-                          'Kayhan and van Gemert 2020)',
-          'blurpool': 'BlurPool, which blurs before every stride (Zhang 2019)',
-          'blurpool_4': 'BlurPool with four taps in place of three',
-          'aps': 'APS, which keeps the strongest of a stride\'s possible grids (Chaman and '
-                 'Dokmanic 2021)',
-          'lps': 'LPS, which learns which of them to keep (Rojas-Gomez et al. 2022)'}
 PROTOCOLS = {'pad': 'each shift uniform in \N{PLUS-MINUS SIGN}s pixels down and across, zero '
                     'filled',
              'crop': 'two random windows, of the old size, of the image enlarged by 2s pixels',
@@ -140,7 +132,7 @@ def _here(source):
 def _compared(source):
   """Sentences on the networks beside AugShift, as far as they are there."""
   networks = {cell.network for cell in source.cells}
-  others = [words for name, words in OTHERS.items() if name in networks]
+  others = [words for name, words in recipes.SHIFT_OTHERS.items() if name in networks]
   if others:
     yield f'It is compared with the plain network and with {", and with ".join(others)}.'
   if 'two_crops' in networks:

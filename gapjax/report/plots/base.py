@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
-from gapjax import paths
+from gapjax import paths, recipes
 
 DPI = 160
 TIMES = '\N{MULTIPLICATION SIGN}'
@@ -26,11 +26,7 @@ NETWORKS = {'gapnet': 'GAPNet', 'permutenet': 'PermuteNet',
             'permutenet_fixed': 'PermuteNet, fixed order',
             **{f'resnet{depth}': f'ResNet-{depth}' for depth in (18, 10, 34, 50, 101)},
             **{f'vgg{depth}': f'VGG-{depth}' for depth in (11, 16)},
-            'circular': 'Circular padding', 'full_padding': 'Full padding (F-Conv)',
-            'blurpool': 'BlurPool', 'blurpool_4': 'BlurPool, 4 taps', 'aps': 'APS', 'lps': 'LPS',
-            'two_crops': 'Two crops, weight 0',
-            'augshift': 'AugShift', 'augshift_blurpool': 'AugShift + BlurPool',
-            'augshift_aps': 'AugShift + APS',
+            **recipes.SHIFT_TITLES,
             'deeplabv3': 'DeepLabv3', 'deeplabv3plus': 'DeepLabv3+'}
 # The settings of a sweep, in words.
 SETTINGS = {'weight': 'weight', 'max_shift': 'shift', 'warm_up': 'warm-up'}
@@ -54,6 +50,9 @@ LOOKS = {'gapnet': (LINES[0], '-'), 'permutenet': (LINES[1], '-'),
          'augshift': (LINES[0], '-'), 'augshift_blurpool': (LINES[1], '-'),
          'augshift_aps': (LINES[2], '-'),
          'deeplabv3': (LINES[0], '-'), 'deeplabv3plus': (LINES[1], '-')}
+FREE = [(colour, dash) for dash in (DOTTED, BROKEN, DASHES[3]) for colour in LINES
+        if (colour, dash) not in LOOKS.values()]
+LOOKS |= dict(zip((name for name in NETWORKS if name not in LOOKS), FREE, strict=False))
 CHANCE = {'color': SOFT, 'linestyle': ':', 'linewidth': 1.2}
 # As many decimals as the value needs: 87.5%, 90%.
 PERCENT = FuncFormatter(lambda value, _: f'{100 * value:.4g}%')
