@@ -16,8 +16,10 @@ import compile_table
 from flax.traverse_util import flatten_dict
 
 from gapjax import config as configs
+from gapjax.neurons import run, yardstick
 from gapjax.pytorch import parity
 from gapjax.records import schema
+from gapjax.report import attack as report_attack
 from gapjax.report import compared as report_compared
 from gapjax.report import page as report
 from gapjax.report.parts import DASH, number, ours
@@ -29,7 +31,11 @@ from gapjax.speed import bench
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'results'
 SUITES = ('quickstart', 'table1', 'table1_full', 'table2', 'table2_narrow', 'table2_full',
-          'table2_longer', 'augshift_sweep', 'ablations', 'attack')
+          'table2_longer', 'augshift_sweep', 'ablations', 'attack', 'attack_pretrained')
+YARDSTICKS = {  # network -> where its ranking lies
+  'EfficientNet-Lite0': 'yardstick/zero',
+  'EfficientNet-Lite0, circular padding': 'yardstick/circular',
+  'DeepLabv3 on it': 'attack_pretrained/cells/deeplabv3/camvid/seed0'}
 PARITY = 'gapjax convert --check --output=results/parity/results.json'
 BENCH = 'gapjax bench --against=torch --rounds={rounds} --output=results/bench/{name}'
 # Measured while convolutions on CPU were computed in another way.
@@ -123,6 +129,9 @@ def tables() -> dict[str, str]:
       *(bench.range_of(x[side]['step_seconds'], '{:,.1f}', 1e3) for side in ('gapjax', 'torch')),
       bench.range_of(x['ratio'], '{:.2f}')] for name, x in benched().items()], text=3))
   found['overview'] = markdown_table(overview())
+  found['yardstick'] = markdown_table(report_attack.yardstick_table({
+    network: yardstick.read_json(RESULTS / folder / run.YARDSTICK)
+    for network, folder in YARDSTICKS.items()}))
   return {name: table.strip() + '\n' for name, table in found.items()}
 
 
