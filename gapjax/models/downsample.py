@@ -120,11 +120,11 @@ class LearnedComponent(nn.Module):
 
 class Gumbel(nn.Module):
   """Gumbel noise like x (b, n), from the rng stream 'gumbel' and each example's place in the global
-  batch."""
+  batch; drawn in float32, so that it is the same in float64."""
 
   def __call__(self, x):
-    return per_example(self, 'gumbel', len(x),
-                       lambda key: jax.random.gumbel(key, x.shape[1:], x.dtype))
+    return per_example(self, 'gumbel', len(x), lambda key: jax.random.gumbel(
+      key, x.shape[1:], jnp.float32)).astype(x.dtype)
 
 
 class BlurPool(nn.Module):
