@@ -88,7 +88,7 @@ top.
 Random images stand in for the datasets.
 
 The rows of canvases, CIFAR and digits are of a version in which images lay on a chip as (n, h, w,
-3), whose last axis a TPU stores as one of 128, and which every call copied into another layout.
+3), which every call copied into another layout.
 Today an image is a row of bytes. The step of gapnet_cifar10 on v5e:2x2 in bfloat16 has 2.75 GB a
 chip since, in place of 3.60 (float32: 5.0 then), and needs 0.37 GiB; these rows are to be compiled
 again. What is left are, by XLA's text of the program, transfers of kernels and of Adam's moments

@@ -67,6 +67,15 @@ def test_weights_fit_strictly(name):
   network.load_state_dict({key: torch.as_tensor(x) for key, x in theirs.items()}, strict=True)
 
 
+def of_twin(c, variables, images):
+  """(logits, features) of the twin of a `config.model` with our variables, 5 classes, float64."""
+  arrays = weights.export(variables, names.names(c), unread=names.unread(c))
+  network = twin.create_twin(c, num_classes=5).double().eval()
+  network.load_state_dict({key: torch.as_tensor(x) for key, x in arrays.items()}, strict=True)
+  with torch.inference_mode():
+    return network(torch.as_tensor(images).movedim(-1, 1))
+
+
 @pytest.mark.parametrize(('kind', 'changes'), [
   (MOBILENET, {}), (LITE, {}), *(pytest.param(*both, marks=pytest.mark.slow) for both in (
     (MOBILENET, {'model.early_padding': True, 'model.output_stride': 16,
@@ -83,12 +92,7 @@ def test_mobilenets_and_separable_heads_are_gapjaxs(kind, changes):
     model = models.create_network(config.model, num_classes=5)
     variables = jax.tree.map(np.float64, trained(model, images))
     expected, stages = model.apply(variables, images, train=False)
-  c = config.model
-  arrays = weights.export(variables, names.names(c), unread=names.unread(c))
-  network = twin.create_twin(c, num_classes=5).double().eval()
-  network.load_state_dict({key: torch.as_tensor(x) for key, x in arrays.items()}, strict=True)
-  with torch.inference_mode():
-    logits, features = network(torch.as_tensor(images).movedim(-1, 1))
+  logits, features = of_twin(config.model, variables, images)
   np.testing.assert_allclose(logits.movedim(1, -1), expected, rtol=0,
                              atol=1e-9 * np.abs(expected).max())
   for stage in ('stem', 'stage1', 'stage2', 'stage3', 'stage4'):
@@ -105,12 +109,7 @@ def test_efficientnets_logits_are_gapjaxs(padding):
     model = models.create_network(config.model, num_classes=5)
     variables = jax.tree.map(np.float64, trained(model, images))
     expected, stages = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
-  c = config.model
-  arrays = weights.export(variables, names.names(c), unread=names.unread(c))
-  network = twin.create_twin(c, num_classes=5).double().eval()
-  network.load_state_dict({key: torch.as_tensor(x) for key, x in arrays.items()}, strict=True)
-  with torch.inference_mode():
-    logits, features = network(torch.as_tensor(images).movedim(-1, 1))
+  logits, features = of_twin(config.model, variables, images)
   np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
   assert {name: x.movedim(1, -1).shape for name, x in features.items()} == {
     name: x.shape for name, x in stages.items()}
