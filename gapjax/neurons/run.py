@@ -74,7 +74,8 @@ def rank_run(workdir, *, data_dir=None, regions=SIDES, ids=None, neurons=()) -> 
     UsageError: no checkpoint; no image for a region; a region that no mirror moves.
   """
   check_regions(regions, ids or {})
-  return rank_subject(_subject(workdir, data_dir, neurons), paths.of(workdir), regions, ids or {})
+  subject = open_subject(workdir, data_dir, neurons)
+  return rank_subject(subject, paths.of(workdir), regions, ids or {})
 
 
 def check_regions(regions, ids) -> None:
@@ -151,7 +152,7 @@ def attack_run(workdir, *, data_dir=None, ranking=None, regions=None, neurons=()
   workdir = paths.of(workdir)
   for name in regions or ():
     region(name)  # before hours of work, not after
-  subject = _subject(workdir, data_dir, neurons)
+  subject = open_subject(workdir, data_dir, neurons)
   if regions and isinstance(subject, CanvasSubject):
     raise UsageError('--regions: a network that classifies has one answer an image; leave it out')
   c, channels = subject.config.neurons, subject.num_channels
@@ -176,7 +177,8 @@ def attack_run(workdir, *, data_dir=None, ranking=None, regions=None, neurons=()
   return Attack(ranked, sweep, subject.chance)
 
 
-def _subject(workdir, data_dir, neurons):
+def open_subject(workdir, data_dir, neurons) -> 'Subject':
+  """A finished run as its channels are ranked and removed; arguments and errors: `rank_run`'s."""
   paths.check_writable(workdir)
   run = open_run(workdir, data_dir=data_dir)
   run = dataclasses.replace(run, config=configs.with_fields(run.config, neurons, of='neurons.'))
