@@ -111,7 +111,7 @@ FIELDS = {
 
   'model.name': Field('resnet18', MODELS),  # resnet..., vgg..., efficientnet_lite0, deeplabv3(plus)
   'model.width': Field(64, POSITIVE),  # channels of the first stage; 64 is every network's usual
-  'model.stem': Field('canvas', tuple(STEMS)),  # canvas (7x7, stride 2), cifar (3x3), imagenet (4)
+  'model.stem': Field('canvas', tuple(STEMS)),  # of a ResNet: 7x7, 3x3 or 7x7 and a pool
   'model.padding': Field('zero', PADDINGS),  # zero, reflect, circular ...; full: F-Conv's
   'model.downsample': Field('stride', DOWNSAMPLINGS),  # blur, polyphase (APS), learned_polyphase
   'model.blur_size': Field(3, Range(least=1, below=6)),  # taps; polyphase 1: no blur; blur: from 2
