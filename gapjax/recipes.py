@@ -147,8 +147,12 @@ def deeplab(dataset: str) -> ConfigDict:
 
 def camvid(scale: str = 'full') -> ConfigDict:
   """CamVid, 367 street scenes of 480x360. Full: from scratch. Small: at half the size and width,
-  with ResNet-18 and Adam, which gets further in so few steps. Pretrained: at half the size, from
-  EfficientNet-Lite0's ImageNet weights, at a fifth of the head's rate."""
+  with ResNet-18 and Adam, which gets further in so few steps. Pretrained: at half the size,
+  DeepLabv3+ from EfficientNet-Lite0's ImageNet weights, whose rate is 0.6 of the head's.
+
+  Of the latter, mIoU on val after 3 of 6 epochs: 42.6% with a factor of 0.2, 44.3 with 0.6, 44.1
+  with 0.6 and focal loss.
+  """
   full = replaced(
     deeplab('camvid'), num_epochs=200, batch_size=8, data=dict(eval_split='test'),
     segmentation=dict(crop=(352, 480), scale=(0.75, 1.5)),
@@ -162,9 +166,9 @@ def camvid(scale: str = 'full') -> ConfigDict:
                   optimizer=dict(name='adam', lr=2e-3, b1=0.9)),
     'pretrained': dict(
       half, num_epochs=25, eval=dict(every_epochs=10), checkpoint=dict(every_epochs=1.0),
-      model=dict(backbone='efficientnet_lite0', pretrained='efficientnet_lite0', separable=True,
-                 backbone_momentum=0.01),
-      optimizer=dict(name='adam', lr=1e-3, b1=0.9, backbone_factor=0.2))}[scale])
+      model=dict(name='deeplabv3plus', backbone='efficientnet_lite0', separable=True,
+                 pretrained='efficientnet_lite0', backbone_momentum=0.01),
+      optimizer=dict(name='adam', lr=1e-3, b1=0.9, backbone_factor=0.6))}[scale])
 
 
 def digit_scenes() -> ConfigDict:

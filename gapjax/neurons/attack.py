@@ -30,6 +30,7 @@ from gapjax.errors import UsageError
 from gapjax.neurons.network import Network
 from gapjax.neurons.sweeps import CLEAN, Sweep
 from gapjax.tasks import segmentation
+from gapjax.tasks.images import check_array
 
 ATTACK_REGIONS = ('all', 'left', 'right', 'center')
 # A block's convolution costs about as much as this many channels more than it has: what its result
@@ -46,25 +47,33 @@ def attack(features: Callable, head: Callable, batches: Iterable[Mapping], *,
   jax computes in them is computed in float32, not in a GPU's or TPU's coarser default.
 
   Args:
-    features: images (b, h, w, 3) -> maps (b, h', w', c) or (b, c), whose channels are removed.
+    features: images (b, h, w, c) -> maps (b, h', w', c') or (b, c'), whose channels are removed.
     head: maps -> logits: (b, h, w, K), of every pixel of labels (b, h, w), or (b, K) for labels
       (b,).
-    batches: dicts of 'images' and 'labels', as `sweep` and `accuracy_sweep` take them.
-    orders, counts: channels, the first to be removed first, and how many to remove.
+    batches: an iterable of dicts of 'images' (b, h, w, c) and 'labels', integers from 0; more keys
+      as for `sweep` and `accuracy_sweep`.
+    orders: {name: (n,) or (repeats, n) channels}, the first to be removed first.
+    counts: N_1, ..., N_m, whole numbers: how many to remove.
     layer: makes one pass serve all counts, where the head begins with something linear: (maps of
       some channels (b, h', w', k), which they are (k,)) -> what they add to its output, biases left
       out. `head` is then what follows: that output -> logits.
     regions: where mIoU is measured; for labels (b, h, w) alone.
 
   Returns:
-    A Sweep with the metrics 'miou' and 'miou_REGION', or 'accuracy'.
+    A Sweep whose metrics are 'miou' and 'miou_REGION', or 'accuracy': fractions by order,
+    (repeats, m + 1), the first of them without removal (N = 0).
 
   Raises:
     UsageError: an order, a count or a region is no good, shapes do not fit, there is no batch, or
       `layer` is not linear.
   """
+  for name in regions:
+    segmentation.region(name)
+
   def encode(_, images):
-    maps = jnp.asarray(features(images))
+    maps = features(images)
+    check_array(maps, of='features', wanted="feature maps (b, h', w', c)")
+    maps = jnp.asarray(maps)
     if maps.ndim not in (2, 4) or len(maps) != len(images):
       raise UsageError(f'`features` maps images {images.shape} to {maps.shape}; it should return '
                        "feature maps (b, h', w', c) or (b, c)")
@@ -74,12 +83,14 @@ def attack(features: Callable, head: Callable, batches: Iterable[Mapping], *,
     branches=lambda _, maps, channels: layer(maps, channels),
     rest=lambda _, output, found: jnp.asarray(head(output)))
   network = Network(None, encode, stage='maps', compiled=False, **after)
-  batches = iter(batches)
-  first = list(itertools.islice(batches, 1))
+  batches = iter([batches] if isinstance(batches, Mapping) else batches)
+  first = [*map(_checked, itertools.islice(batches, 1))]
   how = dict(batches=itertools.chain(first, batches), orders=orders, counts=counts)
-  if first and np.ndim(first[0]['labels']) == 1:
-    return accuracy_sweep(network, **how)
-  return sweep(network, regions=regions, **how)
+  axes = {np.ndim(batch['labels']) for batch in first}
+  if axes - {1, 3}:
+    raise UsageError('labels are (b,), a class number an image, or (b, h, w), one a pixel, not '
+                     f'{np.shape(first[0]["labels"])}')
+  return accuracy_sweep(network, **how) if 1 in axes else sweep(network, regions=regions, **how)
 
 
 # --- what is removed ---------------------------------------------------------------------------
@@ -106,10 +117,17 @@ def check_orders(orders: Mapping[str, Any], counts: Iterable[int], *,
   Raises:
     UsageError: a count is negative or beyond an order's end, an order is none of the network's.
   """
+  counts = [*counts]
+  if any(n != int(n) for n in counts):
+    raise UsageError(f'counts {counts} are numbers of channels to remove, no fractions; use whole '
+                     'ones such as 100, 200, 300')
   counts = tuple(sorted({int(n) for n in counts} - {0}))
   if not counts or counts[0] < 0:
     raise UsageError(f'counts {list(counts)} remove nothing; use positive numbers such as '
                      '100, 200, 300')
+  if not isinstance(orders, Mapping):
+    raise UsageError(f'orders is a {type(orders).__name__}; give a dict of channels by name, such '
+                     "as {'overall': rank(features, images)}")
   if not orders or CLEAN in orders:
     raise UsageError(f'name the orders of channels, such as overall, and none of them `{CLEAN}`, '
                      'which is N = 0')
@@ -119,6 +137,9 @@ def check_orders(orders: Mapping[str, Any], counts: Iterable[int], *,
     if channels.shape[1] < counts[-1]:
       raise UsageError(f'order `{name}` has {channels.shape[1]} channels, fewer than the '
                        f'{counts[-1]} to be removed; remove at most {channels.shape[1]}')
+    if channels.dtype.kind == 'f':
+      raise UsageError(f'order `{name}` holds fractions; of scores of channels take '
+                       'gapjax.neurons.rank.order(scores)')
     for row in channels:
       if (row.dtype.kind not in 'iu' or len(np.unique(row)) < len(row) or row.min() < 0
           or row.max() >= num_channels):
@@ -197,9 +218,9 @@ def _check_linear(total, whole):
       raise UsageError('the network computes infinities or NaN; attack a checkpoint that did not '
                        'diverge')
     if not float(jnp.abs(a - b).max()) <= 1e-3 * scale:
-      raise UsageError('the network\'s `branches` is not a sum over channels: blocks of channels '
-                       'do not add up to the whole; leave biases and activations to `rest`, or '
-                       'pass one_pass=False')
+      raise UsageError('`layer` (`branches` of a Network) is not a sum over channels: blocks of '
+                       'channels do not add up to the whole; leave biases and activations to '
+                       '`head` (`rest`), or leave it out')
 
 
 def piece_size(sizes: Sequence[int]) -> int:
@@ -280,15 +301,27 @@ def accuracy_sweep(network: Network, batches: Iterable[Mapping], *, orders: Mapp
   Raises:
     UsageError: an order or a count is no good, or there is no batch.
   """
-  def hits_of(batch, _):
+  def hits_of(batch, features):
     labels = np.asarray(batch['labels'])
     mask = np.asarray(batch.get('mask', np.ones(labels.shape, bool)), bool)
+    classes = network.num_classes(features)
+    if labels.shape == mask.shape and ((labels < 0) | (labels >= classes))[mask].any():
+      raise UsageError(f'labels go from {labels[mask].min()} to {labels[mask].max()}; the network '
+                       f'has {classes} classes, counted from 0')
     return lambda predicted: (((np.asarray(predicted) == labels) & mask).sum(), mask.sum())
 
   counts, sums = _sums(network, batches, hits_of, orders=orders, counts=counts, one_pass=one_pass,
                        advice='it should return one row of logits an image')
   return Sweep(counts, {metric: {name: rows[..., 0] / np.maximum(rows[..., 1], 1)
                                  for name, rows in sums.items()}})
+
+
+def _checked(batch):
+  """The batch; UsageError where it is none."""
+  if not isinstance(batch, Mapping) or not {'images', 'labels'} <= set(batch):
+    raise UsageError("batches are dicts of 'images' (b, h, w, c) and 'labels' (b,) or (b, h, w), "
+                     f'not {sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__}')
+  return batch
 
 
 def _sums(network, batches, counter, *, orders, counts, one_pass, advice):
@@ -299,10 +332,7 @@ def _sums(network, batches, counter, *, orders, counts, one_pass, advice):
   """
   tables = {}
   for number, batch in enumerate(batches):
-    if not isinstance(batch, Mapping) or not {'images', 'labels'} <= set(batch):
-      raise UsageError("batches are dicts of 'images' (b, h, w, 3) and 'labels' (b, h, w), not "
-                       f'{sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__}')
-    features = network.features(batch['images'], number)
+    features = network.features(_checked(batch)['images'], number)
     count = counter(batch, features)
     for key, predicted in predictions(network, features, orders=orders, counts=counts,
                                       one_pass=one_pass):

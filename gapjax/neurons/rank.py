@@ -28,17 +28,32 @@ from gapjax import paths
 from gapjax.errors import UsageError, check_choice, nearest
 from gapjax.models.layers import global_average_pool
 from gapjax.tasks import segmentation
+from gapjax.tasks.images import check_array, check_channels_last
 
 # name -> the axis of (b, h, w, 3) that the mirror reverses
 AXES = {'horizontal': 2, 'vertical': 1}
+BATCH = 64  # images of one array that go through a network together
 
 
 def rank(features: Callable, images: Iterable, *,
          region: str | Sequence[float] | None = None) -> Int[np.ndarray, ' c']:
-  """The channels (c,), first the one that encodes most position; by region, if one is given.
+  """The channels (c,), first the one that a mirror changes most (section 5); by region, if one is
+  given.
 
-  `order` of the scores `overall` or `by_region`, which say what the arguments are and what raises
-  UsageError. `features` is any function of arrays, of a network in any framework.
+  Overall by the mean over images of |z - z'|, by region by the signed mean (`overall`,
+  `by_region`): what yardstick.py measures the worth of.
+
+  Args:
+    features: images (b, h, w, c) -> feature maps (b, h', w', c'), or their averages (b, c'), as in
+      testing, of any framework.
+    images: one array (n, h, w, c), or any iterable of images (h, w, c) or batches (b, h, w, c), as
+      `features` takes them.
+    region: 'left', 'right', 'top', ..., or (top, left, bottom, right) in fractions of the image;
+      the images are then those whose object stands there only (`choose`).
+
+  Raises:
+    UsageError: there is no image, an image or a map has other axes, a value is not finite, or the
+      region is unknown or centred.
   """
   return order(overall(features, images) if region is None
                else by_region(features, images, region=region))
@@ -50,8 +65,9 @@ def differences(features: Callable, images: Iterable, *, axis: str = 'horizontal
   Args:
     features: images (b, h, w, 3) -> feature maps (b, h', w', c), or their averages (b, c). What jax
       computes in it is computed in float32, not in a GPU's or TPU's coarser default.
-    images: any iterable of images (h, w, 3) or batches (b, h, w, 3), as `features` takes them.
-      Every new shape makes a jitted `features` compile anew.
+    images: one array (n, h, w, c), taken BATCH at a time, or any iterable of images (h, w, c) or
+      batches (b, h, w, c), as `features` takes them. Every new shape makes a jitted `features`
+      compile anew.
     axis: the mirror, 'horizontal' (left to right) or 'vertical' (top to bottom).
 
   Yields:
@@ -69,9 +85,15 @@ def changes(features: Callable, images: Iterable, *, change: Callable) -> Iterat
 
   The other arguments, what it yields and what it raises: as `differences`.
   """
-  for batch in images:
-    batch = _batch(batch)
+  for batch in _batches(images):
     yield _average(features, batch) - _average(features, change(batch))
+
+
+def _batches(images):
+  """Batches (b, h, w, c) of one array, or of an iterable of images or batches."""
+  if getattr(images, 'ndim', None) == 4:
+    return (_batch(images[i:i + BATCH]) for i in range(0, len(images), BATCH))
+  return map(_batch, images)
 
 
 def _batch(images):
@@ -80,12 +102,15 @@ def _batch(images):
   if images.ndim != 4:
     raise UsageError(f'images have shape {images.shape}; pass images (h, w, 3) or batches '
                      '(b, h, w, 3)')
+  check_channels_last(images)
   return images
 
 
 def _average(features, images):
   with jax.default_matmul_precision('highest'):  # z - z' is a small difference of large numbers
-    maps = jnp.asarray(features(images))
+    maps = features(images)
+  check_array(maps, of='features', wanted='feature maps (b, h, w, c)')
+  maps = jnp.asarray(maps)
   if maps.ndim not in (2, 4) or len(maps) != len(images):
     raise UsageError(f'`features` maps images {images.shape} to {maps.shape}; it should return '
                      'feature maps (b, h, w, c) or their averages (b, c)')
@@ -122,7 +147,7 @@ def mean_activations(features: Callable, images: Iterable) -> Float[np.ndarray, 
 
   Arguments as for `differences`. Raises UsageError when there is no image.
   """
-  activations = [_average(features, _batch(batch)) for batch in images]
+  activations = [_average(features, batch) for batch in _batches(images)]
   if not activations:
     raise UsageError('there is no image to average channels over; pass at least one')
   return np.concatenate(activations)

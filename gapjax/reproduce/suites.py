@@ -232,10 +232,10 @@ def attack(scale: str) -> list[Cell]:
   """DeepLabv3 on CamVid, and table 1's networks on 3x3: trained, ranked and attacked.
 
   Beside GAPNet, whose channels each have their place, PermuteNet is the control. Scale 'pretrained'
-  is DeepLabv3 alone, from a network that ImageNet trained, at half the size: for CPUs.
+  is DeepLabv3+ alone, from a network that ImageNet trained, at half the size: for CPUs.
   """
   if scale == 'pretrained':
-    return [Cell(recipes.camvid(scale), {'network': 'deeplabv3'}, attack=True)]
+    return [Cell(recipes.camvid(scale), {'network': 'deeplabv3plus'}, attack=True)]
   canvas = [dataclasses.replace(cell, attack=True) for cell in table1(scale)
             if cell.config.canvas.grid == 3]
   for cell in canvas:

@@ -26,7 +26,7 @@ from gapjax import data as datasets
 from gapjax.data.sheet import Sheet
 from gapjax.errors import UsageError
 from gapjax.tasks import consistency
-from gapjax.tasks.images import check_images, check_shift, random_flips
+from gapjax.tasks.images import check_images, check_key, check_shift, random_flips
 from gapjax.tasks.metrics import averages
 from gapjax.tasks.resident import ResidentImages
 
@@ -35,7 +35,10 @@ from gapjax.tasks.resident import ResidentImages
 def augshift_loss(logits: Float[ArrayLike, '*pairs k'], features: Float[ArrayLike, '*pairs c'],
                   labels: Int[ArrayLike, ' b'], *, weight: Shaped[ArrayLike, ''],
                   ) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
-  """Cross entropy of both crops plus weight * MSE of their pooled features.
+  """The cross entropies of both crops, added, plus weight * MSE of their pooled features.
+
+  Of two cross entropies the sum is twice the usual loss: with SGD half the rate and twice the decay
+  make a step what it would be on their mean.
 
   Args:
     logits: (2b, k), all first crops before all second ones, or (2, b, k): of the two crops of each
@@ -106,6 +109,7 @@ def random_shifts(key: Shaped[Array, '*keys'], images: Num[ArrayLike, 'b h w c']
     UsageError: images have other axes; max_shift is negative, or not smaller than the image.
   """
   check_images(images)
+  check_key(key)
   b, h, w, _ = images.shape
   check_shift('a shift', max_shift, h, w)
   if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):

@@ -25,7 +25,13 @@ from jaxtyping import Array, Float, Shaped
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 from gapjax.errors import UsageError, check_choice
-from gapjax.tasks.images import check_images, check_shift, index_batches
+from gapjax.tasks.images import (
+  check_array,
+  check_images,
+  check_key,
+  check_shift,
+  index_batches,
+)
 from gapjax.tasks.protocol import Evaluation, evaluated
 
 PROTOCOLS = ('pad', 'crop', 'circular')
@@ -60,26 +66,37 @@ def consistency(predict: Callable, images: Float[ArrayLike, 'b h w c'],
       print(found.value)
 
   Args:
-    predict: images (b, h, w, c) -> logits (b, k), called twice; jit it. Any framework's.
-    images: (b, h, w, c), normalised, so that the zeros that fill the border are the mean colour.
+    predict: images (b, h, w, c) -> logits (b, k), called twice, as in testing; jit it. Of any
+      framework.
+    images: (b, h, w, c) floats, normalised, so that the zeros that fill the border are the mean
+      colour.
     key: one key; another for every batch.
-    max_shift: s, pixels; both shifts of an image are uniform in [-s, s]^2.
-    protocol: 'pad', 'crop' or 'circular', as above.
+    max_shift: s, pixels, below both sizes of the image; both shifts of an image are uniform in
+      [-s, s]^2.
+    protocol: 'pad', the image moved on zeros (it is what training's padding by s and random crops
+      do); 'crop', a window of the image enlarged to h + 2s; or 'circular', rolled.
 
   Returns:
     Consistency(agree, count): integers. Logits that are NaN agree with nothing.
 
   Raises:
-    UsageError: `images` or what `predict` returns has another shape, the shift does not fit the
-      images, or there is no such protocol.
+    UsageError: `images` or what `predict` returns has another shape or type, the shift does not fit
+      the images, or there is no such protocol.
   """
   check_choice(protocol, PROTOCOLS, what='protocol')
+  check_key(key)
+  images = images if isinstance(images, jax.Array) else np.asarray(images)
   check_images(images)
+  if not jnp.issubdtype(images.dtype, jnp.floating):
+    raise UsageError(f'images are {images.dtype}; give them normalised, as floats: what moves in '
+                     'is zero, which should be the mean colour')
   b, h, w, _ = jnp.shape(images)
   check_shift('max_shift', max_shift, h, w)
   offsets = jax.random.randint(key, (b, 2, 2), -max_shift, max_shift + 1)
   views = _views(images, offsets, protocol=PROTOCOLS.index(protocol), max_shift=max_shift)
-  logits = [jnp.asarray(predict(view)) for view in (views[:b], views[b:])]
+  logits = [predict(view) for view in (views[:b], views[b:])]
+  check_array(logits[0], of='predict', wanted='logits (b, k)')
+  logits = [*map(jnp.asarray, logits)]
   if any(x.ndim != 2 or len(x) != b for x in logits):
     raise UsageError(f'`predict` maps images {views[:b].shape} to {logits[0].shape}; it should '
                      'return logits (b, k)')

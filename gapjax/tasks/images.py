@@ -21,13 +21,37 @@ def random_flips(keys: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def check_images(images) -> None:
-  """Raises UsageError unless images are (b, h, w, c)."""
+  """Raises UsageError unless images are (b, h, w, c); of (b, c, h, w), too."""
   if jnp.ndim(images) != 4:
     raise UsageError(f'images must be (b, h, w, c), not {jnp.shape(images)}')
+  check_channels_last(images)
+
+
+def check_channels_last(images) -> None:
+  """Raises UsageError for images whose second axis is the one of colours."""
+  shape = jnp.shape(images)
+  if shape[1] in (1, 3) and shape[3] > 4:
+    raise UsageError(f'images {shape} look like (b, c, h, w); give (b, h, w, c), such as '
+                     'images.transpose(0, 2, 3, 1) of an array')
+
+
+def check_key(key) -> None:
+  """Raises UsageError unless `key` is a random key of jax's, of either kind."""
+  if not isinstance(key, jax.Array | np.ndarray):
+    raise UsageError(f'key is {key!r}; give one of jax\'s, such as jax.random.key(0)')
+
+
+def check_array(value, *, of: str, wanted: str) -> None:
+  """Raises UsageError where the function `of` returned several values in place of an array."""
+  if isinstance(value, tuple | list | dict):
+    raise UsageError(f'`{of}` returns a {type(value).__name__} of {len(value)}; it should return '
+                     f'{wanted} alone, such as lambda images: network(images)[0]')
 
 
 def check_shift(what: str, max_shift: int, height: int, width: int) -> None:
-  """Raises UsageError unless 0 <= max_shift < both sizes of the image, in pixels."""
+  """Raises UsageError unless max_shift is whole and 0 <= max_shift < both sizes, in pixels."""
+  if not isinstance(max_shift, int | np.integer):
+    raise UsageError(f'{what} of {max_shift!r} pixels is no whole number; give one such as 4')
   if not 0 <= max_shift < min(height, width):
     raise UsageError(f'{what} of {max_shift} pixels does not fit images of {height}x{width}; '
                      f'choose one from 0 to {min(height, width) - 1}')
