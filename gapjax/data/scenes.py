@@ -59,7 +59,8 @@ class Scenes(Sequence):
       image, numbers = as_rgb(image), np.asarray(label)  # of a palette, its indices
     if numbers.ndim != 2 or not 0 <= numbers.min() <= numbers.max() <= VOID:
       raise errors.UsageError(f'the label of scene {i} in {self._folder} is no mask: its pixels '
-                              f'are {label.mode}, not one class number from 0 to {VOID} each')
+                              f'are {label.mode}, not one class number from 0 to {VOID} each; '
+                              'prepare the dataset with masks')
     strange = numbers[(numbers >= len(self.class_names)) & (numbers != VOID)]
     if strange.size:
       raise errors.UsageError(f'the label of scene {i} in {self._folder} holds {strange[0]}, and '

@@ -108,8 +108,8 @@ def check_orders(orders: Mapping[str, Any], counts: Iterable[int], *,
   """
   counts = tuple(sorted({int(n) for n in counts} - {0}))
   if not counts or counts[0] < 0:
-    raise UsageError(f'counts {list(counts)} remove nothing; use positive numbers such as '
-                     '100, 200, 300')
+    raise UsageError('counts must be numbers of channels to remove, such as 100, 200, 300, not '
+                     f'{list(counts)}')
   if not orders or CLEAN in orders:
     raise UsageError(f'name the orders of channels, such as overall, and none of them `{CLEAN}`, '
                      'which is N = 0')
@@ -197,9 +197,9 @@ def _check_linear(total, whole):
       raise UsageError('the network computes infinities or NaN; attack a checkpoint that did not '
                        'diverge')
     if not float(jnp.abs(a - b).max()) <= 1e-3 * scale:
-      raise UsageError('the network\'s `branches` is not a sum over channels: blocks of channels '
-                       'do not add up to the whole; leave biases and activations to `rest`, or '
-                       'pass one_pass=False')
+      raise UsageError('`branches` (`layer` of attack) is not a sum over channels: blocks of '
+                       'channels do not add up to the whole; leave biases and activations to '
+                       '`rest` (`head` of attack), or pass one_pass=False (attack: no `layer`)')
 
 
 def piece_size(sizes: Sequence[int]) -> int:
@@ -300,8 +300,9 @@ def _sums(network, batches, counter, *, orders, counts, one_pass, advice):
   tables = {}
   for number, batch in enumerate(batches):
     if not isinstance(batch, Mapping) or not {'images', 'labels'} <= set(batch):
-      raise UsageError("batches are dicts of 'images' (b, h, w, 3) and 'labels' (b, h, w), not "
-                       f'{sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__}')
+      found = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+      raise UsageError("batches are dicts of 'images' (b, h, w, 3) and 'labels' (b, h, w) or (b,), "
+                       f'not {found}')
     features = network.features(batch['images'], number)
     count = counter(batch, features)
     for key, predicted in predictions(network, features, orders=orders, counts=counts,

@@ -159,9 +159,9 @@ def order(scores) -> Int[np.ndarray, ' c']:
   """
   scores = np.asarray(scores, np.float64)
   if scores.ndim != 1 or not np.isfinite(scores).all():
-    raise UsageError(f'the scores of channels {np.flatnonzero(~np.isfinite(scores))[:5].tolist()} '
-                     f'of {scores.shape} are not finite numbers, so the network computes none; '
-                     'rank a checkpoint that did not diverge')
+    raise UsageError(f'scores {scores.shape} must be (c,) and finite, and those of channels '
+                     f'{np.flatnonzero(~np.isfinite(scores))[:5].tolist()} are not; rank a '
+                     'checkpoint that did not diverge')
   return np.argsort(-scores, kind='stable')
 
 

@@ -86,7 +86,8 @@ def check_regions(regions, ids) -> None:
   for name, chosen in ids.items():
     check_choice(name, regions, what='region of --ids')
     if not isinstance(chosen, list):
-      raise UsageError(f'--ids: `{name}` is not a list of image ids: {chosen!r}')
+      raise UsageError(f'--ids: `{name}` is not a list of image ids: {chosen!r}; the file should '
+                       f'look like {{"{name}": ["ID", ...]}}')
 
 
 def rank_subject(subject, workdir, regions, ids) -> Ranking:
