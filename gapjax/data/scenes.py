@@ -163,7 +163,7 @@ def training_batches(scenes, *, batch_size, seed, crop_size, scale, flip, fill, 
     crop_size: (height, width) of the crops, pixels.
     scale: (low, high), both above 0: each scene is resized by a uniform factor in between, bilinear
       (label: nearest).
-    flip: whether to mirror every other scene, at random.
+    flip: whether to mirror scenes left to right, each with probability 1/2.
     fill: (3,) uint8, the colour around a scene smaller than the crop. Such a scene stands in the
       middle; its surroundings are void.
     num_hosts: number of processes that share a batch.

@@ -40,7 +40,7 @@ OVERHEAD = 16
 def attack(features: Callable, head: Callable, batches: Iterable[Mapping], *,
            orders: Mapping[str, Any], counts: Sequence[int], layer: Callable | None = None,
            regions: Sequence[str] = ATTACK_REGIONS) -> Sweep:
-  """Removes channels between two functions of arrays, and measures what is lost.
+  """Removes channels between two functions of arrays, and measures what is lost (section 5).
 
   Both are called as they are, so that they may be of any framework; jit those that are jax's. What
   jax computes in them is computed in float32, not in a GPU's or TPU's coarser default.
@@ -104,7 +104,8 @@ def check_orders(orders: Mapping[str, Any], counts: Iterable[int], *,
     counts: how many to remove.
 
   Raises:
-    UsageError: a count is negative or beyond an order's end, an order is none of the network's.
+    UsageError: there is no count or order; a count is negative or beyond an order's end; an order
+      is none of the network's, or is called 'clean'.
   """
   counts = tuple(sorted({int(n) for n in counts} - {0}))
   if not counts or counts[0] < 0:
@@ -276,6 +277,9 @@ def accuracy_sweep(network: Network, batches: Iterable[Mapping], *, orders: Mapp
       (b,), if there, False where the batch is filled up.
     orders, counts, one_pass: as for `sweep`.
     metric: its name, such as 'location_accuracy' or 'image_accuracy'.
+
+  Returns:
+    A Sweep with that metric.
 
   Raises:
     UsageError: an order or a count is no good, or there is no batch.

@@ -35,7 +35,8 @@ AXES = {'horizontal': 2, 'vertical': 1}
 
 def rank(features: Callable, images: Iterable, *,
          region: str | Sequence[float] | None = None) -> Int[np.ndarray, ' c']:
-  """The channels (c,), first the one that encodes most position; by region, if one is given.
+  """The channels (c,), first the one that encodes most position (section 5); by region, if one is
+  given.
 
   `order` of the scores `overall` or `by_region`, which say what the arguments are and what raises
   UsageError. `features` is any function of arrays, of a network in any framework.
@@ -58,7 +59,7 @@ def differences(features: Callable, images: Iterable, *, axis: str = 'horizontal
     (b, c) float64, b = 1 for a single image.
 
   Raises:
-    UsageError: an image or a feature map has another number of axes.
+    UsageError: an image or a feature map has another number of axes, or there is no such mirror.
   """
   check_choice(axis, AXES, what='mirror')
   return changes(features, images, change=lambda batch: jnp.flip(batch, AXES[axis]))
@@ -155,7 +156,7 @@ def mirror_axis(rectangle: str | Sequence[float]) -> str:
 def order(scores) -> Int[np.ndarray, ' c']:
   """Channels (c,) by score, largest first; equal scores in the channels' own order.
 
-  Raises UsageError unless scores are finite.
+  Raises UsageError unless scores are (c,) and finite.
   """
   scores = np.asarray(scores, np.float64)
   if scores.ndim != 1 or not np.isfinite(scores).all():

@@ -53,7 +53,7 @@ class Consistency(NamedTuple):
 def consistency(predict: Callable, images: Float[ArrayLike, 'b h w c'],
                 key: Shaped[Array, '*key'], max_shift: int = 4,
                 protocol: str = 'pad') -> Consistency:
-  """Shift consistency of a network: is the top-1 class the same for two random shifts of an image?
+  """Shift consistency (Zhang 2019): is the top-1 class the same for two random shifts of an image?
 
       found = sum(consistency(predict, images, jax.random.fold_in(key, i))
                   for i, images in enumerate(batches))
@@ -64,7 +64,7 @@ def consistency(predict: Callable, images: Float[ArrayLike, 'b h w c'],
     images: (b, h, w, c), normalised, so that the zeros that fill the border are the mean colour.
     key: one key; another for every batch.
     max_shift: s, pixels; both shifts of an image are uniform in [-s, s]^2.
-    protocol: 'pad', 'crop' or 'circular', as above.
+    protocol: 'pad', 'crop' or 'circular', as gapjax.tasks.consistency defines them.
 
   Returns:
     Consistency(agree, count): integers. Logits that are NaN agree with nothing.
