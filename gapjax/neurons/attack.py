@@ -50,7 +50,8 @@ def attack(features: Callable, head: Callable, batches: Iterable[Mapping], *,
     head: maps -> logits: (b, h, w, K), of every pixel of labels (b, h, w), or (b, K) for labels
       (b,).
     batches: dicts of 'images' and 'labels', as `sweep` and `accuracy_sweep` take them.
-    orders, counts: channels, the first to be removed first, and how many to remove.
+    orders, counts: {name: (n,) or (repeats, n) channels, the first to be removed first}, and how
+      many to remove.
     layer: makes one pass serve all counts, where the head begins with something linear: (maps of
       some channels (b, h', w', k), which they are (k,)) -> what they add to its output, biases left
       out. `head` is then what follows: that output -> logits.

@@ -122,7 +122,7 @@ def _agreement(*scores):
 
 def threshold(rows: Float[np.ndarray, 'n c'], *, flips: int = DRAWS,
               seed: int = 0) -> Float[np.ndarray, ' c']:
-  """What a channel's |mean| must exceed, (c,), so that chance lets any channel do so in 5% of all.
+  """What a channel's |mean| must exceed, (c,), so that by chance any channel does in 5% of draws.
 
   The null: an image is as likely as its mirror image, so that the sign of a row may be flipped, all
   channels of an image together. Of every flip the largest |t| over the channels counts (max-T:
