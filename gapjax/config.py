@@ -49,6 +49,7 @@ class Range(NamedTuple):
 POSITIVE, NATURAL, DECAY = Range(above=0), Range(least=0), Range(least=0, below=1)
 SHARE, PART = Range(least=0, most=1), Range(above=0, most=1)
 KEY = Range(least=0, below=2 ** 32)  # what a threefry key holds
+ALL_FIELDS = 'gapjax/config.py has all fields'  # of messages
 
 
 class Field(NamedTuple):
@@ -74,7 +75,7 @@ FIELDS = {
   'data.name': Field('cifar10'),  # what `gapjax prepare` knows, or a folder that TFDS prepared
   'data.train_split': Field('train', absent='train'),  # what is trained on
   'data.eval_split': evaluates('test', absent='test'),  # what is evaluated
-  'data.image_size': Field(0, NATURAL),  # resize to, a side (scenes: the shorter one); 0: leave
+  'data.image_size': Field(0, NATURAL),  # pixels a side (scenes: the shorter); 0: as it is
   'data.train_images': Field(0, NATURAL),  # train on the first so many images; 0: on all
   'data.held_out': Field(0, NATURAL, absent=0),  # evaluate on so many training images, left out
   'data.flip': Field(True),  # horizontal flips of the training images
@@ -87,13 +88,13 @@ FIELDS = {
   # augshift_sweep --scale=small` chose weight 10, shift 4 and a warm-up over half of the training,
   # as results/README.md shows.
   'augshift.crops': Field(1, Range(least=1, below=3)),  # an image: 1, or 2 for the pairwise loss
-  'augshift.max_shift': Field(4, NATURAL),  # each uniform in [-max_shift, max_shift]^2, zero-filled
+  'augshift.max_shift': Field(4, NATURAL),  # pixels, uniform in +-max_shift, zero-filled
   'augshift.weight': Field(10.0, NATURAL),  # of the crops' squared distance, pooled; 0: control
   'augshift.warm_up': Field(0.5, SHARE),  # of the training, over which the weight rises from 0
   'augshift.stacked': Field(True),  # both crops in one batch and BatchNorm statistic, or one by one
 
   # Task 'segmentation'; training crops of randomly scaled scenes.
-  'segmentation.crop': Field((513, 513), Range(least=1, count=2)),  # height and width
+  'segmentation.crop': Field((513, 513), Range(least=1, count=2)),  # pixels, height and width
   'segmentation.scale': Field((0.5, 2.0), Range(least=0.01, count=2)),  # uniform between these
   'segmentation.flip': Field(True),  # left to right, with probability 1/2
   'segmentation.loss': Field('cross_entropy', ('cross_entropy', 'focal')),  # Lin et al. 2017
@@ -149,7 +150,7 @@ FIELDS = {
   'eval.images': evaluates(0, NATURAL),  # evaluate on the first so many test images; 0: on all
   'eval.every_epochs': evaluates(1, POSITIVE),  # between evaluations, whose best is reported
   # Task 'classification', shift consistency; the protocols stand in gapjax/tasks/consistency.py:
-  'eval.shift': evaluates(4, NATURAL),  # s of the headline, protocol `pad`; in the end `crop` too
+  'eval.shift': evaluates(4, NATURAL),  # pixels, s of the headline, protocol `pad`, and of `crop`
   'eval.pairs': evaluates(1, POSITIVE, absent=1),  # of shifts of every image, for the headline
   'eval.max_shift': evaluates(8, NATURAL),  # curves for s = 1 .. max_shift and a map; 0: none
   'eval.shift_images': evaluates(0, NATURAL),  # for curves and map, the first so many; 0: `images`
@@ -222,7 +223,7 @@ def with_fields(c: ConfigDict, argv: list[str], *, of: str = '') -> ConfigDict:
     if name not in fields:
       raise UsageError(f'config field `{name}` cannot be set for a run that is trained; these can: '
                        f'{", ".join(fields)}' if of else
-                       f'unknown config field `{name}`{nearest(name, fields)}')
+                       f'unknown config field `{name}`{nearest(name, fields)}; {ALL_FIELDS}')
   values, argv = flags.FlagValues(), ['gapjax', *argv]
   config_flags.DEFINE_config_dict('config', c, flag_values=values, sys_argv=argv)
   try:
@@ -237,7 +238,8 @@ def named_fields(argv: list[str]) -> list[str]:
   """The fields that `--config.FIELD=VALUE` flags set. Raises UsageError on any other flag."""
   for argument in argv:
     if not re.match(r'--?config\.\w', argument):
-      raise UsageError(f'unexpected argument `{argument}`')
+      raise UsageError(f'unexpected argument `{argument}`; --help lists the flags, and a field is '
+                       'set by --config.FIELD=VALUE')
   return [re.sub(r'^--?config\.', '', argument).partition('=')[0] for argument in argv]
 
 
@@ -298,7 +300,7 @@ def validate(c: ConfigDict) -> None:
   """Raises UsageError with one line on the first field that cannot be."""
   fields = flatten_dict(c.to_dict(), sep='.')
   for name in sorted(set(fields) - set(FIELDS)):
-    raise UsageError(f'unknown config field `{name}`{nearest(name, FIELDS)}')
+    raise UsageError(f'unknown config field `{name}`{nearest(name, FIELDS)}; {ALL_FIELDS}')
   for name in sorted(set(FIELDS) - set(fields)):
     raise UsageError(f'config field `{name}` is missing; start from gapjax.config.default()')
   for name, field in FIELDS.items():
@@ -338,7 +340,7 @@ def _conflicts(c, m, scenes):
     (m.downsample == 'blur' and m.blur_size < 2,
      f'model.blur_size must be a number at least 2 and below 6, not {m.blur_size}'),
     (m.downsample == 'learned_polyphase' and m.name not in RESNETS, 'model.downsample='
-     f'learned_polyphase chooses for a ResNet that classifies, not {m.name}: take polyphase'),
+     f'learned_polyphase is for ResNets that classify, not {m.name}: take polyphase'),
     (0 < c.eval.max_shift < c.eval.map_step, f'eval.map_step={c.eval.map_step} leaves no map '
      f'within eval.max_shift={c.eval.max_shift}; make it smaller'),
     (scenes != (m.name in DEEPLABS), f'task {c.task} and model {m.name} do not fit: segmentation '
@@ -364,7 +366,7 @@ def _conflicts(c, m, scenes):
     (scenes and (m.stem, m.output_stride) == ('cifar', 16), 'model.stem=cifar has a stride of 8 in '
      'all; use model.output_stride=8, or the stem imagenet or canvas'),
     (scenes and c.data.held_out, 'data.held_out is for images; segmentation evaluates '
-     'data.eval_split'),
+     'data.eval_split: leave it at 0'),
     (any(not isinstance(side, int) for side in crop),
      f'segmentation.crop must be whole pixels, not {crop}'),
     (scale[0] > scale[1], f'segmentation.scale must be (least, largest), not {scale}'))

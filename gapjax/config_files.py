@@ -33,7 +33,7 @@ def find_file(name: str) -> str:
 def from_file(name: str) -> ConfigDict:
   """What `get_config` of a config 'FILE[:variant]' (`find_file`) returns, not validated.
 
-  Raises UsageError when the file is missing or fails.
+  Raises UsageError when the file is missing, fails, or makes no ConfigDict.
   """
   path, _, variant = name.partition(':')
   path = find_file(path)
@@ -44,7 +44,7 @@ def from_file(name: str) -> ConfigDict:
   except UsageError:
     raise
   except Exception as error:  # whatever the person's own file raises
-    raise UsageError(f'config={name} fails: {type(error).__name__}: {error}') from error
+    raise UsageError(f'--config={name} fails: {type(error).__name__}: {error}') from error
   if not isinstance(made, ConfigDict):
     raise UsageError(f'{path} has no function get_config that returns a ConfigDict; begin it with '
                      'gapjax.config.default(), as the files in configs/ do')

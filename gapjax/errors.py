@@ -37,7 +37,7 @@ class CheckFailed(Exception):
 
 
 class Interrupted(Exception):
-  """SIGTERM or Ctrl-C: the state is saved, the same command goes on; exit code 0 or 130."""
+  """SIGTERM, Ctrl-C or no time left: one line on what is saved; exit code 0 or 130."""
 
   def __init__(self, message, *, code):
     super().__init__(message)

@@ -72,7 +72,7 @@ def check_writable(folder) -> None:
     tempfile.TemporaryFile(dir=folder).close()
   except OSError as error:
     raise UsageError(f'{folder} cannot be written to ({error.strerror}), and the results go there; '
-                     'copy it to where you may write, and give that') from None
+                     'give a folder that you may write to, such as a copy of it') from None
 
 
 @contextlib.contextmanager
@@ -222,7 +222,7 @@ def _text(path):
   try:
     return of(path).read_text(encoding='utf-8')
   except UnicodeDecodeError:
-    raise UsageError(f'{path} is not UTF-8 text; move it away and run again') from None
+    raise UsageError(f'{path} is not UTF-8 text; mend it, or move it away, and run again') from None
 
 
 def _parse(text, path, kind, line=1):
@@ -232,7 +232,7 @@ def _parse(text, path, kind, line=1):
   except json.JSONDecodeError as error:
     value, line, wrong = None, line + error.lineno - 1, f'is not JSON ({error.msg})'
   if not isinstance(value, kind):
-    raise UsageError(f'{path} line {line} {wrong}; move it away and run again')
+    raise UsageError(f'{path} line {line} {wrong}; mend it, or move it away, and run again')
   return value
 
 

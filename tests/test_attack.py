@@ -252,7 +252,7 @@ def attacked(batches=BATCHES, *, cut=None, orders=ORDERS, counts=COUNTS, **more)
   (lambda: attacked(cut=toy(encode=lambda v, x: x)), 'return a dict'),
   (lambda: toy(rest=None), 'needs `head`, or both'), (lambda: Network({}, encode), 'needs `head`'),
   (lambda: attacked([]), 'no batch'),
-  (lambda: attacked(counts=[0]), 'remove nothing'), (lambda: attacked(counts=[-1, 2]), 'remove'),
+  (lambda: attacked(counts=[0]), 'to remove'), (lambda: attacked(counts=[-1, 2]), 'to remove'),
   (lambda: attacked(counts=[2, 7]), '`left` has 6 channels, fewer than the 7'),
   (lambda: attacked(orders={}), 'name the orders'),
   (lambda: attacked(orders={'clean': range(9)}), 'none of them `clean`'),

@@ -23,7 +23,7 @@ MOVED = ('--config.task=classification', '--config.model.stem=cifar', '--config.
   (['prepare', 'cifar10', '--source=gs://bucket/x'], 'give a local path'),
   (['bench', '--output=.'], '--output=. is a folder; name a file in it'),
   (['train', GAPNET], '--workdir'),
-  (['train', GAPNET, '--workdir='], 'named by nothing'),
+  (['train', GAPNET, '--workdir='], 'is empty; name a file or folder'),
   (['train', '--config=nowhere.py', '--workdir=w'], 'no config file `nowhere.py`'),
   *((['train', f'--config={name}', '--workdir=w'],
      f'no config file `{name}` (did you mean `gapnet_cifar10`')

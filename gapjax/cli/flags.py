@@ -18,8 +18,8 @@ class Parser(argparse.ArgumentParser):
 def local(path):
   """A file or folder on this machine, `~` expanded."""
   if not path:  # such as of an unset variable; pathlib takes it for the current folder
-    raise argparse.ArgumentTypeError('a file or folder is named by nothing; the current folder is '
-                                     '`.`')
+    raise argparse.ArgumentTypeError('is empty; name a file or folder, such as `.`, the current '
+                                     'folder')
   if '://' in path:
     raise argparse.ArgumentTypeError(f'{path}: remote folders are not supported here; give a local '
                                      'path')
@@ -57,7 +57,8 @@ def flag(*names, **how):
 
 WORKDIR = flag('--workdir', required=True, type=folder,
                help='folder of the run, or gs://BUCKET/FOLDER')
-DATA = flag('--data_dir', type=local, help="where datasets are (default: TFDS' own)")
+DATA = flag('--data_dir', type=local, help='folder of all datasets (default: TFDS_DATA_DIR, '
+            'else ~/tensorflow_datasets)')
 OUTPUT = flag('--output', metavar='FILE', type=local, help='write everything as JSON')
 CONFIG = flag('--config', metavar='FILE[:variant]', help='such as '
               'configs/gapnet_cifar10.py:grid=7; set any field of it with --config.FIELD=VALUE '

@@ -89,9 +89,9 @@ def prepare(arguments):
 
 @verb(WORKDIR, DATA, CONFIG, flag(
   '--distributed', nargs='?', const='auto', metavar='HOST:PORT,N,I',
-  help='one of several processes, each started with this command: on Cloud TPU and under SLURM '
-  "without a value (there srun does without the flag), else the first process' address, how many "
-  'there are, and which this is, from 0'), fields='')
+  help='this is one of several processes, each started with this command: without a value on Cloud '
+  "TPU and under SLURM (srun needs no flag), else the first process' address, how many there are, "
+  'and which this is, from 0'), fields='')
 def train(arguments, chosen):
   """Trains and evaluates one network; prints its summary and the path of its report."""
   from gapjax import config
@@ -112,7 +112,7 @@ def train(arguments, chosen):
 
 @verb(WORKDIR, DATA)
 def evaluate(arguments):
-  """Prints all metrics of a checkpoint."""
+  """Prints the metrics of a run's newest checkpoint; evaluation.json has lists and maps, too."""
   from gapjax.training.evaluate import evaluate
   result = evaluate(arguments.workdir, data_dir=arguments.data_dir)
   numbers = {k: v for k, v in result.items() if not isinstance(v, dict | list)}
@@ -127,7 +127,7 @@ def evaluate(arguments):
            'place of the masks; or REGION=FILE, a list of ids, one a line'),
       flag('--torch', metavar='MODULE:FUNCTION', help='no run, but the PyTorch network that this '
            'function returns, on the --images; their ids are their names in the folder'),
-      flag('--images', metavar='FOLDER', type=local, help='what --torch is ranked by'),
+      flag('--images', metavar='FOLDER', type=local, help='images that --torch is ranked by'),
       flag('--layer', metavar='NAME', help="the layer of --torch, as named_modules() has it "
            '(default: the last that returns feature maps)'), fields=NEURONS)
 def rank(arguments, neurons):
@@ -155,8 +155,8 @@ def rank(arguments, neurons):
 
 
 @verb(WORKDIR, DATA,
-      flag('--ranking', help='a file of channels as the authors write it, or NAME=FILE to call its '
-           'one list so (default: rank this run\'s, overall, left and right)'),
+      flag('--ranking', help='a JSON file {"left": [channels], ...}, or NAME=FILE to call its one '
+           'list so (default: rank this run\'s channels, overall, left and right)'),
       flag('--regions', nargs='+', metavar='REGION', help='where mIoU is measured: names, or '
            'rectangles TOP,LEFT,BOTTOM,RIGHT in fractions (default: all left right center)'),
       fields=NEURONS)
@@ -176,10 +176,12 @@ def attack(arguments, neurons):
     print(f'report: {report.build(arguments.workdir)}')
 
 
-@verb(WORKDIR, DATA, flag('suite', nargs='+', help=f'{", ".join(SUITES)}; several, each in '
-                          'WORKDIR/SUITE, in an order of worth'),
+@verb(WORKDIR, DATA, flag('suite', nargs='+', help=f'{", ".join(SUITES)}; of several, each in '
+                          'WORKDIR/SUITE, the cells that tell most come first'),
       flag('--seeds', type=positive, default=1, help='train with seeds 0 to SEEDS - 1'),
-      flag('--scale', choices=['small', 'narrow', 'pretrained', 'full'], default='full'),
+      flag('--scale', choices=['small', 'narrow', 'pretrained', 'full'], default='full',
+           help='full (default): for accelerators; small, narrow (table1, table2, augshift_sweep) '
+           'and pretrained (attack): for CPUs'),
       flag('--cells', help="only these, such as 'augshift/* resnet18/cifar10'"),
       flag('--with_torch', action='store_true', help='train the same networks in plain PyTorch '
            f'too, for the column PyTorch ({", ".join(WITH_TORCH)})'),
@@ -193,7 +195,7 @@ def reproduce(arguments, changes):
     check_choice(suite, SUITES, what='suite')
     if arguments.with_torch and suite not in WITH_TORCH:
       raise UsageError(f'--with_torch: the tables of {suite} have no column for PyTorch; those of '
-                       f'{", ".join(WITH_TORCH)} do')
+                       f'{", ".join(WITH_TORCH)} do: leave it or {suite} out')
 
   def command(suite):
     return ' '.join([
@@ -274,9 +276,10 @@ def compile(arguments, chosen):
            'about 5 seconds)'),
       flag('--rounds', type=positive, default=5, help='how often to measure (default 5)'),
       flag('--against', help='torch: the same network in PyTorch, in turns with gapjax'),
-      flag('--torch', default='plain', help='how it runs: plain (float32, the default), compiled '
-           '(channels_last, autocast to bfloat16, torch.compile)'),
-      flag('--profile', metavar='DIR', type=local, help='write a trace of a few calls'), fields='')
+      flag('--torch', default='plain', help='how PyTorch runs: plain (float32, the default), '
+           'compiled (channels_last, autocast to bfloat16, torch.compile)'),
+      flag('--profile', metavar='DIR', type=local, help='a folder for a trace of a few calls'),
+      fields='')
 def bench(arguments, chosen):
   """Times training; with --against=torch the last line is the ratio to the PyTorch twin."""
   from gapjax import config
@@ -321,8 +324,8 @@ def run_suites(suites, arguments, *, command, **rest):
 
 
 def main(argv=None) -> int:
-  """Runs a verb. Exit codes: 0 done; 1 training or a check failed, or a bucket is out of reach; 2
-  bad input or a full disk (one line); 130 Ctrl-C."""
+  """Runs a verb. Exit codes: 0 done, or stopped by SIGTERM; 1 training or a check failed, or a
+  bucket is out of reach; 2 bad input, a full disk or too little memory (one line); 130 Ctrl-C."""
   argv = sys.argv[1:] if argv is None else list(argv)
   sys.stderr = Unbreakable(sys.stderr)
   if hasattr(sys.stdout, 'reconfigure'):  # a terminal without our signs must not cost the work

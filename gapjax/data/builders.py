@@ -159,8 +159,9 @@ def _open_source(name, source, root):
     with scenes_sources.open_scenes(name, source) as scenes:
       yield scenes
   else:
-    raise errors.UsageError(f'{name} is not downloaded: get {scenes_sources.ORIGINS[name]}, then '
-                            f'run `gapjax prepare {name} --source=PATH`')
+    raise errors.UsageError(f'gapjax does not download {name}: get '
+                            f'{scenes_sources.ORIGINS[name]}, then run '
+                            f'`gapjax prepare {name} --source=PATH`')
 
 
 def _build(name, content, *, root, quiet):

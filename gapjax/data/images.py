@@ -89,7 +89,7 @@ def load_images(name, *, split, data_dir=None, image_size=None, limit=None):
   Raises:
     UsageError: unknown name or split; not prepared (with the command to run), or in a format that
       needs TensorFlow; no image and label; no images; images of several sizes without
-      `image_size`.
+      `image_size`; a damaged record; a label that is missing or no class.
   """
   builder = disk.open_set(name, data_dir, known=catalogue.IMAGES)
   errors.check_choice(split, tuple(builder.info.splits), what=f'split of {name}')

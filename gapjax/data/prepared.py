@@ -70,7 +70,8 @@ def explain(name, data_dir, *, problem):
   if problem:
     return f'{problem}, then run `{_command(name, data_dir)}`'
   return (f'{name} is not prepared in {data_root(data_dir)}; '
-          f'run `{_command(name, data_dir)}`')
+          f'run `{_command(name, data_dir)}`'
+          + (' (without --source it is downloaded)' if name.startswith('cifar') else ''))
 
 
 def _command(name, data_dir):

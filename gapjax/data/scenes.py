@@ -59,7 +59,8 @@ class Scenes(Sequence):
       image, numbers = as_rgb(image), np.asarray(label)  # of a palette, its indices
     if numbers.ndim != 2 or not 0 <= numbers.min() <= numbers.max() <= VOID:
       raise errors.UsageError(f'the label of scene {i} in {self._folder} is no mask: its pixels '
-                              f'are {label.mode}, not one class number from 0 to {VOID} each')
+                              f'are {label.mode}, not one class number from 0 to {VOID} each; '
+                              'prepare the dataset with masks')
     strange = numbers[(numbers >= len(self.class_names)) & (numbers != VOID)]
     if strange.size:
       raise errors.UsageError(f'the label of scene {i} in {self._folder} holds {strange[0]}, and '
@@ -162,7 +163,7 @@ def training_batches(scenes, *, batch_size, seed, crop_size, scale, flip, fill, 
     crop_size: (height, width) of the crops, pixels.
     scale: (low, high), both above 0: each scene is resized by a uniform factor in between, bilinear
       (label: nearest).
-    flip: whether to mirror every other scene, at random.
+    flip: whether to mirror scenes left to right, each with probability 1/2.
     fill: (3,) uint8, the colour around a scene smaller than the crop. Such a scene stands in the
       middle; its surroundings are void.
     num_hosts: number of processes that share a batch.

@@ -118,7 +118,7 @@ CIFAR = {
 
 
 def read_digits():
-  """scikit-learn's 1,797 handwritten digits, (8, 8) grey in 0..16, as Arrays.
+  """scikit-learn's 1,797 handwritten digits as Arrays, 8x8 pixels, their 0..16 scaled to 0..255.
 
   The first 1,397 are the training split and the last 400 the test split: the file lists the
   scans writer by writer, so cutting it by position keeps most test writers out of training,

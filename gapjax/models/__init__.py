@@ -32,7 +32,7 @@ def create_network(model_config, *, num_classes: int, axis_name: str | None = No
     model_config: the ConfigDict under `model`, already validated (config.validate).
     num_classes: K, the number of logits.
     axis_name: the pmap axis that BatchNorm synchronises over; None for one device.
-    total_steps: of its training, for what changes with them.
+    total_steps: of its training, over which LPS' temperature falls.
     platform: jax's name of where it runs; on 'cpu' convolutions are on_cpu.py's.
   """
   c = model_config

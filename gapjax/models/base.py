@@ -67,7 +67,7 @@ class Convolutional(nn.Module, kw_only=True):
     blur_size > 1. Sizes become ceil(h / 2), ceil(w / 2). The component, as `taken` takes it, is
     None but there. train, name: of the layer that learns which to take.
 
-    Raises UsageError where a network does not say `train` for it.
+    Raises UsageError where a network does not say `train` for it, and as `components` does.
     """
     mode = 'circular' if self.padding == 'circular' else 'reflect'
     if stride == self.strided(stride):

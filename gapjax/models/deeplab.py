@@ -38,7 +38,8 @@ class DeepLab(Convolutional):
   variant: 'deeplabv3', or 'deeplabv3plus' whose decoder also reads stage1. The head has 4 * `width`
   channels (256 at the usual width of 64); `separable` makes all its convolutions of more than 1x1
   separable. `backbone_name`: a ResNet, or one of MOBILENETS, whose stem is its own: `stem` is the
-  ResNets', `early_padding` MobileNetV2's.
+  ResNets', `early_padding` MobileNetV2's. `output_stride`: 8 or 16, pixels of the image to one of
+  stage4.
 
   Call: (images (b, h, w, 3), train=...) -> (logits (b, h, w, num_classes), features), features a
   dict of the backbone's 'stem', 'stage1' to 'stage4' and 'pooled'. Training with dropout needs the

@@ -140,7 +140,7 @@ class BlurPool(nn.Module):
 
   Call: (b, h, w, c) -> (b, ceil(h / stride), ceil(w / stride), c).
 
-  Raises UsageError on a size or stride below 1, or another padding.
+  Raises UsageError on a size or stride below 1, another padding, or x of another shape.
   """
   size: int = 3
   stride: int = 2
@@ -154,7 +154,7 @@ class BlurPool(nn.Module):
 
 
 class AdaptivePolyphase(nn.Module):
-  """Takes of the four ways to halve a map the one with the largest norm (APS, Chaman & Dokmanic).
+  """Halves a map to its polyphase component of the largest norm (APS, Chaman & Dokmanic 2021).
 
   Used as `BlurPool`. With circular padding throughout, GAP after it is the same for every circular
   shift of the image. It has no parameters. size: taps of a binomial blur before it, 1 for none;
@@ -163,7 +163,7 @@ class AdaptivePolyphase(nn.Module):
   Call: (b, h, w, c), h and w even -> (b, h / 2, w / 2, c). In a residual block both branches must
   be halved alike: y, x = AdaptivePolyphase()(y, x) takes of x what it takes of y.
 
-  Raises UsageError when h or w is odd, on a size below 1, or another padding.
+  Raises UsageError when h or w is odd, on a size below 1, another padding, or x of another shape.
   """
   size: int = 1
   padding: str = 'reflect'

@@ -43,7 +43,8 @@ class Permute(nn.Module):
 
 
 class GAPHead(nn.Module):
-  """GAPNet's: a 3x3 convolution to one channel a class, then GAP: those numbers are the logits.
+  """GAPNet's (section 3): a 3x3 convolution to one channel a class, then GAP, which gives the
+  logits.
 
   `padding` is one of models.layers.PADDINGS. Call: (b, h, w, c) -> logits (b, num_classes), and
   (b, c), what GAP makes of the input.
@@ -79,7 +80,7 @@ class LinearHead(nn.Module):
 
 
 class PermuteHead(LinearHead):
-  """PermuteNet's: GAP, a permutation of the channels, and a linear layer.
+  """PermuteNet's (section 3): GAP, a permutation of the channels, and a linear layer.
 
   The permutation is drawn anew for every forward pass, one for the batch, from the rng stream
   'permutation': pass `rngs={'permutation': key}` to `apply`, in testing, too.

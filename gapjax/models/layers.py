@@ -89,7 +89,7 @@ class Conv(nn.Module):
   Call: (b, h, w, c) -> (b, h', w', features), h' = (h + 2 p - r (k - 1) - 1) // stride + 1, where
   p = r (k - 1) // 2 ('full': r (k - 1)) and r is the dilation; with `same`, h' = ceil(h / stride).
 
-  Raises UsageError when nothing would be left of the feature map.
+  Raises UsageError when nothing would be left of the feature map, and as `pad` does.
   """
   features: int
   kernel_size: int = 3

@@ -18,6 +18,8 @@ class VGG(Classifier):
 
   Call: (images, train=...) -> (logits (b, num_classes), features), features a dict of 'stage1' to
   'stage5' (b, h, w, c) and 'pooled' (b, c). Arguments as ResNet's; the first stage is the stem.
+
+  Raises UsageError where a stage has nothing left to pool.
   """
   variant: str
   num_classes: int

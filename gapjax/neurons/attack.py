@@ -41,7 +41,7 @@ OVERHEAD = 16
 def attack(features: Callable, head: Callable, batches: Iterable[Mapping], *,
            orders: Mapping[str, Any], counts: Sequence[int], layer: Callable | None = None,
            regions: Sequence[str] = ATTACK_REGIONS) -> Sweep:
-  """Removes channels between two functions of arrays, and measures what is lost.
+  """Removes channels between two functions of arrays, and measures what is lost (section 5).
 
   Both are called as they are, so that they may be of any framework; jit those that are jax's. What
   jax computes in them is computed in float32, not in a GPU's or TPU's coarser default.
@@ -115,7 +115,8 @@ def check_orders(orders: Mapping[str, Any], counts: Iterable[int], *,
     counts: how many to remove.
 
   Raises:
-    UsageError: a count is negative or beyond an order's end, an order is none of the network's.
+    UsageError: there is no count or order; a count is negative or beyond an order's end; an order
+      is none of the network's, or is called 'clean'.
   """
   counts = [*counts]
   if any(n != int(n) for n in counts):
@@ -123,8 +124,8 @@ def check_orders(orders: Mapping[str, Any], counts: Iterable[int], *,
                      'ones such as 100, 200, 300')
   counts = tuple(sorted({int(n) for n in counts} - {0}))
   if not counts or counts[0] < 0:
-    raise UsageError(f'counts {list(counts)} remove nothing; use positive numbers such as '
-                     '100, 200, 300')
+    raise UsageError('counts must be numbers of channels to remove, such as 100, 200, 300, not '
+                     f'{list(counts)}')
   if not isinstance(orders, Mapping):
     raise UsageError(f'orders is a {type(orders).__name__}; give a dict of channels by name, such '
                      "as {'overall': rank(features, images)}")
@@ -297,6 +298,9 @@ def accuracy_sweep(network: Network, batches: Iterable[Mapping], *, orders: Mapp
       (b,), if there, False where the batch is filled up.
     orders, counts, one_pass: as for `sweep`.
     metric: its name, such as 'location_accuracy' or 'image_accuracy'.
+
+  Returns:
+    A Sweep with that metric.
 
   Raises:
     UsageError: an order or a count is no good, or there is no batch.

@@ -89,8 +89,8 @@ class Network:
   def without(self, features: dict, channels=()) -> jax.Array:
     """The classes (b, ...) predicted with `channels` of the stage zeroed, from the cut on anew.
 
-    Raises UsageError unless the channels are numbers of channels: a mask or a fraction would be
-    taken for others.
+    Raises UsageError unless the channels are numbers of channels, since a mask or a fraction would
+    be taken for others, and where a logit is not finite.
     """
     channels, n = np.asarray(channels), features[self.stage].shape[-1]
     if channels.size and (channels.dtype.kind not in 'iu' or channels.min() < 0
@@ -110,7 +110,8 @@ class Network:
                               np.arange(size) < len(channels))
 
   def complete(self, features: dict, branches: Any) -> jax.Array:
-    """The classes (b, ...) that the rest predicts from branches."""
+    """The classes (b, ...) that the rest predicts from branches. Raises UsageError where a logit is
+    not finite."""
     return _classes(self._complete(self.variables, branches, features))
 
   def _logits(self, variables, features):

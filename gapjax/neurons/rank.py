@@ -74,7 +74,7 @@ def differences(features: Callable, images: Iterable, *, axis: str = 'horizontal
     (b, c) float64, b = 1 for a single image.
 
   Raises:
-    UsageError: an image or a feature map has another number of axes.
+    UsageError: an image or a feature map has another number of axes, or there is no such mirror.
   """
   check_choice(axis, AXES, what='mirror')
   return changes(features, images, change=lambda batch: jnp.flip(batch, AXES[axis]))
@@ -180,13 +180,13 @@ def mirror_axis(rectangle: str | Sequence[float]) -> str:
 def order(scores) -> Int[np.ndarray, ' c']:
   """Channels (c,) by score, largest first; equal scores in the channels' own order.
 
-  Raises UsageError unless scores are finite.
+  Raises UsageError unless scores are (c,) and finite.
   """
   scores = np.asarray(scores, np.float64)
   if scores.ndim != 1 or not np.isfinite(scores).all():
-    raise UsageError(f'the scores of channels {np.flatnonzero(~np.isfinite(scores))[:5].tolist()} '
-                     f'of {scores.shape} are not finite numbers, so the network computes none; '
-                     'rank a checkpoint that did not diverge')
+    raise UsageError(f'scores {scores.shape} must be (c,) and finite, and those of channels '
+                     f'{np.flatnonzero(~np.isfinite(scores))[:5].tolist()} are not; rank a '
+                     'checkpoint that did not diverge')
   return np.argsort(-scores, kind='stable')
 
 

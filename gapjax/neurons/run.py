@@ -47,7 +47,7 @@ class Ranking(NamedTuple):
 
 
 class Attack(NamedTuple):
-  """What removing the channels of a ranking cost; chance: {metric: what guessing gets}."""
+  """What removing the channels of a ranking cost; chance: {metric: fraction that guessing gets}."""
   ranking: Ranking
   sweep: sweeps.Sweep
   chance: dict[str, float]
@@ -71,7 +71,8 @@ def rank_run(workdir, *, data_dir=None, regions=SIDES, ids=None, neurons=()) -> 
     neurons: flags '--config.neurons.FIELD=VALUE' that set other values than the run's.
 
   Raises:
-    UsageError: no checkpoint; no image for a region; a region that no mirror moves.
+    UsageError: no checkpoint; a run of another task; no image for a region; a region that no mirror
+      moves; no object of interest; a field or an id that is not there.
   """
   check_regions(regions, ids or {})
   subject = open_subject(workdir, data_dir, neurons)
@@ -86,7 +87,8 @@ def check_regions(regions, ids) -> None:
   for name, chosen in ids.items():
     check_choice(name, regions, what='region of --ids')
     if not isinstance(chosen, list):
-      raise UsageError(f'--ids: `{name}` is not a list of image ids: {chosen!r}')
+      raise UsageError(f'--ids: `{name}` is not a list of image ids: {chosen!r}; the file should '
+                       f'look like {{"{name}": ["ID", ...]}}')
 
 
 def rank_subject(subject, workdir, regions, ids) -> Ranking:

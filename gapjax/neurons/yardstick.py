@@ -3,7 +3,7 @@
 A score is the mean over images of some rows (n, c): of z - z' (`rank.differences`) for a region, of
 |z - z'| overall. For any rows there are an `interval` and the `agreement` of two halves of the
 images. Signed rows also have a null, in which the mirror is as likely as the image: `threshold`.
-The score of a centred region is the mean over its images less that over all; in its null any of
+A region's centred score is the mean over its images less that over all; in its null any of
 all images could as well be the region's: `centred`. |z - z'| has none, since a flip of the sign
 leaves it as it is: `shifts` says how much of it a shift by one pixel makes, too. The same kind of
 network with circular padding, on images whose sizes its strides divide, knows no place but for the
@@ -47,8 +47,8 @@ class Yardstick:
   """A ranking's scores and what they are measured by.
 
   Attributes:
-    images: how many the score is a mean over; of a centred region, those of the region.
-    agreement: the rank correlation of two halves of the images.
+    images: how many the score is a mean over; of a centred score, those of the region.
+    agreement: the rank correlation of two halves of the images, from -1 to 1.
     mean, half: (c,) the scores, and half the width of their 95% intervals.
     threshold: (c,) what |mean| must exceed to be more than chance; None overall.
     shift: (c,) the score that a shift by one pixel has; None by region, as are the next two.
@@ -122,7 +122,7 @@ def _agreement(*scores):
 
 def threshold(rows: Float[np.ndarray, 'n c'], *, flips: int = DRAWS,
               seed: int = 0) -> Float[np.ndarray, ' c']:
-  """What a channel's |mean| must exceed, (c,), so that chance lets any channel do so in 5% of all.
+  """What a channel's |mean| must exceed, (c,), so that by chance any channel does in 5% of draws.
 
   The null: an image is as likely as its mirror image, so that the sign of a row may be flipped, all
   channels of an image together. Of every flip the largest |t| over the channels counts (max-T:

@@ -92,8 +92,8 @@ def to_workdir(source, target, *, config: ConfigDict) -> pathlib.Path:
       checkpoints.wait()
     workdirs.claim(workdir, workdirs.settled(config, platform=Devices().platform))
     workdir.rename(target)
-  log.warning('%s: `gapjax evaluate --workdir=%s` must give the accuracy that its authors found',
-              untold(source, config), target)
+  log.warning('%s; if that is right, `gapjax evaluate --workdir=%s` gives the accuracy that its '
+              'authors found', untold(source, config), target)
   return target
 
 

@@ -116,8 +116,8 @@ def draw(name: str) -> np.random.Generator:
 
 
 def draw_weights(case: Case) -> dict[str, np.ndarray]:
-  """A value for every weight, by PyTorch's names, float32; BatchNorm's statistics are no start's.
-  """
+  """A value for every weight, by PyTorch's names, float32; BatchNorm's statistics are other than
+  at the start."""
   def value(name, shape):
     kind, normal = name.rsplit('.', 1)[-1], draw(name).standard_normal(shape)
     if kind == 'running_var' or (kind == 'weight' and len(shape) == 1):

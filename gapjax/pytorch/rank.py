@@ -63,7 +63,8 @@ def rank_network(function: str, folder, *, workdir, layer: str | None = None,
 
 
 def load_network(function: str):
-  """The torch.nn.Module that 'MODULE:FUNCTION' returns, in evaluation mode. Raises UsageError."""
+  """The torch.nn.Module that 'MODULE:FUNCTION' returns, in evaluation mode. Raises UsageError
+  where PyTorch or the function is not there, the function fails, or returns something else."""
   torch = require_torch('--torch', 'leave it out')
   name, _, called = function.partition(':')
   if not name or not called:
@@ -165,7 +166,9 @@ class Folder:
 
   Attributes:
     images: {'id': file name} of each.
-    size: (width, height) that the network sees.
+    size: (width, height) that the network sees, pixels.
+
+  Raises UsageError where it is no folder, or holds no image or a file that cannot be read.
   """
   limit = step = features = None  # all images; a network on its own has no step
 

@@ -55,8 +55,8 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
   config = workdirs.settled(config, platform='cpu')  # it trains step by step, anywhere
   if TASKS[config.task].dense or config.model.dtype == 'bfloat16':
     raise UsageError('the PyTorch twin is trained in the tasks canvas and classification, in '
-                     f'float32 or float64; not in {config.task}, {config.model.dtype}: leave it '
-                     'out')
+                     f'float32 or float64; not in {config.task}, {config.model.dtype}: leave '
+                     '--with_torch out, or take these, as with --config.model.dtype=float32')
   workdir, device = pathlib.Path(workdir), torch.device('cpu')
   if torch.cuda.is_available():
     device = torch.device('cuda')

@@ -19,7 +19,7 @@ PADDING = {model['padding']: name for name, (model, pair) in recipes.SHIFT_NETWO
 
 
 def records(summary, lines, *, seed: int) -> list[dict]:
-  """What schema.py says of one seed: a record a metric, the detail in the first.
+  """The records of one seed, as schema.py has them: one a metric, the detail in the first.
 
   Args:
     summary: of summary.json.

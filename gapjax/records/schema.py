@@ -40,7 +40,7 @@ def read(path) -> list[dict]:
                        f'wrote it: python benchmarks/convert_results.py {path}')
     for key in ('cell', 'metric', 'mean'):
       if key not in record:
-        raise UsageError(f'{path} entry {i} has no `{key}`; run again')
+        raise UsageError(f'{path} entry {i} has no `{key}`; move the file away and run again')
     if 'config' in record:
       configs.setdefault(record['cell'], {'config': record['config']})
   return [{**configs.get(record['cell'], {}), **record} for record in records]

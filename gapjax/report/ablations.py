@@ -106,7 +106,7 @@ def _table(field, rows):
     f'mean \N{PLUS-MINUS SIGN} sample standard deviation (seeds). Guessing: {guessing or DASH}.')
 
 
-# --- sections: (Source, folder for pictures) -> Section or None -------------------------------
+# --- sections: (Source, folder for pictures) -> Section ---------------------------------------
 
 
 def results(source, _):

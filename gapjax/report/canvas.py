@@ -98,7 +98,7 @@ def tables(records):
     f'image at every location with the final weights.{PYTORCH if torch else ""}')]
 
 
-# --- sections: (Source, folder for pictures) -> Section or None -------------------------------
+# --- sections: (Source, folder for pictures) -> Section ---------------------------------------
 
 
 def results(source, _):

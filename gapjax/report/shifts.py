@@ -190,7 +190,7 @@ def tables(records):
     f'more invariant.{PYTORCH if torch else ""}')]
 
 
-# --- sections: (Source, folder for pictures) -> Section or None -------------------------------
+# --- sections: (Source, folder for pictures) -> Section ---------------------------------------
 
 
 def results(source, _):

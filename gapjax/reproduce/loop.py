@@ -63,6 +63,7 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
   Raises:
     UsageError: no such scale, cells or fields; data or PyTorch are missing; results.json holds
       other cells, or seeds of another commit that more are to be averaged with.
+    TrainingFailed, Interrupted: as train.train does.
   """
   workdir = paths.of(workdir)
   if with_torch and paths.is_remote(workdir):
@@ -114,6 +115,8 @@ def run_several(suites, *, scale: str, workdir, command, data_dir=None, only=Non
 
   Returns:
     The path of report.html by suite, of those of which something is finished.
+
+  Raises what `run` does.
   """
   pace, pages, workdir, parts = Pace(minutes, data_dir), {}, paths.of(workdir), [(suites[0], only)]
   folders = {suite: workdir / suite if len(suites) > 1 else workdir for suite in suites}

@@ -296,5 +296,5 @@ def refusal(result: dict) -> str:
   return (f'batch_size {batch} does not fit {result["topology"]}: it needs {size}'
           f'{result["available_bytes"] / GIB:.2f}; '
           + (f'the largest that fits is {best} (--config.batch_size={best})' if best else
-             f'nor does {result["chips"]}, one example a chip: use more memory a chip, or a '
-             'smaller network'))
+             f'nor does {result["chips"]}, one example a chip: use chips with more memory, '
+             'or a smaller network'))

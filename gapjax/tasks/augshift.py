@@ -35,7 +35,7 @@ from gapjax.tasks.resident import ResidentImages
 def augshift_loss(logits: Float[ArrayLike, '*pairs k'], features: Float[ArrayLike, '*pairs c'],
                   labels: Int[ArrayLike, ' b'], *, weight: Shaped[ArrayLike, ''],
                   ) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
-  """The cross entropies of both crops, added, plus weight * MSE of their pooled features.
+  """AugShift (section 4): both crops' cross entropies, added, plus weight * MSE of their features.
 
   Of two cross entropies the sum is twice the usual loss: with SGD half the rate and twice the decay
   make a step what it would be on their mean.
@@ -70,7 +70,8 @@ def augshift_loss(logits: Float[ArrayLike, '*pairs k'], features: Float[ArrayLik
 
 
 def pair_distance(features: Float[ArrayLike, '*pairs c']) -> Float[Array, '']:
-  """The pairwise term alone, for a loss of one's own: the mean of (z1 - z2)^2 over b and c.
+  """AugShift's pairwise term alone (section 4), for a loss of one's own: the mean of (z1 - z2)^2
+  over b and c.
 
   features: (2b, c), all first crops before all second ones, or (2, b, c).
 

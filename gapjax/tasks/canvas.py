@@ -169,7 +169,7 @@ class CanvasEvaluation(Evaluation):
     return self.exact(state, progress=progress)
 
   def exact(self, state, *, progress=False) -> dict:
-    """Every test image at every location: {'accuracy', 'loss', 'per_location'}."""
+    """Every test image at every location, as `accuracies` has it."""
     return self._count(state, *every_location(len(self.test_set), self.task.num_locations),
                        progress=progress)
 
@@ -203,7 +203,7 @@ class CanvasEvaluation(Evaluation):
 
 def accuracies(counts: Mapping[str, np.ndarray]) -> dict:
   """{'accuracy', 'loss', 'canvases' (how many were counted), 'per_location' (k, k) lists} of the
-  sums of eval_counts. A location at which nothing was counted is None."""
+  sums of eval_counts; accuracies are fractions. A location where nothing was counted is None."""
   correct, count = (np.asarray(counts[name], np.int64) for name in ('correct', 'count'))
   grid = round(len(count) ** 0.5)
   per_location = [[c / n if n else None for c, n in zip(*rows, strict=True)] for rows in zip(

@@ -59,7 +59,7 @@ class Consistency(NamedTuple):
 def consistency(predict: Callable, images: Float[ArrayLike, 'b h w c'],
                 key: Shaped[Array, '*key'], max_shift: int = 4,
                 protocol: str = 'pad') -> Consistency:
-  """Shift consistency of a network: is the top-1 class the same for two random shifts of an image?
+  """Shift consistency (Zhang 2019): is the top-1 class the same for two random shifts of an image?
 
       found = sum(consistency(predict, images, jax.random.fold_in(key, i))
                   for i, images in enumerate(batches))

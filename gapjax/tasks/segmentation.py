@@ -143,7 +143,8 @@ def _products(predicted, labels, *, num_classes):
 
 
 def iou(matrix) -> tuple[np.ndarray, float]:
-  """Intersection over union of each class, (num_classes,), and their mean, from a confusion matrix.
+  """Intersection over union of each class, (num_classes,), and their mean, fractions, from a
+  confusion matrix (num_classes, num_classes), [true, predicted].
 
   A class that occurs in no label and is never predicted has NaN and is left out of the mean; one
   that is only predicted counts as 0, as in the authors' code.
@@ -272,8 +273,8 @@ class SceneEvaluation(Evaluation):
   padding enters the image-pooling branch and the borders' receptive fields, and mIoU differs a
   little.
 
-  Raises UsageError where neurons.classes names no class, or no pixel has one: before an epoch of
-  training, not after.
+  Raises UsageError where neurons.classes names what is no class of the dataset, or no pixel has a
+  class: before an epoch of training, not after.
   """
 
   def __init__(self, config, task, test_set, counter):
@@ -285,7 +286,8 @@ class SceneEvaluation(Evaluation):
     return self.final(state)
 
   def final(self, state, *, progress=False, brief=False) -> dict:
-    """{'accuracy' (of pixels), 'loss', 'miou', 'miou_left' and so on, 'per_class'}.
+    """{'accuracy' (of pixels), 'loss', 'miou', 'miou_left' and so on, 'per_class'}: fractions but
+    for the loss.
 
     A class that does not occur is None in 'per_class', (K,), and so is the mIoU of a region that is
     void.

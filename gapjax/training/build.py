@@ -31,7 +31,10 @@ def datasets_kept():
 
 
 def load_data(config, *, data_dir):
-  """The training set, what is evaluated, and the task that a config names."""
+  """The training set, what is evaluated, and the task that a config names.
+
+  Raises UsageError where they cannot be read, or data.held_out leaves too few training images.
+  """
   c, kept = config.data, _kept[-1] if _kept else {}
 
   def read(**part):
@@ -120,8 +123,10 @@ def create_train_steps(model, task, rule, devices):
 def pretrained(config, state):
   """The state that a new run starts from: `state`, with the backbone of model.pretrained, if any.
 
-  Apart from `create`, so that a checkpoint needs that file no more. The optimiser's state stays: it
-  starts from zeros, whatever the parameters are.
+  Apart from `create_learner`, so that a checkpoint needs that file no more. The optimiser's state
+  stays: it starts from zeros, whatever the parameters are.
+
+  Raises UsageError as packages.located and weights.load_backbone do.
   """
   path, collections = config.model.pretrained, ('params', 'batch_stats')
   if not path:

@@ -74,7 +74,8 @@ class Checkpoints:
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
       raise TrainingFailed(
         f'a parameter is not finite after step {step}; the last good checkpoint is kept: try a '
-        'lower optimizer.lr, schedule.warmup_epochs or optimizer.clip_norm in a new workdir')
+        'lower optimizer.lr, more schedule.warmup_epochs or an optimizer.clip_norm, in a new '
+        'workdir')
     if not is_first() or step in self.manager.all_steps():
       return
     self._check_space(state)

@@ -47,8 +47,13 @@ def evaluate(workdir, *, data_dir=None, devices=None) -> dict:
 
   Returns {'step', 'loss', and those of the task}: on a canvas '<target>_accuracy' (every place),
   '<target>_accuracy_random' (the authors' test script) and 'per_location'; in classification
-  'image_accuracy', 'consistency' with its 'protocol', 'feature_distance' and 'shifts'; in
-  segmentation 'miou', 'miou_left' and so on, 'pixel_accuracy' and 'per_class'.
+  'image_accuracy', 'consistency' with its 'protocol', 'consistency_crop', 'consistency_circular',
+  'feature_distance' and 'shifts'; in
+  segmentation 'miou', 'miou_left' and so on, 'pixel_accuracy' and 'per_class'. Accuracies,
+  consistencies and mIoU are fractions.
+
+  Raises UsageError as `open_run` does, where workdir cannot be written to, and where the checkpoint
+  computes infinities or NaN.
   """
   workdir, devices = paths.of(workdir), Devices(devices)
   keep_programs(devices.platform)

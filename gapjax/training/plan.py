@@ -62,7 +62,8 @@ class Plan:
       step = call.stop
 
   def logs(self, call: range) -> bool:
-    """After the first call too: its line shows early that the loss is finite."""
+    """Whether a line of metrics is due after a call: after the first too, to show early that the
+    loss is finite."""
     return call.start == 0 or call.stop // self.log_every > call.start // self.log_every
 
   def evaluates(self, step: int) -> bool:

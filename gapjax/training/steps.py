@@ -82,8 +82,8 @@ def make_train_step(model, task, optimizer, *, axis_name: str):
   """A function (state, key, data, examples) -> (state, metrics) for one device's share of a batch.
 
   key is the run's TRAIN stream (an argument, so that runs of all seeds are one program); data
-  holds the training set if it fits the device; examples (b, ...) are this device's: their indices,
-  or a tree of the examples themselves. Gradients, metrics and, when the
+  is what of the training set lies on the device (Task.resident); examples (b, ...) are this
+  device's: their indices, or a tree of the examples themselves. Gradients, metrics and, when the
   model does not synchronise them itself, BatchNorm's running statistics are averaged over
   `axis_name`. metrics: {'batch': task's metrics, 'grad_norm': ()}.
   """

@@ -102,7 +102,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True, alike=
     if is_first():
       task.samples(train_set, seed=config.seed).save(workdir / 'samples.png')
 
-    # ---- On the device: the training set if it fits, the state, the key ------------------------
+    # ---- On the device: what of the training set lies there, the state, the key ----------------
     data = devices.replicate(feed.data)
     state = devices.replicate(state)
     key = devices.replicate(steps.stream(config.seed, steps.TRAIN))
@@ -207,8 +207,8 @@ def check_finite(loss: float, step: int, *,
                  what: str = 'the last good checkpoint is kept; the evaluation after step') -> None:
   """Raises TrainingFailed when a loss is not finite."""
   if not np.isfinite(loss):
-    raise TrainingFailed(f'{what} {step} has loss {loss}: try a lower optimizer.lr, '
-                         'schedule.warmup_epochs or optimizer.clip_norm in a new workdir')
+    raise TrainingFailed(f'{what} {step} has loss {loss}: try a lower optimizer.lr, more '
+                         'schedule.warmup_epochs or an optimizer.clip_norm, in a new workdir')
 
 
 def summarise(pending, schedule, clock, batch_size) -> dict:
@@ -228,7 +228,7 @@ def summarise(pending, schedule, clock, batch_size) -> dict:
       raise TrainingFailed(
         f'the loss or its gradient is not finite at step {call[first] + 1} (loss {losses[first]}, '
         f'gradient norm {norms[first]}); the last good checkpoint is kept: try a lower '
-        'optimizer.lr, schedule.warmup_epochs or optimizer.clip_norm in a new workdir')
+        'optimizer.lr, more schedule.warmup_epochs or an optimizer.clip_norm, in a new workdir')
     means = {name: (mean.total[:n], mean.count[:n]) for name, mean in batch.items()}
     for name, sums in {**means, 'grad_norm': (norms, np.ones_like(norms))}.items():
       totals.setdefault(name, []).append(np.array(sums, np.float64))  # (2, steps in the call)

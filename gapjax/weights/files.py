@@ -279,7 +279,7 @@ def load_backbone(variables, path, *, variant: str) -> dict:
 
   Args:
     variables: {'params', 'batch_stats'} of the backbone, which stay as they are.
-    path: a file as `read` takes it, of torchvision's names: a classifier, whose last layers are
+    path: a file as `read` takes it, of backbone_names' names: a classifier, whose last layers are
       left out, or a segmentation net with its backbone under `backbone.`, whose heads are.
     variant: the backbone's name, such as 'resnet50'.
 

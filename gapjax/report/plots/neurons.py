@@ -46,7 +46,7 @@ def curves(sweep: Sweep, path, *, chance: Mapping[str, float] | None = None):
   y axis begins at 0 and is the same for all panels.
 
   Args:
-    sweep: an `sweeps.Sweep`.
+    sweep: a `sweeps.Sweep`.
     path: where the PNG goes.
     chance: what guessing gets, {metric: fraction}: a dotted line.
 
