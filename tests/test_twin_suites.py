@@ -92,3 +92,11 @@ def test_no_twin_is_said_before_anything_is_trained(suite, words, tmp_path, monk
     monkeypatch.setitem(sys.modules, 'torch', None)  # as if it were not installed
   assert words in complaint('reproduce', suite, f'--workdir={tmp_path}/w', '--with_torch')
   assert not (tmp_path / 'w').exists()
+
+
+def test_a_twin_in_bfloat16_is_refused_at_once(tmp_path, data_dir, monkeypatch, complaint):
+  cell = suites.Cell(tiny_config(**{'model.dtype': 'bfloat16'}), {'network': 'gapnet'})
+  monkeypatch.setitem(suites.SUITES, 'table1', lambda scale: [cell])
+  words = complaint('reproduce', 'table1', f'--workdir={tmp_path}/w', f'--data_dir={data_dir}',
+                    '--with_torch')
+  assert 'float32 or float64; not in canvas, bfloat16' in words and not (tmp_path / 'w').exists()

@@ -33,6 +33,14 @@ from gapjax.weights import names
 WEIGHTS, TWIN = 'weights.pth', 'the PyTorch twin at step'
 
 
+def check_trained(config) -> None:
+  """Raises UsageError for a config whose twin is not trained."""
+  if TASKS[config.task].dense or config.model.dtype == 'bfloat16':
+    raise UsageError('the PyTorch twin is trained in the tasks canvas and classification, in '
+                     f'float32 or float64; not in {config.task}, {config.model.dtype}: leave '
+                     '--with_torch out, or take these, as with --config.model.dtype=float32')
+
+
 def train(config, *, workdir, data_dir=None, progress=True) -> dict:
   """Trains and evaluates the twin of a network of the tasks 'canvas' and 'classification'.
 
@@ -53,10 +61,7 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
   """
   configs.validate(config)
   config = workdirs.settled(config, platform='cpu')  # it trains step by step, anywhere
-  if TASKS[config.task].dense or config.model.dtype == 'bfloat16':
-    raise UsageError('the PyTorch twin is trained in the tasks canvas and classification, in '
-                     f'float32 or float64; not in {config.task}, {config.model.dtype}: leave '
-                     '--with_torch out, or take these, as with --config.model.dtype=float32')
+  check_trained(config)
   workdir, device = pathlib.Path(workdir), torch.device('cpu')
   if torch.cuda.is_available():
     device = torch.device('cuda')

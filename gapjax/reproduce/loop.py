@@ -72,6 +72,10 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
   if with_torch:
     require_torch('--with_torch', 'leave it out')
   every, cells = checked(suite, scale, changes, only, data_dir=data_dir)
+  if with_torch:
+    from gapjax.pytorch.train import check_trained  # PyTorch is optional
+    for cell in cells:
+      check_trained(cell.config)
   keep_freed_memory(large=any(is_large(cell.config) for cell in cells))
   with workdirs.lock(workdir):  # results.json is read once, and written after every cell
     path = workdir / 'results.json'
