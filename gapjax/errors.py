@@ -29,7 +29,15 @@ def first_line(error):
 
 
 class TrainingFailed(Exception):
-  """Training cannot go on (the loss is not finite): one line, exit code 1, checkpoints kept."""
+  """Training cannot go on: one line, exit code 1, checkpoints kept."""
+
+
+class Diverged(TrainingFailed):
+  """A loss, gradient or parameter is not finite: `found` says which."""
+
+  def __init__(self, found: str):
+    super().__init__(f'{found}: try a lower optimizer.lr, more schedule.warmup_epochs or an '
+                     'optimizer.clip_norm, in a new workdir')
 
 
 class CheckFailed(Exception):

@@ -27,10 +27,9 @@ import numpy as np
 from jaxtyping import Int
 
 from gapjax.errors import UsageError
-from gapjax.neurons.network import Network
+from gapjax.neurons.network import Network, maps_of
 from gapjax.neurons.sweeps import CLEAN, Sweep
 from gapjax.tasks import segmentation
-from gapjax.tasks.images import check_array
 
 ATTACK_REGIONS = ('all', 'left', 'right', 'center')
 # A block's convolution costs about as much as this many channels more than it has: what its result
@@ -71,13 +70,7 @@ def attack(features: Callable, head: Callable, batches: Iterable[Mapping], *,
     segmentation.region(name)
 
   def encode(_, images):
-    maps = features(images)
-    check_array(maps, of='features', wanted="feature maps (b, h', w', c)")
-    maps = jnp.asarray(maps)
-    if maps.ndim not in (2, 4) or len(maps) != len(images):
-      raise UsageError(f'`features` maps images {images.shape} to {maps.shape}; it should return '
-                       "feature maps (b, h', w', c) or (b, c)")
-    return {'maps': maps}
+    return {'maps': maps_of(features, images)}
 
   after = dict(head=lambda _, found: jnp.asarray(head(found['maps']))) if layer is None else dict(
     branches=lambda _, maps, channels: layer(maps, channels),

@@ -37,6 +37,7 @@ from gapjax import models
 from gapjax.errors import UsageError
 from gapjax.models.deeplab import DeepLab
 from gapjax.models.heads import make_head
+from gapjax.tasks.images import check_array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,6 +145,18 @@ class Network:
       with jax.default_matmul_precision('highest'):
         return function(*arguments)
     return jax.jit(exact) if self.compiled else exact
+
+
+def maps_of(features: Callable, images) -> jax.Array:
+  """features(images), maps (b, h', w', c) or their averages (b, c). Raises UsageError unless it is
+  one."""
+  maps = features(images)
+  check_array(maps, of='features', wanted="feature maps (b, h', w', c)")
+  maps = jnp.asarray(maps)
+  if maps.ndim not in (2, 4) or len(maps) != len(images):
+    raise UsageError(f'`features` maps images {images.shape} to {maps.shape}; it should return '
+                     "feature maps (b, h', w', c) or their averages (b, c)")
+  return maps
 
 
 def _classes(logits):

@@ -27,8 +27,9 @@ from jaxtyping import Float, Int
 from gapjax import paths
 from gapjax.errors import UsageError, check_choice, nearest
 from gapjax.models.layers import global_average_pool
+from gapjax.neurons.network import maps_of
 from gapjax.tasks import segmentation
-from gapjax.tasks.images import check_array, check_channels_last
+from gapjax.tasks.images import check_channels_last
 
 # name -> the axis of (b, h, w, 3) that the mirror reverses
 AXES = {'horizontal': 2, 'vertical': 1}
@@ -108,12 +109,7 @@ def _batch(images):
 
 def _average(features, images):
   with jax.default_matmul_precision('highest'):  # z - z' is a small difference of large numbers
-    maps = features(images)
-  check_array(maps, of='features', wanted='feature maps (b, h, w, c)')
-  maps = jnp.asarray(maps)
-  if maps.ndim not in (2, 4) or len(maps) != len(images):
-    raise UsageError(f'`features` maps images {images.shape} to {maps.shape}; it should return '
-                     'feature maps (b, h, w, c) or their averages (b, c)')
+    maps = maps_of(features, images)
   return np.asarray(maps if maps.ndim == 2 else global_average_pool(maps), np.float64)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from gapjax import paths
-from gapjax.errors import TrainingFailed, UsageError
+from gapjax.errors import Diverged, UsageError
 from gapjax.training.devices import broadcast, decided, is_first
 from gapjax.training.system import versions
 
@@ -68,14 +68,12 @@ class Checkpoints:
   def save(self, step: int, state, meta: dict) -> None:
     """Saves numpy arrays in the background; a step that is there already is left alone.
 
-    Raises TrainingFailed, and saves nothing, when a value is not finite: the newest checkpoint is
+    Raises Diverged, and saves nothing, when a value is not finite: the newest checkpoint is
     always a good one. Raises OSError when the disk is full.
     """
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
-      raise TrainingFailed(
-        f'a parameter is not finite after step {step}; the last good checkpoint is kept: try a '
-        'lower optimizer.lr, more schedule.warmup_epochs or an optimizer.clip_norm, in a new '
-        'workdir')
+      raise Diverged(
+        f'a parameter is not finite after step {step}; the last good checkpoint is kept')
     if not is_first() or step in self.manager.all_steps():
       return
     self._check_space(state)

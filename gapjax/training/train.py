@@ -10,7 +10,7 @@ from clu import parameter_overview
 
 from gapjax import config as configs
 from gapjax import paths
-from gapjax.errors import Interrupted, TrainingFailed
+from gapjax.errors import Diverged, Interrupted
 from gapjax.training import build, steps, workdirs
 from gapjax.training.checkpoint import Checkpoints, digest
 from gapjax.training.devices import (
@@ -50,7 +50,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True, alike=
   Raises:
     UsageError: a config that cannot be; a workdir of another config, or of other data; data that is
       not there.
-    TrainingFailed: a loss, gradient or parameter is not finite.
+    Diverged: a loss, gradient or parameter is not finite.
     Interrupted: SIGTERM or Ctrl-C, or the time is up, after saving.
   """
   configs.validate(config)
@@ -205,17 +205,16 @@ def describe(config, task, plan, devices) -> str:
 
 def check_finite(loss: float, step: int, *,
                  what: str = 'the last good checkpoint is kept; the evaluation after step') -> None:
-  """Raises TrainingFailed when a loss is not finite."""
+  """Raises Diverged when a loss is not finite."""
   if not np.isfinite(loss):
-    raise TrainingFailed(f'{what} {step} has loss {loss}: try a lower optimizer.lr, more '
-                         'schedule.warmup_epochs or an optimizer.clip_norm, in a new workdir')
+    raise Diverged(f'{what} {step} has loss {loss}')
 
 
 def summarise(pending, schedule, clock, batch_size) -> dict:
   """Fetches the metrics of [(the steps of a call, its metrics)] and averages them over all
   examples, or pixels that are not void: a mean over none is 0.
 
-  Raises TrainingFailed, naming the step, at the first loss or gradient that is not finite.
+  Raises Diverged, naming the step, at the first loss or gradient that is not finite.
   """
   totals = {}
   for call, metrics in pending:
@@ -225,10 +224,9 @@ def summarise(pending, schedule, clock, batch_size) -> dict:
     bad = ~(np.isfinite(losses) & np.isfinite(norms))
     if bad.any():
       first = int(bad.argmax())
-      raise TrainingFailed(
+      raise Diverged(
         f'the loss or its gradient is not finite at step {call[first] + 1} (loss {losses[first]}, '
-        f'gradient norm {norms[first]}); the last good checkpoint is kept: try a lower '
-        'optimizer.lr, more schedule.warmup_epochs or an optimizer.clip_norm, in a new workdir')
+        f'gradient norm {norms[first]}); the last good checkpoint is kept')
     means = {name: (mean.total[:n], mean.count[:n]) for name, mean in batch.items()}
     for name, sums in {**means, 'grad_norm': (norms, np.ones_like(norms))}.items():
       totals.setdefault(name, []).append(np.array(sums, np.float64))  # (2, steps in the call)
