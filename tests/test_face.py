@@ -392,8 +392,8 @@ def test_the_example_of_pytorch():
   assert consistency(names['predict'], BRIGHT, KEY, max_shift=2).count == 16
   assert sorted(rank(names['features'], BRIGHT)) == list(range(16))
   np.testing.assert_allclose(  # the network's own pooling and its last layer
-    names['features'](BRIGHT).mean((1, 2)) @ names['network'][4].weight.detach().numpy().T
-    + names['network'][4].bias.detach().numpy(), names['predict'](BRIGHT), atol=1e-5)
+    names['features'](BRIGHT).mean((1, 2)) @ names['network'][3].weight.detach().numpy().T
+    + names['network'][3].bias.detach().numpy(), names['predict'](BRIGHT), atol=1e-5)
 
 
 def test_the_example_of_nnx():
