@@ -7,11 +7,13 @@ bench, and the tables that stand below a line `<!-- table: NAME -->` in README.m
 results/README.md. Runs nothing and needs no dataset: about a minute.
 """
 
+import dataclasses
 import json
 import pathlib
 import re
 import statistics
 
+import attack_protocols
 import compile_table
 from flax.traverse_util import flatten_dict
 
@@ -35,7 +37,10 @@ SUITES = ('quickstart', 'table1', 'table1_full', 'table2', 'table2_narrow', 'tab
 YARDSTICKS = {  # network -> where its ranking lies
   'EfficientNet-Lite0': 'yardstick/zero',
   'EfficientNet-Lite0, circular padding': 'yardstick/circular',
-  'DeepLabv3 on it': 'attack_pretrained/cells/deeplabv3/camvid/seed0'}
+  **{f'DeepLabv3+ on it, seed {seed}': f'attack_pretrained/cells/deeplabv3plus/camvid/seed{seed}'
+     for seed in (0, 1)},
+  **{f'{network}, location, 3x3': f'yardstick/{network.lower()}'
+     for network in ('GAPNet', 'PermuteNet')}}
 PARITY = 'gapjax convert --check --output=results/parity/results.json'
 BENCH = 'gapjax bench --against=torch --rounds={rounds} --output=results/bench/{name}'
 # Measured while convolutions on CPU were computed in another way.
@@ -110,10 +115,7 @@ def tables() -> dict[str, str]:
   """The Markdown of every table that a page may show, by its name."""
   found = {suite: report.table(schema.read(RESULTS / suite / 'results.json'))
            for suite in SUITES}
-  found['compared'] = markdown_table(report_compared.table([
-    comparison for suite in ('table1', 'table2', 'attack') for comparison in
-    report_compared.compared([r for r in schema.read(RESULTS / suite / 'results.json')
-                              if suite != 'attack' or 'N' in r])]))
+  found['compared'] = markdown_table(report_compared.table(comparisons()))
   networks = read('parity/results.json')['networks']
   for dtype, table in zip(parity.TOLERANCES, parity.tables(networks), strict=True):
     found[f'parity, {dtype}'] = markdown_table(table)
@@ -132,7 +134,24 @@ def tables() -> dict[str, str]:
   found['yardstick'] = markdown_table(report_attack.yardstick_table({
     network: yardstick.read_json(RESULTS / folder / run.YARDSTICK)
     for network, folder in YARDSTICKS.items()}))
+  found['protocols'] = markdown_table(attack_protocols.table([
+    read(f'attack_protocols/{path.name}')
+    for path in sorted(RESULTS.glob('attack_protocols/seed*.json'))]))
   return {name: table.strip() + '\n' for name, table in found.items()}
+
+
+def comparisons() -> list[report_compared.Comparison]:
+  """Those of all suites that compare what the paper does, by claim; `where` says the scale."""
+  found = []
+  for suite in ('table1', 'table1_full', 'table2', 'table2_longer', 'table2_narrow', 'table2_full',
+                'attack', 'attack_pretrained'):
+    records = schema.read(RESULTS / suite / 'results.json')
+    scale = f'{records[0]["scale"]}{", 20 epochs" if suite == "table2_longer" else ""}'
+    found += [dataclasses.replace(comparison, where=f'{comparison.where}, {scale}')
+              for comparison in report_compared.compared(
+                [r for r in records if not suite.startswith('attack') or 'N' in r])]
+  claims = [*dict.fromkeys(comparison.claim for comparison in found)]
+  return sorted(found, key=lambda comparison: claims.index(comparison.claim))
 
 
 def overview() -> Table:
@@ -163,7 +182,7 @@ def overview() -> Table:
     *(row(f'{name}, CIFAR-10', 'top-1 / shift consistency', 'table2', f'{cell}/cifar10',
           'image_accuracy', 'consistency')
       for name, cell in (('ResNet-18', 'resnet18'), ('BlurPool', 'blurpool'),
-                         ('AugShift', 'augshift'))),
+                         ('Two crops, weight 0', 'two_crops'), ('AugShift', 'augshift'))),
     ['DeepLabv3, CamVid', 'mIoU beyond random', DASH,
      f'{100 * statistics.fmean(lost):.1f} ± {100 * statistics.stdev(lost):.1f}', str(len(lost))]],
     text=2)
