@@ -109,8 +109,15 @@ def sections(entry):
     else:  # parameters, attributes, raises
       title = section.title or kind.capitalize()
       yield '\n'.join([f'{title}:\n', *(
-        f'- `{getattr(item, "name", item.annotation)}`: {one_line(item.description)}'
+        f'- {named(item)}{one_line(item.description)}'
         for item in value)])
+
+
+def named(item) -> str:
+  """'`name`: ' of a parameter, or of an exception; what a generator yields has no name."""
+  name = getattr(item, 'name', None)
+  name = item.annotation if name is None else name
+  return f'`{name}`: ' if name else ''
 
 
 def one_line(text) -> str:

@@ -30,6 +30,7 @@ from gapjax import (
   rank,
 )
 from gapjax.models.heads import Permute
+from gapjax.neurons import yardstick
 from gapjax.neurons.attack import random_orders
 
 draw = np.random.default_rng(0)
@@ -303,6 +304,13 @@ MISTAKES = {
   'an order without a name': (lambda: attacked(ZEROS, orders=np.arange(3)), 'orders is a ndarray'),
   'scores for an order': (lambda: attacked(ZEROS, orders={'a': [.3, .1, .2]}), 'rank.order'),
   'fractions for counts': (lambda: attacked(ZEROS, counts=[.1, .5]), 'no fractions'),
+  'tuples to rank': (lambda: rank(lambda x: x, [(IMAGES, ZEROS)]), 'a batch is a tuple'),
+  'a tuple of head': (lambda: attack(lambda x: x, lambda maps: (PREDICT(maps), maps),
+                                     [{'images': IMAGES, 'labels': ZEROS}], orders=ONE,
+                                     counts=[1]), '`head` returns a tuple'),
+  'a mask for an order': (lambda: attacked(ZEROS, orders={'a': [True, False, True]}), 'holds bool'),
+  'a shift alone': (lambda: yardstick.measure(np.ones((3, 2)), moved=np.ones((3, 2))),
+                    '`moved` and `averages` go together'),
   'tuples for batches': (lambda: attacked(ZEROS, batches=[(IMAGES, ZEROS)]), 'not tuple'),
   'other keys in batches': (lambda: attacked(ZEROS, batches=[{'image': IMAGES, 'label': ZEROS}]),
                             'batches are dicts of'),
@@ -316,6 +324,19 @@ MISTAKES = {
 @pytest.mark.parametrize('mistake', MISTAKES)
 def test_mistakes_of_a_users_are_one_line(mistake):
   refused(*MISTAKES[mistake])
+
+
+def test_a_mask_is_as_good_as_indices():
+  rows, inside = draw.normal(size=(20, 3)), np.arange(20) % 3 == 0
+  masked, listed = (yardstick.centred(rows, some, np.arange(20), draws=99)
+                    for some in (inside, np.flatnonzero(inside)))
+  assert masked.images == listed.images == 7
+  np.testing.assert_array_equal(masked.threshold, listed.threshold)
+
+
+def test_one_count_and_what_is_printed():
+  assert attacked(ZEROS, counts=2).counts == (0, 2)
+  assert str(consistency(PREDICT, IMAGES[:4], KEY, max_shift=0)) == '100.0% of 4 images'
 
 
 def test_one_batch_may_stand_alone():
@@ -346,8 +367,9 @@ def test_every_example_is_run():
 
 def test_the_readmes_network_trains_and_is_measured(capsys):
   """60 steps, as it stands there: the loss falls."""
-  names = {}
+  names = {'images': BRIGHT, 'labels': LABELS}
   exec(examples('README.md')['your own network'], names)
+  assert float(names['loss']) > 0
   params, losses = names['network'].init(jax.random.key(0), BRIGHT), []
   opt_state = names['optimizer'].init(params)
   for step in range(60):
@@ -412,6 +434,7 @@ def test_the_examples_of_linen(tmp_path, monkeypatch, capsys):
   assert sorted(names['orders']['overall']) == list(range(64))
   assert names['result'].metrics['accuracy']['overall'].shape == (1, 9)
   assert len((tmp_path / 'attack.csv').read_text().splitlines()) == 1 + 1 + 8 * 6
+  names['at_left'] = LABELS < 5
   exec(OWN['yardstick'], names)
   assert -1 <= names['agree'] <= 1 and names['beyond'].shape == (64,)
   assert float(capsys.readouterr().out) > 0

@@ -30,6 +30,7 @@ from gapjax.errors import UsageError
 from gapjax.neurons.network import Network, maps_of
 from gapjax.neurons.sweeps import CLEAN, Sweep
 from gapjax.tasks import segmentation
+from gapjax.tasks.images import check_array
 
 ATTACK_REGIONS = ('all', 'left', 'right', 'center')
 # A block's convolution costs about as much as this many channels more than it has: what its result
@@ -72,9 +73,14 @@ def attack(features: Callable, head: Callable, batches: Iterable[Mapping], *,
   def encode(_, images):
     return {'maps': maps_of(features, images)}
 
-  after = dict(head=lambda _, found: jnp.asarray(head(found['maps']))) if layer is None else dict(
+  def logits(x):
+    found = head(x)
+    check_array(found, of='head', wanted='logits')
+    return jnp.asarray(found)
+
+  after = dict(head=lambda _, found: logits(found['maps'])) if layer is None else dict(
     branches=lambda _, maps, channels: layer(maps, channels),
-    rest=lambda _, output, found: jnp.asarray(head(output)))
+    rest=lambda _, output, found: logits(output))
   network = Network(None, encode, stage='maps', compiled=False, **after)
   batches = iter([batches] if isinstance(batches, Mapping) else batches)
   first = [*map(_checked, itertools.islice(batches, 1))]
@@ -111,7 +117,7 @@ def check_orders(orders: Mapping[str, Any], counts: Iterable[int], *,
     UsageError: there is no count or order; a count is negative or beyond an order's end; an order
       is none of the network's, or is called 'clean'.
   """
-  counts = [*counts]
+  counts = np.atleast_1d(counts).tolist() if np.ndim(counts) == 0 else [*counts]
   if any(n != int(n) for n in counts):
     raise UsageError(f'counts {counts} are numbers of channels to remove, no fractions; use whole '
                      'ones such as 100, 200, 300')
@@ -131,9 +137,9 @@ def check_orders(orders: Mapping[str, Any], counts: Iterable[int], *,
     if channels.shape[1] < counts[-1]:
       raise UsageError(f'order `{name}` has {channels.shape[1]} channels, fewer than the '
                        f'{counts[-1]} to be removed; remove at most {channels.shape[1]}')
-    if channels.dtype.kind == 'f':
-      raise UsageError(f'order `{name}` holds fractions; of scores of channels take '
-                       'gapjax.neurons.rank.order(scores)')
+    if channels.dtype.kind in 'fb':
+      raise UsageError(f'order `{name}` holds {channels.dtype}, no numbers of channels; of scores '
+                       'take gapjax.neurons.rank.order(scores)')
     for row in channels:
       if (row.dtype.kind not in 'iu' or len(np.unique(row)) < len(row) or row.min() < 0
           or row.max() >= num_channels):

@@ -37,7 +37,7 @@ from gapjax import models
 from gapjax.errors import UsageError
 from gapjax.models.deeplab import DeepLab
 from gapjax.models.heads import make_head
-from gapjax.tasks.images import check_array
+from gapjax.tasks.images import check_array, check_channels_last
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -150,6 +150,8 @@ class Network:
 def maps_of(features: Callable, images) -> jax.Array:
   """features(images), maps (b, h', w', c) or their averages (b, c). Raises UsageError unless it is
   one."""
+  if np.ndim(images) == 4:
+    check_channels_last(images)
   maps = features(images)
   check_array(maps, of='features', wanted="feature maps (b, h', w', c)")
   maps = jnp.asarray(maps)

@@ -29,7 +29,6 @@ from gapjax.errors import UsageError, check_choice, nearest
 from gapjax.models.layers import global_average_pool
 from gapjax.neurons.network import maps_of
 from gapjax.tasks import segmentation
-from gapjax.tasks.images import check_channels_last
 
 # name -> the axis of (b, h, w, 3) that the mirror reverses
 AXES = {'horizontal': 2, 'vertical': 1}
@@ -98,12 +97,14 @@ def _batches(images):
 
 
 def _batch(images):
+  if isinstance(images, tuple | list | Mapping):
+    raise UsageError(f'a batch is a {type(images).__name__}; give its images alone, such as '
+                     "(batch['images'] for batch in batches)")
   images = images if isinstance(images, jax.Array) else np.asarray(images)
   images = images[None] if images.ndim == 3 else images
   if images.ndim != 4:
-    raise UsageError(f'images have shape {images.shape}; pass images (h, w, 3) or batches '
-                     '(b, h, w, 3)')
-  check_channels_last(images)
+    raise UsageError(f'images have shape {images.shape}; pass images (h, w, c) or batches '
+                     '(b, h, w, c)')
   return images
 
 

@@ -13,9 +13,13 @@ differs between images.
     from gapjax.neurons import yardstick
     from gapjax.neurons.rank import differences
     rows = np.concatenate(list(differences(features, images)))           # z - z', (n, c)
-    real = np.abs(rows.mean(0)) > yardstick.threshold(rows)              # (c,)
     moved = np.concatenate(list(yardstick.shifts(features, images)))
-    share = np.abs(moved).mean() / np.abs(rows).mean()
+    share = np.abs(moved).mean() / np.abs(rows).mean()                   # overall
+    left = yardstick.centred(rows, np.flatnonzero(at_left), np.arange(len(rows)))
+    real = np.abs(left.mean) > left.threshold                            # (c,)
+
+`threshold` of *all* images' rows asks which channels know the mirror on average: where objects
+stand on the left as often as on the right, their sides cancel in it.
 
 All of it takes images to be drawn independently. Frames of one drive are not: then intervals are
 too narrow and too many channels exceed the threshold.
@@ -28,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from gapjax import paths
 from gapjax.errors import UsageError, check_choice
@@ -49,7 +53,8 @@ class Yardstick:
   Attributes:
     images: how many the score is a mean over; of a centred score, those of the region.
     agreement: the rank correlation of two halves of the images, from -1 to 1.
-    mean, half: (c,) the scores, and half the width of their 95% intervals.
+    mean: (c,) the scores.
+    half: (c,) half the width of their 95% intervals.
     threshold: (c,) what |mean| must exceed to be more than chance; None overall.
     shift: (c,) the score that a shift by one pixel has; None by region, as are the next two.
     spread: (c,) the standard deviation of z over images.
@@ -156,8 +161,9 @@ def _limit(statistics, draws):
   return np.sort(largest)[-int(LEVEL * (draws + 1))]
 
 
-def centred(differences: Float[np.ndarray, 'n c'], inside: Int[np.ndarray, ' m'],
-            everywhere: Int[np.ndarray, ' k'], *, draws: int = DRAWS, seed: int = 0) -> Yardstick:
+def centred(differences: Float[np.ndarray, 'n c'],
+            inside: Int[np.ndarray, ' m'] | Bool[np.ndarray, ' n'],
+            everywhere: Int[np.ndarray, ' k'] | Bool[np.ndarray, ' n'], *, draws: int = DRAWS, seed: int = 0) -> Yardstick:
   """The Yardstick of the mean over the images `inside` a region, less that over `everywhere`.
 
   The threshold's null: which of these images are the region's is chance. Every draw relabels them,
@@ -172,14 +178,17 @@ def centred(differences: Float[np.ndarray, 'n c'], inside: Int[np.ndarray, ' m']
 
   Args:
     differences: z - z'.
-    inside, everywhere: indices of images, of which each counts once.
+    inside, everywhere: indices of images, of which each counts once, or masks (n,) of booleans.
     draws: how many are drawn, from `seed`; 19 or more.
 
   Raises:
     UsageError: there are fewer than two images inside, two others everywhere, or 19 draws.
   """
   rows = _checked(differences)
-  inside, everywhere = (np.isin(np.arange(len(rows)), chosen) for chosen in (inside, everywhere))
+  inside, everywhere = (np.asarray(chosen) for chosen in (inside, everywhere))
+  inside, everywhere = (chosen if chosen.dtype == bool and len(chosen) == len(rows)
+                        else np.isin(np.arange(len(rows)), chosen)
+                        for chosen in (inside, everywhere))
   rows, inside, everywhere = (x[inside | everywhere] for x in (rows, inside, everywhere))
   groups = [inside, ~inside]
   if min(group.sum() for group in groups) < 2:
@@ -260,8 +269,12 @@ def measure(rows: Float[np.ndarray, 'n c'], *, moved: Float[np.ndarray, 'k c'] |
   """The Yardstick of rows: signed ones, or |z - z'| with what `shifts` gives of `some` of the
   images, and z of them.
 
-  some: their indices; None is all. Raises UsageError for fewer than two rows.
+  averages: z of the images that `moved` is of (`rank.mean_activations`), which goes with it.
+  some: their indices; None is all. Raises UsageError for fewer than two rows, or `moved` alone.
   """
+  if (moved is None) != (averages is None):
+    raise UsageError('`moved` and `averages` go together: yardstick.shifts and '
+                     'rank.mean_activations of the same images')
   mean, half = interval(rows)
   found = Yardstick(len(rows), agreement(rows), mean, half)
   if moved is None:

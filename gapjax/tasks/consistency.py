@@ -49,6 +49,9 @@ class Consistency(NamedTuple):
     """The share, in [0, 1]."""
     return float(self.agree / self.count)
 
+  def __str__(self):
+    return f'{self.value:.1%} of {self.count} images'
+
   def __add__(self, other):
     return Consistency(self.agree + other.agree, self.count + other.count)
 
@@ -77,7 +80,7 @@ def consistency(predict: Callable, images: Float[ArrayLike, 'b h w c'],
       do); 'crop', a window of the image enlarged to h + 2s; or 'circular', rolled.
 
   Returns:
-    Consistency(agree, count): integers. Logits that are NaN agree with nothing.
+    A Consistency of integers. Logits that are NaN agree with nothing.
 
   Raises:
     UsageError: `images` or what `predict` returns has another shape or type, the shift does not fit
