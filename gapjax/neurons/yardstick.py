@@ -163,7 +163,8 @@ def _limit(statistics, draws):
 
 def centred(differences: Float[np.ndarray, 'n c'],
             inside: Int[np.ndarray, ' m'] | Bool[np.ndarray, ' n'],
-            everywhere: Int[np.ndarray, ' k'] | Bool[np.ndarray, ' n'], *, draws: int = DRAWS, seed: int = 0) -> Yardstick:
+            everywhere: Int[np.ndarray, ' k'] | Bool[np.ndarray, ' n'], *, draws: int = DRAWS,
+            seed: int = 0) -> Yardstick:
   """The Yardstick of the mean over the images `inside` a region, less that over `everywhere`.
 
   The threshold's null: which of these images are the region's is chance. Every draw relabels them,
