@@ -7,7 +7,7 @@ Scenes: the training split, gapjax's choice, and the test split, which is attack
 Objects: pedestrians alone, cars alone, and pedestrians, cars or bicyclists. Left and right by the
 signed mean of z - z' (the paper's), and by that less its mean over all scenes of the split
 (centred). Every test scene is evaluated by one sweep of all these orders and five random ones.
-Writes results/attack_protocols/SEED.json; about a quarter of an hour a network on 2 cores.
+Writes results/attack_protocols/SEED.json; some minutes a network on 2 cores.
 """
 
 import argparse
@@ -25,7 +25,7 @@ FOLDER = pathlib.Path(__file__).parent.parent / 'results' / 'attack_protocols'
 SPLITS = {'train': 'training (gapjax)', 'test': 'test, attacked (the authors)'}
 OBJECTS = {'pedestrians': ['pedestrian'], 'cars': ['car'],
            'all three': ['pedestrian', 'car', 'bicyclist']}
-COUNTS, RANDOM = 10, 5
+COUNTS, RANDOM = 5, 5
 HALVES = {'left': 'right', 'right': 'left'}
 
 log = logging.getLogger(__name__)
