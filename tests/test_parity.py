@@ -44,6 +44,7 @@ QUICK = {'float32': {'PermuteNet', 'padding circular', 'BlurPool', 'DeepLabv3'},
   pytest.param(name, dtype, marks=[] if name in QUICK[dtype] else [pytest.mark.slow])
   for name in CASES for dtype in parity.TOLERANCES])
 def test_gapjax_computes_what_pytorch_computes(name, dtype):
+  assert any(key.startswith(f'{name}|') for key in GOLDEN), 'run tests/golden/parity_torch.py'
   draws, found = ours(name, dtype)
   for drawn, values in draws.items():
     np.testing.assert_array_equal(values, GOLDEN[f'{name}|{drawn}'])

@@ -123,7 +123,8 @@ def test_records_of_before_are_converted_and_no_number_changes():
 
 def test_parity_is_of_these_networks_and_rounding_alone():
   found = read_json(ROOT / 'results/parity/results.json')['networks']
-  assert list(found) == [case.name for case in parity.cases()]
+  assert list(found) == [case.name for case in parity.cases()], (
+    'run gapjax convert --check --output=results/parity/results.json')
   assert not any(parity.too_large(row) for row in found.values())
 
 

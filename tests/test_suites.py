@@ -26,6 +26,10 @@ def test_table2_is_the_papers_and_more():
   both = suites.table2('full')
   names = list(recipes.SHIFT_NETWORKS)
   assert names[0] == 'resnet18' and set(recipes.SHIFT_TITLES) == {*names[1:]}
+  assert set(recipes.SHIFT_OTHERS) | {'two_crops'} == {
+    name for name in names[1:] if not name.startswith('augshift')}  # what the lead introduces
+  page = (ROOT / 'docs/use.md').read_text()
+  assert all(f'`{name}`' in page for name in names)
   assert [cell.name for cell in both] == [
     f'{name}/{dataset}' for dataset in ('cifar10', 'cifar100') for name in names]
   paper = {cell.name: cell.paper for cell in both if cell.paper}

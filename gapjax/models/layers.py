@@ -17,7 +17,8 @@ from jax import lax
 from gapjax.errors import UsageError
 from gapjax.models.convolution import convolve
 
-# Our names (PyTorch's names) -> numpy.pad modes; the others need more than a pad.
+# Our names (PyTorch's names) -> numpy.pad modes; the others need more than a pad. Those alone may
+# stand before a block (MobileNet's early_padding).
 PAD_MODES = {'zero': 'constant', 'reflect': 'reflect', 'replicate': 'edge', 'circular': 'wrap'}
 PADDINGS = (*PAD_MODES, 'partial', 'full', 'none')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float64': jnp.float64}
