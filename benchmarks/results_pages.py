@@ -13,7 +13,6 @@ import pathlib
 import re
 import statistics
 
-import attack_protocols
 import compile_table
 from flax.traverse_util import flatten_dict
 
@@ -38,9 +37,7 @@ YARDSTICKS = {  # network -> where its ranking lies
   'EfficientNet-Lite0': 'yardstick/zero',
   'EfficientNet-Lite0, circular padding': 'yardstick/circular',
   **{f'DeepLabv3+ on it, seed {seed}': f'attack_pretrained/cells/deeplabv3plus/camvid/seed{seed}'
-     for seed in (0, 1)},
-  **{f'{network}, location, 3x3': f'yardstick/{network.lower()}'
-     for network in ('GAPNet', 'PermuteNet')}}
+     for seed in (0,)}}
 PARITY = 'gapjax convert --check --output=results/parity/results.json'
 BENCH = 'gapjax bench --against=torch --rounds={rounds} --output=results/bench/{name}'
 # Measured while convolutions on CPU were computed in another way.
@@ -134,9 +131,6 @@ def tables() -> dict[str, str]:
   found['yardstick'] = markdown_table(report_attack.yardstick_table({
     network: yardstick.read_json(RESULTS / folder / run.YARDSTICK)
     for network, folder in YARDSTICKS.items()}))
-  found['protocols'] = markdown_table(attack_protocols.table([
-    read(f'attack_protocols/{path.name}')
-    for path in sorted(RESULTS.glob('attack_protocols/seed*.json'))]))
   return {name: table.strip() + '\n' for name, table in found.items()}
 
 
