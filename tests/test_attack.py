@@ -259,7 +259,7 @@ def attacked(batches=BATCHES, *, cut=None, orders=ORDERS, counts=COUNTS, **more)
   (lambda: attacked(orders={'a': [0, 1, 2, 3, 4, 5, 9]}), 'no list of distinct channels'),
   (lambda: attacked(orders={'a': [0, 1, 2, 3, 4, 4]}), 'no list of distinct channels'),
   (lambda: attacked(orders={'a': [0, 1, 2, 3, 4, -1]}), 'no list of distinct channels'),
-  (lambda: attacked(orders={'a': [.5, 1, 2, 3, 4, 0]}), 'no list of distinct channels'),
+  (lambda: attacked(orders={'a': [.5, 1, 2, 3, 4, 0]}), 'no numbers of channels'),
   (lambda: attacked(regions=['lef']), 'unknown region'),
   (lambda: attacked([{**BATCHES[0], 'labels': np.zeros((3, 4, 6), int)}]), 'resize its logits'),
   (lambda: attack.accuracy_sweep(toy(), [{**BATCHES[0], 'labels': np.zeros(3, int)}],

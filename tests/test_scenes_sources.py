@@ -140,7 +140,7 @@ def test_voc_archives_refused(tmp_path, data_dir):
 def test_sources_that_are_none(tmp_path, data_dir):
   refused('voc2012', tmp_path, data_dir, f'{tmp_path} does not hold VOC 2012', 'JPEGImages')
   refused('voc2012', tmp_path / 'no', data_dir, f'{tmp_path}/no does not exist', 'VOCtrainval')
-  refused('voc2012', None, data_dir, 'not downloaded', 'VOCtrainval_11-May-2012.tar',
+  refused('voc2012', None, data_dir, 'does not download', 'VOCtrainval_11-May-2012.tar',
           '`gapjax prepare voc2012 --source=PATH`')
   refused('cityscapes', None, data_dir, 'needs a login', 'gtFine_trainvaltest.zip', '--source=PATH')
   refused('digit_scenes', tmp_path, data_dir, 'without --source')
