@@ -15,7 +15,7 @@ Time: the full scale is not run; on a TPU v5e:2x2 a step takes at least 31.6 ms 
   not run; results/compile). scale=small took 36 and 95 minutes on 1 or 2 CPU cores,
   scale=pretrained half an hour on 2.
 Measured: scale=small (results/attack) has 37.9 +- 0.8% mIoU on the test split, two seeds;
-  scale=pretrained (results/attack_pretrained) 52.4, one seed.
+  scale=pretrained (results/attack_pretrained) 52.2 +- 0.3, two seeds.
 """
 
 from gapjax import config as configs
