@@ -13,6 +13,7 @@ import pathlib
 import re
 import statistics
 
+import attack_protocols
 import compile_table
 from flax.traverse_util import flatten_dict
 
@@ -131,6 +132,9 @@ def tables() -> dict[str, str]:
   found['yardstick'] = markdown_table(report_attack.yardstick_table({
     network: yardstick.read_json(RESULTS / folder / run.YARDSTICK)
     for network, folder in YARDSTICKS.items()}))
+  found['protocols'] = markdown_table(attack_protocols.table([
+    read(f'attack_protocols/{path.name}')
+    for path in sorted(RESULTS.glob('attack_protocols/seed*.json'))]))
   return {name: table.strip() + '\n' for name, table in found.items()}
 
 
