@@ -39,7 +39,8 @@ YARDSTICKS = {  # network -> where its ranking lies
   'EfficientNet-Lite0, circular padding': 'yardstick/circular',
   **{f'DeepLabv3+ on it, seed {seed}': f'attack_pretrained/cells/deeplabv3plus/camvid/seed{seed}'
      for seed in (0, 1)},
-  'GAPNet, location, 3x3': 'yardstick/gapnet'}
+  'GAPNet, location, 3x3': 'yardstick/gapnet',
+  'PermuteNet, location, 3x3': 'yardstick/permutenet'}
 PARITY = 'gapjax convert --check --output=results/parity/results.json'
 BENCH = 'gapjax bench --against=torch --rounds={rounds} --output=results/bench/{name}'
 # Measured while convolutions on CPU were computed in another way.
