@@ -7,7 +7,7 @@ Scenes: the training split, gapjax's choice, and the test split, which is attack
 Objects: pedestrians alone, cars alone, and pedestrians, cars or bicyclists. Left and right by the
 signed mean of z - z' (the paper's), and by that less its mean over all scenes of the split
 (centred). Every test scene is evaluated by one sweep of all these orders and five random ones.
-Writes results/attack_protocols/SEED.json; some minutes a network on 2 cores.
+Writes results/attack_protocols/seedN.json; some minutes a network on 2 cores.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import numpy as np
 
 from gapjax import paths
 from gapjax.neurons import attack, rank, run
+from gapjax.report.compared import HALVES
 from gapjax.report.parts import number
 from gapjax.report.render import Table
 
@@ -25,8 +26,7 @@ FOLDER = pathlib.Path(__file__).parent.parent / 'results' / 'attack_protocols'
 SPLITS = {'train': 'training (gapjax)', 'test': 'test, attacked (the authors)'}
 OBJECTS = {'pedestrians': ['pedestrian'], 'cars': ['car'],
            'all three': ['pedestrian', 'car', 'bicyclist']}
-COUNTS, RANDOM = 5, 5
-HALVES = {'left': 'right', 'right': 'left'}
+COUNTS = 5
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +57,9 @@ def measure(workdir, data_dir):
     ranked, scenes[split] = orders_of(workdir, split, data_dir)
     orders.update(ranked)
   subject = run.open_subject(workdir, data_dir, [])
-  channels, seed = subject.num_channels, subject.config.seed
-  orders['random'] = attack.random_orders(channels, RANDOM, seed=seed)
-  largest = subject.config.neurons.largest * channels
+  channels, seed, c = subject.num_channels, subject.config.seed, subject.config.neurons
+  orders['random'] = attack.random_orders(channels, c.random_orders, seed=seed)
+  largest = c.largest * channels
   counts = np.linspace(0, largest, COUNTS + 1).round().astype(int)[1:]
   sweep = subject.sweep(orders=orders, counts=counts.tolist(), regions=('all', 'left', 'right'))
   return {'seed': seed, 'step': subject.step, 'channels': channels, 'counts': sweep.counts,

@@ -30,7 +30,6 @@ from gapjax import (
   rank,
 )
 from gapjax.models.heads import Permute
-from gapjax.neurons import yardstick
 from gapjax.neurons.attack import random_orders
 
 draw = np.random.default_rng(0)
@@ -269,79 +268,7 @@ def test_one_array_of_images_is_taken_in_batches(monkeypatch):
   assert whole.tolist() == rank(lambda x: x, [*IMAGES]).tolist()
 
 
-PREDICT = lambda images: images.mean((1, 2))  # noqa: E731
 KEY = jax.random.key(0)
-ONE = {'overall': [0, 1, 2]}
-
-
-def attacked(labels, *, features=lambda x: x, orders=ONE, counts=(1,), batches=None, **more):
-  """The attack on the images' own channels, whose means are the logits of labels (b,)."""
-  batches = [{'images': IMAGES, 'labels': labels}] if batches is None else batches
-  head = PREDICT if np.ndim(labels) == 1 else lambda maps: maps
-  return attack(features, head, batches, orders=orders, counts=counts, **more)
-
-
-ZEROS = np.zeros(6, int)
-MISTAKES = {
-  'a tuple of predict': (lambda: consistency(lambda x: (PREDICT(x), x), IMAGES, KEY),
-                         '`predict` returns a tuple of 2; it should return logits .b, k. alone'),
-  'a tuple of features': (lambda: rank(lambda x: (x, x), IMAGES), '`features` returns a tuple'),
-  'a dict of features': (lambda: attacked(ZEROS, features=lambda x: {'maps': x}),
-                         '`features` returns a dict'),
-  'bytes': (lambda: consistency(PREDICT, IMAGES.astype(np.uint8), KEY), 'images are uint8'),
-  'an integer for a key': (lambda: consistency(PREDICT, IMAGES, 0), 'jax.random.key'),
-  'an integer for a key of shifts': (lambda: random_shifts(0, IMAGES, max_shift=1),
-                                     'jax.random.key'),
-  'channels first': (lambda: consistency(PREDICT, IMAGES.transpose(0, 3, 1, 2), KEY, max_shift=2),
-                     r'look like \(b, c, h, w\)'),
-  'channels first, ranked': (lambda: rank(lambda x: x, IMAGES.transpose(0, 3, 1, 2)),
-                             r'look like \(b, c, h, w\)'),
-  'part of a pixel': (lambda: random_shifts(KEY, IMAGES, max_shift=2.0), 'no whole number'),
-  'one batch of labels in columns': (lambda: attacked(np.zeros((6, 1), int)),
-                                     r'labels are \(b,\), a class number an image, or'),
-  'labels from 1': (lambda: attacked(ZEROS + 3), 'labels go from 3 to 3; .* has 3 classes'),
-  'a region of nobody': (lambda: attacked(ZEROS, regions=['lft']), 'unknown region `lft`'),
-  'an order without a name': (lambda: attacked(ZEROS, orders=np.arange(3)), 'orders is a ndarray'),
-  'scores for an order': (lambda: attacked(ZEROS, orders={'a': [.3, .1, .2]}), 'rank.order'),
-  'fractions for counts': (lambda: attacked(ZEROS, counts=[.1, .5]), 'no fractions'),
-  'tuples to rank': (lambda: rank(lambda x: x, [(IMAGES, ZEROS)]), 'a batch is a tuple'),
-  'a tuple of head': (lambda: attack(lambda x: x, lambda maps: (PREDICT(maps), maps),
-                                     [{'images': IMAGES, 'labels': ZEROS}], orders=ONE,
-                                     counts=[1]), '`head` returns a tuple'),
-  'a mask for an order': (lambda: attacked(ZEROS, orders={'a': [True, False, True]}), 'holds bool'),
-  'a shift alone': (lambda: yardstick.measure(np.ones((3, 2)), moved=np.ones((3, 2))),
-                    '`moved` and `averages` go together'),
-  'tuples for batches': (lambda: attacked(ZEROS, batches=[(IMAGES, ZEROS)]), 'not tuple'),
-  'other keys in batches': (lambda: attacked(ZEROS, batches=[{'image': IMAGES, 'label': ZEROS}]),
-                            'batches are dicts of'),
-  'a layer that bends': (lambda: attacked(np.zeros((6, 8, 10), int),
-                                          layer=lambda maps, _: jnp.square(
-                                            maps.sum(-1, keepdims=True) * jnp.arange(3.))),
-                         '`layer` .* is not a sum over channels'),
-}
-
-
-@pytest.mark.parametrize('mistake', MISTAKES)
-def test_mistakes_of_a_users_are_one_line(mistake):
-  refused(*MISTAKES[mistake])
-
-
-def test_a_mask_is_as_good_as_indices():
-  rows, inside = draw.normal(size=(20, 3)), np.arange(20) % 3 == 0
-  masked, listed = (yardstick.centred(rows, some, np.arange(20), draws=99)
-                    for some in (inside, np.flatnonzero(inside)))
-  assert masked.images == listed.images == 7
-  np.testing.assert_array_equal(masked.threshold, listed.threshold)
-
-
-def test_one_count_and_what_is_printed():
-  assert attacked(ZEROS, counts=2).counts == (0, 2)
-  assert str(consistency(PREDICT, IMAGES[:4], KEY, max_shift=0)) == '100.0% of 4 images'
-
-
-def test_one_batch_may_stand_alone():
-  batch = {'images': IMAGES, 'labels': ZEROS}
-  assert attacked(ZEROS, batches=batch).metrics['accuracy']['overall'].shape == (1, 2)
 
 
 # --- the pages -----------------------------------------------------------------------------------
