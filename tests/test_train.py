@@ -6,6 +6,7 @@ import shutil
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -131,6 +132,28 @@ def test_metrics_are_fetched_while_the_device_has_more_to_do(data_dir, tmp_path,
   assert fetched == [(1, 2), (2, 3), (4, 5), (5, 5)]
   lines = read_lines(tmp_path / 'metrics.jsonl')
   assert [line['step'] for line in lines if line['split'] == 'train'] == [1, 2, 4, 5]
+
+
+def test_a_stop_waits_for_two_calls_at_most(data_dir, tmp_path, monkeypatch):
+  """When a call is dispatched, of the earlier ones no more than the last is still at work."""
+  create, results, at_work = build.create_train_steps, [], []
+  slow = jax.jit(lambda x: jax.lax.fori_loop(0, 800, lambda _, y: jnp.tanh(y @ y), x).sum())
+
+  def create_slow(*args):
+    steps = create(*args)
+
+    def slowed(*inputs):
+      at_work.append(sum(not loss.is_ready() for loss in results))
+      state, metrics = steps(*inputs)
+      metrics = jax.tree.map(lambda x, zero=0 * slow(jnp.ones((128, 128))): x + zero, metrics)
+      results.append(metrics['grad_norm'])
+      return state, metrics
+    return slowed
+
+  monkeypatch.setattr(build, 'create_train_steps', create_slow)
+  train(tiny_config(num_epochs=2, log_every=100, **{'eval.every_epochs': 2, 'steps_per_call': 1}),
+        workdir=tmp_path, data_dir=data_dir, devices=jax.local_devices()[:1], progress=False)
+  assert len(at_work) == 10 and max(at_work) == 1
 
 
 def test_a_finished_run_is_not_trained_again(run, data_dir, monkeypatch):

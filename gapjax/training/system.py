@@ -83,6 +83,9 @@ class StopSignals:
   def _handle(self, number, _):
     self._told, self.code = True, 0 if number == signal.SIGTERM else 130
     signal.signal(number, self._old[number])
+    if number == signal.SIGINT:  # no logging: the signal may have come in the middle of it
+      with contextlib.suppress(OSError):
+        os.write(2, b'\nstopping soon; Ctrl-C again stops at once, and what is not saved is lost\n')
 
 
 class Unbreakable:

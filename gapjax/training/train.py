@@ -149,6 +149,8 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True, alike=
         break
 
       # ---- Train: up to `steps_per_call` steps in one dispatch ---------------------------------
+      # One call waits while one runs, no more: a stop would wait for all (jax on CPU takes 32).
+      jax.block_until_ready([metrics for _, metrics in pending[-2:-1]])
       last, call = call, plan.call(step)
       batch = next(batches)  # (steps, batch, ...)
       state, metrics = train_steps(state, key, data, devices.split(batch, axis=1, local=feed.local),
