@@ -57,11 +57,10 @@ def measure(workdir, data_dir):
     ranked, scenes[split] = orders_of(workdir, split, data_dir)
     orders.update(ranked)
   subject = run.open_subject(workdir, data_dir, [])
-  channels, seed, c = subject.num_channels, subject.config.seed, subject.config.neurons
-  orders['random'] = attack.random_orders(channels, c.random_orders, seed=seed)
-  largest = c.largest * channels
-  counts = np.linspace(0, largest, COUNTS + 1).round().astype(int)[1:]
-  sweep = subject.sweep(orders=orders, counts=counts.tolist(), regions=('all', 'left', 'right'))
+  channels, seed = subject.num_channels, subject.config.seed
+  orders['random'] = attack.random_orders(channels, subject.config.neurons.random_orders, seed=seed)
+  sweep = subject.sweep(orders=orders, counts=subject.counts(COUNTS),
+                        regions=('all', 'left', 'right'))
   return {'seed': seed, 'step': subject.step, 'channels': channels, 'counts': sweep.counts,
           'scenes': scenes, 'metrics': {
             metric: {order: values.mean(0).round(5).tolist() for order, values in by_order.items()}

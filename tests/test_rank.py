@@ -1,5 +1,6 @@
 """Rankings against their definition in NumPy, on features whose position channels are known."""
 
+import inspect
 import json
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from conftest import refused
 from pixels import pixels, where
 
+from gapjax import config as configs
 from gapjax import paths
 from gapjax.neurons import rank
 from gapjax.report.plots import base as plots
@@ -149,6 +151,11 @@ def test_images_of_a_region_are_chosen_by_their_masks(settings, expected):
   found = rank.choose(iter(SCENES), **settings)
   assert [SCENES[i]['id'] for i in found] == expected
   assert rank.with_ids(SCENES, expected) == found
+
+
+def test_images_are_chosen_as_a_run_chooses_them_by_default():
+  own, run = inspect.signature(rank.choose).parameters, configs.default().neurons
+  assert (own['least_area'].default, own['purity'].default) == (run.least_area, run.purity)
 
 
 @pytest.mark.parametrize(('settings', 'message'), [

@@ -198,7 +198,7 @@ def correlation(a, b) -> float:
 
 
 def choose(scenes: Iterable[Mapping], *, region: str | Sequence[float], classes: Sequence[int],
-           least_area: float = 0.001, purity: float = 1.0, limit: int | None = None) -> list[int]:
+           least_area: float = 0.005, purity: float = 0.9, limit: int | None = None) -> list[int]:
   """The scenes whose object of interest stands in a region only, by their masks.
 
   Args:

@@ -165,8 +165,7 @@ def attack_run(workdir, *, data_dir=None, ranking=None, regions=None, neurons=()
     raise UsageError(f'{ranking}: `random` is the name of the baseline; rename that list')
   orders = {**ranked.orders, 'random': attack.random_orders(channels, c.random_orders,
                                                             seed=subject.config.seed)}
-  counts = np.unique(np.linspace(0, c.largest * channels, c.counts + 1).round().astype(int))[1:]
-  sweep = subject.sweep(orders=orders, counts=counts.tolist(), regions=regions)
+  sweep = subject.sweep(orders=orders, counts=subject.counts(c.counts), regions=regions)
   with paths.kept(sweep.records()):
     sweeps.write_json(workdir / SWEEP, sweep, step=subject.run.step)
     sweeps.write_csv(workdir / 'attack.csv', sweep)
@@ -213,6 +212,11 @@ class Subject:
   def num_channels(self) -> int:
     image = next(self.batches([0]))
     return jax.eval_shape(lambda: self.features(image)).shape[-1]
+
+  def counts(self, number: int) -> list[int]:
+    """That many N in equal steps, up to the share neurons.largest of the channels."""
+    largest = self.config.neurons.largest * self.num_channels
+    return np.unique(np.linspace(0, largest, number + 1).round().astype(int))[1:].tolist()
 
   def chosen(self, masks, classes, *, region, limit=None) -> list[int]:
     """rank.choose with the run's settings."""
