@@ -34,7 +34,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(command, gapjax, tmp_path):
   assert process.returncode == 130, err
   step, _ = newest(tmp_path)
   assert f'stopped at step {step} of' in err and 'the same command' in err.splitlines()[-1]
-  assert '\nstopping soon; Ctrl-C again stops at once' in err
+  assert '\nstopping soon; after another Ctrl-C nothing more is saved\n' in err
 
 
 def test_a_workdir_in_use_is_left_alone(tmp_path):

@@ -85,7 +85,7 @@ class StopSignals:
     signal.signal(number, self._old[number])
     if number == signal.SIGINT:  # no logging: the signal may have come in the middle of it
       with contextlib.suppress(OSError):
-        os.write(2, b'\nstopping soon; Ctrl-C again stops at once, and what is not saved is lost\n')
+        os.write(2, b'\nstopping soon; after another Ctrl-C nothing more is saved\n')
 
 
 class Unbreakable:
