@@ -29,7 +29,8 @@ def _detail(network, accuracy, consistency):
     'shifts': {'protocols': {'pad': curve, 'crop': curve, 'circular': [1., 1., 1.]},
                'offsets': OFFSETS, 'images': 1500,
                'accuracy_map': (accuracy - .1 * np.random.default_rng(1).random((3, 3))).tolist()},
-    'curves': {'train_loss': [[0, 2.3], [50, 1.]], 'eval_accuracy': [[50, accuracy]],
+    'curves': {'train_loss': [[0, 2.3], [50, 1.]], 'eval_accuracy': [[50, accuracy - .2],
+                                                                        [90, accuracy]],
                'eval_consistency': [[50, consistency - .1], [90, consistency]]},
     'wall_seconds': [14.0, 15.0], 'images_per_second': 900.4, 'epochs': 8, 'steps': 700,
     'batch_size': 64, 'model': f'{network} width 16', 'train_images': 1000, 'test_images': 200,
@@ -166,17 +167,36 @@ def test_a_map_of_one_point_is_not_drawn(tmp_path):
   assert 'Where accuracy is lost' not in _html(tmp_path)
 
 
+def test_what_is_gained_at_the_same_accuracy(tmp_path):
+  records = _shift_records(('resnet18', 'augshift', 'blurpool'))
+  learned = {'resnet18': ((.6, .7), (.8, .9)), 'augshift': ((.5, .7), (.9, .98)),
+             'blurpool': ((.4, .5), (.75, .6), (.65, .8), (.75, .9))}  # twice at .7
+  for record in records:
+    if 'detail' in record:
+      points = learned[record['network']]
+      record['detail']['curves'] = {
+        name: [[step, point[i]] for step, point in enumerate(points)]
+        for i, name in enumerate(('eval_accuracy', 'eval_consistency'))}
+  _write(tmp_path / 'results.json', records)
+  report.build(tmp_path)
+  part = _markdown(tmp_path).split('## At the same accuracy')[1].split('##')[0]
+  rows = [re.split(r' *\| *', line)[1:-1] for line in part.splitlines() if line.startswith('|')]
+  # At 80% AugShift had .7 + .28 * 3 / 4 = .91; at 75% the plain network .85, BlurPool .9 at last.
+  assert rows[2:] == [['BlurPool', 'cifar10', '+0.0', '+5.0', '75.0'],
+                      ['AugShift', 'cifar10', '+8.0', '+1.0', '80.0']]
+
+
 def test_rebuilding_changes_no_byte(shifts):
   folder = shifts / 'report'
   before = {path.name: path.read_bytes() for path in folder.iterdir()}
-  assert set(before) == {'README.md', 'report.html', 'consistency.png', 'accuracy_maps.png',
-                         'shift_curves.png'}
+  assert set(before) == {'README.md', 'report.html', 'consistency.png', 'at_accuracy.png',
+                         'accuracy_maps.png', 'shift_curves.png'}
   report.build(shifts)
   assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
   assert not any(b'Software' in data for data in before.values())
   page = before['report.html'].decode()
   assert not re.search(r'https?://|url\(|@import|<script|<link|<iframe', page)
-  assert page.count('<img') == 4
+  assert page.count('<img') == 5
 
 
 def test_the_page_says_what_is_compared_and_measured(shifts):
@@ -211,8 +231,8 @@ def test_both_claims_on_one_page(tmp_path):
   page = report.build(tmp_path).read_text(encoding='utf-8')
   assert re.findall(r'!\[.*\]\((.*)\)', _markdown(tmp_path)) == [
     '../cells/permutenet/image/3x3/seed0/samples.png', 'locations.png', 'curves.png',
-    '../cells/resnet10/digits/seed0/samples.png', 'consistency.png', 'accuracy_maps.png',
-    'shift_curves.png']
+    '../cells/resnet10/digits/seed0/samples.png', 'consistency.png', 'at_accuracy.png',
+    'accuracy_maps.png', 'shift_curves.png']
   assert '<h1>What global average pooling keeps' in page
   headings = re.findall(r'<(h[23])>(.*?)</h', page)
   assert headings == [
@@ -220,7 +240,8 @@ def test_both_claims_on_one_page(tmp_path):
     ('h3', 'What the network sees'), ('h3', 'Where it succeeds'), ('h3', 'How it learned'),
     ('h2', 'Second claim: AugShift makes networks translation invariant'),
     ('h3', 'What the paper compares'), ('h3', 'What the network sees'),
-    ('h3', 'How far the image moves'), ('h3', 'Where accuracy is lost'), ('h3', 'How it learned'),
+    ('h3', 'How far the image moves'), ('h3', 'At the same accuracy'),
+    ('h3', 'Where accuracy is lost'), ('h3', 'How it learned'),
     ('h2', 'Other results'), ('h2', 'How it was made')]
   assert headings == [(f'h{len(marks)}', text) for marks, text in re.findall(
     r'^(##+) (.*)$', _markdown(tmp_path), re.M)]
@@ -299,6 +320,23 @@ def test_consistency_is_drawn_higher_for_the_more_consistent(tmp_path):
   assert len(better) and len(worse)
   assert better[:, 0].max() < worse[:, 0].max() - 100
   assert worse[worse[:, 0].argmax(), 1] > worse[:, 1].mean()  # it falls to the right
+
+
+def test_networks_are_compared_at_the_accuracy_that_both_passed(tmp_path):
+  cells = [ShiftPanel(name, 'cifar10', eval_accuracy=[(2, .7), (1, .5), (4, .9)],
+                      eval_consistency=[(1, at), (2, at + .1), (3, .1)])
+           for name, at in (('augshift', .8), ('two_crops', .7))]
+  assert cells[0].learned == [(.5, .8), (.7, .9)]  # at the steps that have both
+  found = [plots_shifts.consistency_at(cells[0], accuracy) for accuracy in (.5, .65, .7)]
+  np.testing.assert_allclose(found, [.8, .875, .9])
+  assert plots_shifts.consistency_at(cells[0], .71) is None
+  plots_shifts.at_accuracy(cells, tmp_path / 'x.png')
+  picture = pixels(tmp_path / 'x.png')[120:]  # without the legend
+  better, worse = (where(picture, plots.LINES[i]) for i in (0, 3))
+  for part in (better, worse):  # each rises to the right, where its dot is
+    assert part[part[:, 0].argmin(), 1] > part[:, 1].mean()
+  assert better[:, 0].min() < worse[:, 0].min() - 50
+  assert better[:, 0].max() < worse[:, 0].max() - 50
 
 
 def test_a_map_is_hot_where_the_accuracy_is(tmp_path):

@@ -1,5 +1,6 @@
 """The report's second claim (the paper's section 4): AugShift makes CNNs translation invariant."""
 
+import dataclasses
 import statistics
 
 from gapjax import recipes
@@ -233,6 +234,40 @@ def consistency(source, folder):
     f'{_counted(source)}. The vertical axis does not begin at zero.')
 
 
+def at_accuracy(source, folder):
+  """Consistency rises with accuracy: what a network gains beyond that, at any accuracy."""
+  panels = [cell for cell in source.cells if len(cell.learned) > 1 and not _is_sweep(source)]
+  seed = ' (the first seed)' if several_seeds(source) else ''
+  section = pictured(
+    'At the same accuracy', plots_shifts.at_accuracy, panels, folder / 'at_accuracy.png',
+    alt='Consistency against accuracy as networks learn, one line a network',
+    caption='Consistency rises with accuracy by itself, so compare networks at the same accuracy. '
+    f'A line is a network through its evaluations while it learned{seed}; the dot is the end, to '
+    'which alone the schedule\'s lowest rates belong. Neither axis begins at zero.')
+  return dataclasses.replace(section, tables=_beyond(panels, seed))
+
+
+def _beyond(panels, seed):
+  """What networks have beyond the plain one of their dataset: at the end, and where both were as
+  accurate as the less accurate of the two is at the end. No table where there are no two."""
+  rows = []
+  for group in plots.rows_of(panels):
+    plain = next((cell for cell in group if cell.network.startswith('resnet')), None)
+    for cell in group if plain else ():
+      accuracy = min(plain.learned[-1][0], cell.learned[-1][0])
+      here, there = (plots_shifts.consistency_at(x, accuracy) for x in (cell, plain))
+      if cell is not plain and None not in (here, there):
+        end = cell.learned[-1][1] - plain.learned[-1][1]
+        rows.append([cell.network_name, cell.target, f'{100 * end:+.1f}',
+                     f'{100 * (here - there):+.1f}', number(accuracy)])
+  return [Table(
+    ['network', 'dataset', 'at the end', 'at the same accuracy', 'which is'], rows, text=2,
+    caption='Percentage points of consistency beyond the network alone, and the accuracy in '
+    f'percent{seed}: that of the less accurate of the two at the end. Between evaluations both are '
+    'taken to change linearly; where a network passed the accuracy more than once, the last time '
+    'counts.')] if rows else []
+
+
 def maps(source, folder):
   panels = [cell for cell in source.cells if cell.accuracy_map is not None]
   return pictured(
@@ -268,4 +303,4 @@ def curves(source, folder):
                  'over both, with the pairwise term.' if summed else '')
 
 
-SECTIONS = [samples, sweep, consistency, maps, curves]
+SECTIONS = [samples, sweep, consistency, at_accuracy, maps, curves]

@@ -4,6 +4,7 @@ Every function writes one PNG, and the same arguments give the same bytes.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 from matplotlib.colors import Normalize
@@ -31,6 +32,22 @@ class ShiftPanel(plots.Panel):
   protocols: dict = dataclasses.field(default_factory=dict)
   offsets: list | None = None
   accuracy_map: list | None = None
+
+  @property
+  def learned(self) -> list[tuple[float, float]]:
+    """(accuracy, consistency) of every evaluation that has both, in the order of the steps."""
+    accuracy, consistent = dict(self.eval_accuracy), dict(self.eval_consistency)
+    return [(accuracy[step], consistent[step])
+            for step in sorted(accuracy.keys() & consistent.keys())]
+
+
+def consistency_at(cell, accuracy: float) -> float | None:
+  """The consistency of a `ShiftPanel` where it last passed an accuracy while it learned, linear
+  between evaluations; None where it never did."""
+  for (a, before), (b, after) in reversed([*itertools.pairwise(cell.learned)]):
+    if min(a, b) <= accuracy <= max(a, b):
+      return after if a == b else before + (after - before) * (accuracy - a) / (b - a)
+  return None
 
 
 def consistency_curves(cells, path):
@@ -162,6 +179,33 @@ def _sweep_panel(axis, group, markers, look):
   for points in lines.values():
     _, *at = zip(*sorted(points), strict=True)
     axis.plot(*at, color=plots.SOFT, linewidth=1, alpha=.6, zorder=1)
+  _against_accuracy(axis, group)
+
+
+def at_accuracy(cells, path):
+  """Draws consistency (up) against accuracy (right) as networks learn: one panel a dataset, one
+  line a network through its evaluations, of which the last has a dot.
+
+  Args:
+    cells: `ShiftPanel`s with two points or more that they `learned`.
+    path: where the PNG goes.
+  """
+  groups = plots.rows_of(cells)
+  look = plots.looks([cell for group in groups for cell in group])
+  handles = plots.handles_of(look)
+  size = (7.8 if len(groups) > 1 else 5.2, 3.5 + plots.legend_height(handles))
+  with plots.drawing(path, size=size, handles=handles, w_pad=.08, h_pad=.08) as figure:
+    axes = figure.subplots(1, len(groups), squeeze=False)[0]
+    for axis, group in zip(axes, groups, strict=True):
+      for cell in group:
+        line, = axis.plot(*zip(*cell.learned, strict=True), linewidth=1.5, marker='.', markersize=5,
+                          **look[cell.short_name])
+        axis.plot(*cell.learned[-1], 'o', color=line.get_color(), markersize=7)
+      _against_accuracy(axis, group)
+
+
+def _against_accuracy(axis, group):
+  """Names both axes of a panel on consistency against accuracy, in percent."""
   axis.set_title(group[0].task_name, weight='bold', fontsize=10)
   axis.set(xlabel='top-1 accuracy', ylabel='consistency')
   for side in (axis.xaxis, axis.yaxis):
