@@ -8,7 +8,7 @@
 # while another compiles, evaluates or writes. A line is SUITE SEEDS CELLS, then what follows it
 # (;). FIELDS are --config.FIELD=VALUE flags; GAPJAX_COMMIT is what records call the commit of a copy
 # without its own git. $OUT/second.tgz holds all workdirs but for their checkpoints, anew every half
-# a minute; the tables stand at the end.
+# a minute; the tables stand at the end. benchmarks/merge_results.py joins workdirs of one suite.
 
 set -uo pipefail
 OUT=${OUT:?a folder for what is measured} MINUTES=${MINUTES:-8}

@@ -1,15 +1,20 @@
-"""Suites in limited time, and several in one command."""
+"""Suites in limited time, several in one command, and one in several."""
 
 import dataclasses
+import sys
 
 import pytest
 from conftest import ROOT, refused
 from test_suites import _stub
 
 from gapjax import cli, config
+from gapjax.paths import read_json, write_json
 from gapjax.records import schema
-from gapjax.reproduce import loop, suites
+from gapjax.reproduce import loop, records, suites
 from gapjax.training import build
+
+sys.path.append(str(ROOT / 'benchmarks'))
+import merge_results
 
 
 def test_minutes_begin_what_ends_in_time(monkeypatch, data_dir):
@@ -98,3 +103,30 @@ def test_a_suite_reads_a_dataset_once(monkeypatch, data_dir):
     assert len(calls) == 4
   build.load_data(c, data_dir=data_dir)
   assert len(calls) == 6
+
+
+def test_workdirs_of_one_suite_are_joined(tmp_path):
+  """To what they were before they were parted; nothing is counted twice, and nothing half."""
+  whole = schema.read(ROOT / 'results/table1_full/results.json')
+  about = read_json(ROOT / 'results/table1_full/run.json')
+  for name in sorted({record['cell'] for record in whole}):
+    folder = tmp_path / name.replace('/', '-')
+    picture = folder / 'cells' / name / 'seed0/samples.png'
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(name.encode())
+    records.write(folder / 'results.json', [r for r in whole if r['cell'] == name])
+    write_json(folder / 'run.json', {**about, 'command': f'train {name}', 'wall_seconds': 2.5})
+  first, *others = sorted(tmp_path.iterdir())
+  merge_results.main(tmp_path / 'out', first)
+  merge_results.main(tmp_path / 'out', *others)
+  found = schema.read(tmp_path / 'out/results.json')
+  assert sorted(map(str, found)) == sorted(map(str, whole))
+  run = read_json(tmp_path / 'out/run.json')
+  assert run['wall_seconds'] == 7.5 and run['device'] == about['device']
+  assert sorted(run['command'].splitlines()) == sorted({f'train {r["cell"]}' for r in whole})
+  for picture in (tmp_path / 'out').glob('cells/**/samples.png'):
+    assert picture.read_text() == str(picture.relative_to(tmp_path / 'out/cells').parents[1])
+  for wrong, message in ((first, 'is in two of them'), (ROOT / 'results/table2', 'several suites'),
+                         (tmp_path / 'none', 'holds no results.json')):
+    refused(lambda wrong=wrong: merge_results.main(tmp_path / 'out', wrong), message)
+  assert schema.read(tmp_path / 'out/results.json') == found

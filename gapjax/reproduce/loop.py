@@ -19,6 +19,7 @@ from gapjax.reproduce.records import (
   add_attack,
   add_torch,
   check_commit,
+  joined,
   read_own,
   torch_seeds,
   write,
@@ -211,13 +212,10 @@ def _train(left, records, *, suite, scale, workdir, data_dir, command, progress,
         write(workdir / 'results.json', records)
       done.add((seed, cell.name))
       today = datetime.date.today().isoformat()
-      paths.write_json(workdir / 'run.json', {
-        'began': previous.get('began', today), 'ended': today,
-        'command': '\n'.join(dict.fromkeys([*previous.get('command', '').splitlines(), command])),
-        'device': '; '.join(dict.fromkeys(filter(None, [
-          *previous.get('device', '').split('; '), summary['device']]))),
-        'versions': {**previous.get('versions', {}), **summary.get('versions', versions())},
-        'wall_seconds': previous.get('wall_seconds', 0.0) + time.perf_counter() - start})
+      paths.write_json(workdir / 'run.json', joined(previous, {
+        'began': today, 'ended': today, 'command': command, 'device': summary['device'],
+        'versions': summary.get('versions', versions()),
+        'wall_seconds': time.perf_counter() - start}))
   except Interrupted:
     if time.monotonic() < pace.until:
       raise

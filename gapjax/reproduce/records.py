@@ -22,6 +22,17 @@ def write(path, records) -> None:
   paths.write_json(path, written)
 
 
+def joined(earlier: dict, later: dict) -> dict:
+  """run.json of two trainings of one suite, the first of which may be {}."""
+  return {
+    'began': earlier.get('began', later['began']), 'ended': later['ended'],
+    **{key: mark.join(dict.fromkeys(filter(None, [
+      *earlier.get(key, '').split(mark), *later[key].split(mark)])))
+      for key, mark in (('command', '\n'), ('device', '; '))},
+    'versions': {**earlier.get('versions', {}), **later['versions']},
+    'wall_seconds': earlier.get('wall_seconds', 0.0) + later['wall_seconds']}
+
+
 def read_own(path, cells) -> list[dict]:
   """The records of a workdir's results.json.
 

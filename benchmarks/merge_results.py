@@ -1,0 +1,60 @@
+"""Joins workdirs of one suite that were trained side by side, such as launch/gpu_second.sh's.
+
+    python benchmarks/merge_results.py OUT WORKDIR ...
+
+OUT/results.json then has the cells of all, in this order, and those that it had; OUT/run.json their
+commands, machines and the sum of their times. samples.png of the first seeds are copied. Exit code
+2 where two hold one cell, or are of two suites or scales. `gapjax report --workdir=OUT` draws them.
+"""
+
+import functools
+import pathlib
+import shutil
+import sys
+
+from gapjax import paths
+from gapjax.errors import UsageError
+from gapjax.records import schema
+from gapjax.reproduce.records import joined, write
+
+
+def merged(parts: list[list[dict]]) -> list[dict]:
+  """The records of several results.json. Raises UsageError unless they are of one suite and scale,
+  and of different cells."""
+  kinds, seen = {(r['suite'], r['scale']) for part in parts for r in part}, set()
+  if len(kinds) > 1:
+    raise UsageError(f'these are of several suites or scales: {sorted(kinds)}')
+  for part in parts:
+    cells = {record['cell'] for record in part}
+    if twice := seen & cells:
+      raise UsageError(f'{", ".join(sorted(twice))} is in two of them; leave one out')
+    seen |= cells
+  return [record for part in parts for record in part]
+
+
+def main(out, *workdirs):
+  out = pathlib.Path(out)
+  folders = [*([out] if (out / 'results.json').exists() else []), *map(pathlib.Path, workdirs)]
+  for folder in folders:
+    if not (folder / 'results.json').exists():
+      raise UsageError(f'{folder} holds no results.json; give workdirs of gapjax reproduce')
+  records = merged([schema.read(folder / 'results.json') for folder in folders])
+  runs = [paths.read_json(folder / 'run.json') for folder in folders]
+  for picture in (p for folder in folders if folder != out
+                  for p in sorted(folder.glob('cells/**/seed0/samples.png'))):
+    to = out / picture.relative_to(next(f for f in folders if f in picture.parents))
+    to.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(picture, to)
+  out.mkdir(parents=True, exist_ok=True)
+  write(out / 'results.json', records)
+  paths.write_json(out / 'run.json', functools.reduce(joined, runs, {}))
+
+
+if __name__ == '__main__':
+  if len(sys.argv) < 3:
+    sys.exit(__doc__)
+  try:
+    main(*sys.argv[1:])
+  except UsageError as error:
+    print(f'merge_results: {error}', file=sys.stderr)
+    sys.exit(2)
