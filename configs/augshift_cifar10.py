@@ -8,7 +8,7 @@ is a sum over both, so the rate is half of the baseline's and the decay twice: c
 not by --config.augshift.crops.
 
 Steps: 2,540 of batch 512 (26 epochs).
-Time: in bfloat16 on one H200 ResNet-18 and BlurPool took 150 and 204 s, most of them to
+Time: in bfloat16 on one H200 ResNet-18 and BlurPool took 204 and 149 s, most of them to
   compile; on a TPU v5e:2x2 a step of AugShift takes at least 18.1 ms (compiled for it, not run;
   results/compile).
 Paper (top-1 / consistency, percent, no spread published): ResNet-18 93.1 / 90.8,

@@ -33,7 +33,8 @@ class TrainingFailed(Exception):
 
 
 class Diverged(TrainingFailed):
-  """A loss, gradient or parameter is not finite: `found` says which."""
+  """A loss, gradient or parameter is not finite: `found` says which. Exit code 3: the same command
+  would find the same again."""
 
   def __init__(self, found: str):
     super().__init__(f'{found}: try a lower optimizer.lr, more schedule.warmup_epochs or an '

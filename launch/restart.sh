@@ -8,8 +8,8 @@
 #   launch/restart.sh running FOLDER            exit code 0 if it is running, else 1
 #
 # FOLDER holds `log`, `pid` and, once it has ended, `exit_code`. Exit codes 0 (done, or stopped and
-# saved), 2 (bad input: the same again would fail the same way) and 130 (Ctrl-C) are final. After
-# any other the command starts again: 20 times in a row at most, after 10 s, then 20, ... up to 5
+# saved), 2 and 3 (bad input, diverged: the same again would fail the same way) and 130 (Ctrl-C) are
+# final. After any other the command starts again: 20 times in a row at most, after 10 s, then 20, ... up to 5
 # minutes; a run that lasted 10 minutes begins the count anew. RESTARTS=N and WAIT=SECONDS, in the
 # environment, change that. `logs` exits with 0 if the command ended with 0, else with 90.
 
@@ -69,7 +69,7 @@ loop() {
     started=$SECONDS
     attend "$@"
     outcome=$code
-    case $outcome in 0 | 2 | 130) break ;; esac
+    case $outcome in 0 | 2 | 3 | 130) break ;; esac
     if ((SECONDS - started >= LONG_RUN)); then count=0 pause=$WAIT; fi
     count=$((count + 1))
     if ((count > RESTARTS)); then say "failed $count times in a row: giving up"; break; fi

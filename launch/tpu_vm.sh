@@ -218,6 +218,10 @@ logs() {
   if [ -n "$DRY_RUN" ]; then step 'following its output' "${ON[@]}"; return; fi
   note 'following its output; Ctrl-C ends that, not the run'
   "${ON[@]}" || code=$?
+  if [ "$code" = 0 ]; then # every worker's, not the first one's alone
+    on all "$RESTART logs gapjax-run >/dev/null"
+    "${ON[@]}" || code=$?
+  fi
   case $code in
     0) note 'the run has ended well'; ENDED=1; return ;;
     90) ENDED=1; fail 'the run has ended, and not well' ;;

@@ -71,6 +71,11 @@ check_flags() {
     run | all) check_gapjax_arguments ;;
     *) [ -z "$VERB" ] || bad_input "$COMMAND takes no \`$VERB\`: run and all do" ;;
   esac
+  case $COMMAND:$DELETE_WHEN_DONE in
+    all:1 | logs:1 | *:) ;;
+    *) bad_input "--delete-when-done is for all and logs, which wait for the run's end, not for" \
+      "$COMMAND" ;;
+  esac
 }
 
 check_source() {
@@ -95,8 +100,11 @@ check_gapjax_arguments() {
       "several workers. Give gs://BUCKET/FOLDER, or --local-workdir" ;;
   esac
   if [ -n "$config" ] && [ -z "$SOURCE" ] && [ "$COMMAND" = all ]; then
-    git cat-file -e "$REF:${config%%:*}" 2>/dev/null ||
-      bad_input "no config file \`${config%%:*}\` in $REF of $ROOT, which is what is installed"
+    config=${config%%:*}
+    git cat-file -e "$REF:$config" 2>/dev/null ||
+      { [[ "$config" =~ ^(configs/)?([^/]+)$ ]] && # the name of one that comes with gapjax
+        git cat-file -e "$REF:configs/${BASH_REMATCH[2]%.py}.py" 2>/dev/null; } ||
+      bad_input "no config file \`$config\` in $REF of $ROOT, which is what is installed"
   fi
 }
 

@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT, refused
 
 from gapjax import cli, config
+from gapjax.errors import Diverged
 
 GAPNET = f'--config={ROOT}/configs/gapnet_cifar10.py'
 AUGSHIFT = f'--config={ROOT}/configs/augshift_cifar10.py'
@@ -216,6 +217,15 @@ def test_too_little_memory(monkeypatch, complaint):
   monkeypatch.setitem(cli.VERBS, 'report', lambda _: jnp.zeros(2 ** 47, jnp.uint8))
   line = complaint('report')
   assert 'the device has too little memory (RESOURCE_EXHAUSTED: ' in line and 'batch_size' in line
+
+
+def test_a_training_that_diverged_is_not_worth_a_restart(monkeypatch, capsys):
+  def train(_):
+    raise Diverged('the loss is not finite at step 7')
+
+  monkeypatch.setitem(cli.VERBS, 'train', train)
+  assert cli.main(['train']) == 3
+  assert 'at step 7: try a lower optimizer.lr' in capsys.readouterr().err
 
 
 def test_a_bucket_that_cannot_be_reached_is_worth_trying_again(monkeypatch, capsys):

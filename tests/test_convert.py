@@ -30,6 +30,8 @@ NETWORKS = {
   **{f'{head}, {stem}': {'model.head': head, 'model.stem': stem}
      for head in ('gap', 'permuted', 'linear') for stem in ('canvas', 'cifar', 'imagenet')},
   'resnet50': {'model.name': 'resnet50'},
+  'lps': {'task': 'classification', 'model.head': 'linear', 'model.blur_size': 1,
+          'model.downsample': 'learned_polyphase'},
   **{f'vgg11, {head}': {'model.name': 'vgg11', 'model.head': head}
      for head in ('gap', 'permuted', 'linear')},
   'vgg16': {'model.name': 'vgg16'},
@@ -67,8 +69,9 @@ def their_arrays(config, num_classes, **more):
 
 
 @pytest.mark.parametrize('name', ['gap, canvas', 'permuted, cifar', 'linear, imagenet',
-                                  'vgg11, gap', 'efficientnet_lite0, linear', 'v3, separable',
-                                  'v3+, mobilenetv2, separable', 'v3+, efficientnet_lite0'])
+                                  'vgg11, gap', 'lps', 'efficientnet_lite0, linear',
+                                  'v3, separable', 'v3+, mobilenetv2, separable',
+                                  'v3+, efficientnet_lite0'])
 def test_there_and_back(name, tmp_path):
   """PyTorch -> gapjax -> PyTorch -> gapjax. What nothing reads comes back as zeros."""
   suffix = '.safetensors' if 'v3' in name else '.npz'

@@ -84,8 +84,9 @@ def test_help(desk, script):
   (('tpu_vm.sh', 'all', *V5E, 'train', '--workdir', 'runs/a'), "is on the TPU VM's disk"),
   (('tpu_vm.sh', 'all', *V5E, '--local-workdir', '--delete-when-done', 'train', '--workdir=a'),
    '--delete-when-done would delete a too'),
-  (('tpu_vm.sh', 'all', *V5E, 'train', '--config=digist.py:a=1', '--workdir=gs://b/c'),
-   'no config file `digist.py`'),
+  *((('tpu_vm.sh', 'all', *V5E, 'train', f'--config={name}:a=1', '--workdir=gs://b/c'),
+     f'no config file `{name}`') for name in ('digist.py', 'mine/digits.py')),
+  (('tpu_vm.sh', 'run', *TPU, '--delete-when-done', *TRAIN), 'is for all and logs'),
   (('tpu_vm.sh', 'all', *TPU, '--accelerator-type=v4-32', 'reproduce', 'table1', '--workdir=gs://b'),
    'gapjax reproduce needs a type with one worker'),
   (('tpu_vm.sh', 'install', *TPU, '--ref=nowhere'), 'no commit `nowhere`'),
@@ -135,7 +136,7 @@ def test_restart_until_it_ends_well(desk):
   assert desk.run('restart.sh', 'running', desk.folder / 'r').returncode == 1
 
 
-@pytest.mark.parametrize(('code', 'runs'), [(2, 1), (130, 1), (1, 3), (134, 3)])
+@pytest.mark.parametrize(('code', 'runs'), [(2, 1), (3, 1), (130, 1), (1, 3), (134, 3)])
 def test_restart_only_what_may_help(desk, code, runs):
   desk.run('restart.sh', 'start', desk.folder / 'r', 'bash', '-c', f'echo try; exit {code}',
            WAIT='0', RESTARTS='2')
@@ -233,13 +234,14 @@ def in_job(**changes):
 def test_slurm_ends_as_srun_does(desk, code):
   ran = desk.run('slurm.sbatch', '--config=configs/digits.py', '--workdir=/shared/a',
                  **in_job(STUB_SRUN_ENDS='1', STUB_SRUN_CODE=code))
-  assert ran.returncode == int(code)
+  assert ran.returncode == int(code) and 'this srun has no --ignore-signals' in ran.stderr
   assert desk.calls() == [SRUN.format('')]
 
 
 @pytest.mark.parametrize(('number', 'code', 'after'), [
   (signal.SIGUSR1, '0', ['scancel --signal=TERM 42', 'scontrol requeue 42']),
   (signal.SIGUSR1, '2', ['scancel --signal=TERM 42']),
+  (signal.SIGUSR1, '3', ['scancel --signal=TERM 42']),
   # Of preemption and scancel the processes hear from SLURM itself.
   (signal.SIGTERM, '0', [])])
 def test_slurm_signals(desk, number, code, after):

@@ -97,6 +97,19 @@ def test_tpu_delete_on_failure(checkout, tmp_path, queued):
   assert desk.exists() and DELETE in ran.stderr.splitlines()
 
 
+def test_tpu_has_ended_well_when_every_worker_has(desk):
+  """The first worker's run ends well, and is followed; another's does not."""
+  ran = desk.run('tpu_vm.sh', 'all', *V5E, *TRAIN, STUB_GAPJAX='0:ok', STUB_OTHERS='90')
+  assert ran.returncode == 1 and 'the run has ended, and not well' in ran.stderr
+
+
+@pytest.mark.parametrize('config', ['digits', 'configs/digits', 'digits.py:variant'])
+def test_tpu_takes_the_configs_that_gapjax_does(desk, config):
+  ran = desk.run('tpu_vm.sh', 'all', *V5E, '--dry-run', 'train', f'--config={config}',
+                 '--workdir=gs://bucket/run')
+  assert ran.returncode == 0, ran.stderr
+
+
 def test_tpu_delete_when_done(desk):
   ran = desk.run('tpu_vm.sh', 'all', *V5E, '--delete-when-done', *TRAIN, STUB_GAPJAX='0:fail',
                  RESTARTS='0')

@@ -13,6 +13,7 @@ import pytest
 from chaos_judge import complete
 from conftest import SCENES, newest, refused, same, tiny_config, wait_until
 
+from gapjax.errors import TrainingFailed, UsageError
 from gapjax.paths import read_json, read_lines
 from gapjax.training import devices as devices_module
 from gapjax.training.devices import check_alike, initialize, told_by_environment
@@ -174,6 +175,26 @@ def test_how_processes_find_each_other(monkeypatch):
     assert told_by_environment() == told
   monkeypatch.setenv('TPU_WORKER_HOSTNAMES', 'a,b')
   assert told_by_environment() == 'auto'
+
+
+@pytest.mark.parametrize(('error', 'kind'), [
+  (RuntimeError('DEADLINE_EXCEEDED: late'), TrainingFailed), (ValueError('unknown'), UsageError)])
+def test_who_comes_too_late_may_come_yet(monkeypatch, error, kind):
+  """Exit code 1, which launch/restart.sh starts again; where nobody was named, 2."""
+  def find(**_):
+    raise error
+
+  monkeypatch.setattr(jax.distributed, 'initialize', find)
+  with pytest.raises(kind, match='do not find each other'):
+    initialize('here:1,2,0')
+
+
+def test_the_end_of_another_process_is_told_from_too_little_memory(monkeypatch):
+  monkeypatch.setattr(devices_module, 'is_alone', lambda: False)
+  for text, kind in (('UNAVAILABLE: socket closed', TrainingFailed),
+                     ('RESOURCE_EXHAUSTED: out of memory', jax.errors.JaxRuntimeError)):
+    with pytest.raises(kind, match=text.split(':')[0]), devices_module.together():
+      raise jax.errors.JaxRuntimeError(text)
 
 
 def test_a_single_process_that_is_told_of_others_and_finds_none(gapjax, tmp_path):

@@ -315,6 +315,12 @@ def _attack_records(cell, at, found=(), *, seed=0):
                             sweep=sweep, **ABOUT)
 
 
+def test_a_class_is_known_where_it_is_of_every_seed():
+  per_class = [{'iou': [.5, None, .25, None]}, {'iou': [.25, .5, None, None]}]
+  for one, other in (per_class, per_class[::-1]):
+    assert records.mean(one, other, 1) == {'iou': [.375, None, None, None]}
+
+
 def test_a_config_stands_once_a_cell_and_is_read_for_all(tmp_path):
   cells = suites.attack('small')[:3]
   assert [cell.name for cell in cells] == [

@@ -6,7 +6,7 @@ import pytest
 from conftest import python
 
 from gapjax import config
-from gapjax.training.system import is_large
+from gapjax.training.system import Clock, is_large
 
 # Two allocations of 256 MB, one after the other, in a thread of its own, as XLA's are.
 ALLOCATE = """
@@ -49,3 +49,19 @@ def test_large_steps_are_known_by_their_config(file, fields, large):
   c = config.from_file(f'{file}.py')
   c.update_from_flattened_dict(fields)
   assert is_large(c) == large
+
+
+def test_the_first_lap_compiles_also_after_an_evaluation(monkeypatch):
+  """As where a run goes on at an evaluation that was cut off."""
+  now = [0.0]
+  monkeypatch.setattr('time.perf_counter', lambda: now[0])
+  clock = Clock(0.0)
+  rates = []
+  for seconds in (30, 90, 2):  # an evaluation, a lap that compiles, one that does not
+    now[0] += seconds
+    if seconds == 30:
+      with clock.paused():
+        now[0] += 5
+    else:
+      rates.append(clock.lap(100))
+  assert rates == [None, 50.0] and clock.images_per_second() == 50.0

@@ -24,6 +24,7 @@ from gapjax.cli.flags import (
 )
 from gapjax.errors import (
   CheckFailed,
+  Diverged,
   Interrupted,
   TrainingFailed,
   UsageError,
@@ -325,7 +326,8 @@ def run_suites(suites, arguments, *, command, **rest):
 
 def main(argv=None) -> int:
   """Runs a verb. Exit codes: 0 done, or stopped by SIGTERM; 1 training or a check failed, or a
-  bucket is out of reach; 2 bad input, a full disk or too little memory (one line); 130 Ctrl-C."""
+  bucket is out of reach; 2 bad input, a full disk or too little memory (one line); 3 training
+  diverged; 130 Ctrl-C."""
   argv = sys.argv[1:] if argv is None else list(argv)
   sys.stderr = Unbreakable(sys.stderr)
   if hasattr(sys.stdout, 'reconfigure'):  # a terminal without our signs must not cost the work
@@ -344,6 +346,8 @@ def main(argv=None) -> int:
     VERBS[argv[0]](argv[1:])
   except UsageError as error:
     return complain(error, code=2)
+  except Diverged as error:
+    return complain(error, code=3)
   except (CheckFailed, TrainingFailed) as error:
     return complain(error, code=1)
   except Interrupted as error:

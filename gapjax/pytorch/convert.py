@@ -154,9 +154,11 @@ def initial_state(config: ConfigDict, num_classes: int) -> TrainState:
   """The state that a run of a config starts from, with zeros in place of parameters.
 
   Needs no images: parameters depend neither on their size nor on what a small map would be
-  refused for, the padding and the downsampling.
+  refused for, the padding and, but for LPS, which has some of its own, the downsampling.
   """
-  model = configs.replaced(config.model, padding='zero', downsample='stride')
+  model = configs.replaced(config.model, padding='zero')
+  if model.downsample != 'learned_polyphase':
+    model.downsample = 'stride'
   build.image_dtype(config)
   network = models.create_network(model, num_classes=num_classes)
   rule = optimizer.create_optimizer(config, optimizer.create_schedule(config, steps_per_epoch=1,

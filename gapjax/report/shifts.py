@@ -235,13 +235,13 @@ def consistency(source, folder):
 
 
 def at_accuracy(source, folder):
-  """Consistency rises with accuracy: what a network gains beyond that, at any accuracy."""
+  """Consistency changes with accuracy: what a network gains beyond that, at any accuracy."""
   panels = [cell for cell in source.cells if len(cell.learned) > 1 and not _is_sweep(source)]
   seed = ' (the first seed)' if several_seeds(source) else ''
   section = pictured(
     'At the same accuracy', plots_shifts.at_accuracy, panels, folder / 'at_accuracy.png',
     alt='Consistency against accuracy as networks learn, one line a network',
-    caption='Consistency rises with accuracy by itself, so compare networks at the same accuracy. '
+    caption='Consistency changes with accuracy, so compare networks at the same accuracy. '
     f'A line is a network through its evaluations while it learned{seed}; the dot is the end, to '
     'which alone the schedule\'s lowest rates belong. Neither axis begins at zero.')
   return dataclasses.replace(section, tables=_beyond(panels, seed))

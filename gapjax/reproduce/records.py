@@ -131,9 +131,12 @@ def _joined(old, new):
 
 
 def mean(old, new, n: int):
-  """The mean over n + 1 seeds of nested numbers, from that over n and the next; all else stays."""
+  """The mean over n + 1 seeds of nested numbers, from that over n and the next, None unless all are
+  known; all else stays."""
   if isinstance(old, dict):
     return {key: mean(value, new[key], n) for key, value in old.items()}
   if isinstance(old, list):
     return [mean(a, b, n) for a, b in zip(old, new, strict=True)]
-  return (old * n + new) / (n + 1) if isinstance(old, float) else old
+  if not isinstance(old, float):
+    return old
+  return None if new is None else (old * n + new) / (n + 1)

@@ -251,7 +251,8 @@ class ShiftEvaluation(Evaluation):
 
   def _pairs(self, state, few, protocol, s, *, count=1, **rest):
     """Counts of two views of each of the first `few` images, `count` times, with offsets that
-    depend on (seed, protocol, s, image, which time) alone."""
+    depend on (seed, protocol, s, image) alone; from the second time on, on how many there are, too.
+    """
     draw = np.random.default_rng((self.config.seed, PROTOCOLS.index(protocol), s))
     offsets = draw.integers(-s, s, endpoint=True, size=(count, len(self.test_set), 2, 2))
     return self._moved(state, np.tile(np.arange(few), count), np.concatenate(offsets[:, :few]),

@@ -49,8 +49,10 @@ def initialize(how: str) -> None:
     jax.distributed.initialize(**arguments)
   except (ValueError, RuntimeError) as error:
     line = str(error).strip().splitlines()[0]
-    raise UsageError(f'the processes of the run do not find each other ({line}); outside Cloud TPU '
-                     'and SLURM give --distributed=HOST:PORT,NUMBER_OF_PROCESSES,PROCESS') from None
+    # A RuntimeError is that some did not come in time: later the same command may well succeed.
+    kind = TrainingFailed if isinstance(error, RuntimeError) else UsageError
+    raise kind(f'the processes of the run do not find each other ({line}); outside Cloud TPU '
+               'and SLURM give --distributed=HOST:PORT,NUMBER_OF_PROCESSES,PROCESS') from None
   log.info('process %d of %d, with %d of %d devices', jax.process_index(), jax.process_count(),
            jax.local_device_count(), jax.device_count())
   if not is_first():  # one voice is enough
@@ -134,7 +136,7 @@ def together():
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
-    if is_alone():
+    if is_alone() or 'RESOURCE_EXHAUSTED' in str(error):  # its own fault, which stays
       raise
     raise TrainingFailed(
       f'a step failed, likely because another process of the run ended '

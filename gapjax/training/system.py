@@ -43,7 +43,8 @@ class Clock:
   def paused(self):
     """What runs inside is not training."""
     yield
-    self._mark = time.perf_counter()
+    if self._mark is not None:  # else the first lap is still to come
+      self._mark = time.perf_counter()
 
   def images_per_second(self) -> float | None:
     """Over all laps but the first; None when there was no other."""
