@@ -76,11 +76,15 @@ def test_training_batch(target, flip):
   assert (380 < flips < 520) if flip else flips == 0
 
 
-def test_counts_by_location_leave_out_the_filling():
-  task = make_task(grid=2)
+@pytest.mark.parametrize('target', ['location', 'image'])
+def test_counts_by_location_leave_out_the_filling(target):
+  """Labels of images are neither their numbers nor their places."""
+  task = make_task(grid=2, target=target)
   logits = np.float32([[9, 0, 0, 0], [0, 9, 0, 0], [0, 9, 0, 0], [0, 0, 0, 9]])
-  batch = {'location': np.array([0, 2, 1, 3]), 'mask': np.array([True, True, True, False])}
-  counts = task.eval_counts(logits, {}, {}, {}, batch)
+  batch = {'location': np.array([0, 2, 1, 3]), 'mask': np.array([True, True, True, False]),
+           'index': np.array([3, 0, 4, 1])}
+  data = {'labels': np.array([2, 3, 0, 0, 1])} if target == 'image' else {}
+  counts = task.eval_counts(logits, {}, data, {}, batch)
   result = accuracies(jax.tree.map(lambda *x: sum(x), counts, counts))
   assert result['per_location'] == [[1.0, 1.0], [0.0, None]]
   assert result['accuracy'] == 2 / 3 and result['canvases'] == 6

@@ -109,11 +109,15 @@ def test_headline_by_hand(network, result):
   with jax.enable_x64(True):
     *_, task, test_set, forward = network
     classes, z = views_by_hand(network, 'pad', 2, 30)
+    rolled, _ = views_by_hand(network, 'circular', 3, 30)
+    cropped, _ = views_by_hand(network, 'crop', 2, 30)  # in Pillow's float32: one may differ
     still = np.asarray(forward(task.normalised(test_set.images))[0])
   shares = np.bincount(still.argmax(1), minlength=10) / 30
   assert shares.max() < 0.9  # it is no constant
   assert result['consistency'] == (classes[0] == classes[1]).mean()
   assert 0 < result['consistency'] < 1
+  assert result['consistency_circular'] == (rolled[0] == rolled[1]).mean()
+  assert result['consistency_crop'] == pytest.approx((cropped[0] == cropped[1]).mean(), abs=.034)
   assert result['accuracy'] == (still.argmax(1) == test_set.labels).mean()
   np.testing.assert_allclose(result['loss'],
                              reference.entropies(still, test_set.labels).mean())

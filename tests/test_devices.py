@@ -2,9 +2,12 @@
 
 import functools
 import itertools
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import SCENES, python, tiny_config
 
@@ -108,3 +111,31 @@ def test_programs_are_kept_for_accelerators(platform, chosen, kept, monkeypatch)
   """In the user's cache folder, or where the user says."""
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
   assert python(KEPT, platform, XDG_CACHE_HOME='home', **chosen).stdout.split() == [kept]
+
+
+def test_every_step_and_batch_draws_anew():
+  """Augmentation by example and step; PermuteNet's order by step and, evaluated, by batch: as the
+  keys say that a task and a network are given."""
+  def apply(_, images, *, rngs, mutable=(), **__):
+    order = jax.random.key_data(rngs['permutation'])
+    return ((order, {}), {'batch_stats': {}}) if mutable else (order, {})
+
+  task = types.SimpleNamespace(
+    train_batch=lambda keys, data, examples: jax.random.key_data(keys),
+    loss=lambda network, batch, step: (0.0, {'examples': batch, 'order': network(batch)[0]}),
+    eval_inputs=lambda data, common, batch: batch, eval_counts=lambda order, *_: order)
+  model, rule, params = types.SimpleNamespace(apply=apply), optax.sgd(0.1), {'w': jnp.ones(())}
+  train, evaluate = (jax.vmap(made, axis_name='devices', in_axes=axes) for made, axes in (
+    (steps.make_train_step(model, task, rule, axis_name='devices'), (None, None, None, 0)),
+    (steps.make_eval_step(model, task, axis_name='devices'), (None,) * 5 + (0,))))
+  key, some = steps.stream(0, steps.TRAIN), np.arange(8)[None]
+  examples, orders, evaluated = set(), set(), set()
+  for number in range(4):
+    state = steps.TrainState(jnp.int32(number), params, {}, rule.init(params))
+    metrics = train(state, key, {}, some)[1]['batch']
+    examples |= {*map(tuple, np.asarray(metrics['examples'][0]).tolist())}
+    orders.add(tuple(np.asarray(metrics['order'][0]).tolist()))
+    for batch in range(2):
+      found = evaluate(jnp.zeros(2, jnp.uint32), state, key, {}, {'number': batch}, some)
+      evaluated.add(tuple(np.asarray(found[0]).tolist()))
+  assert (len(examples), len(orders), len(evaluated)) == (32, 4, 8)

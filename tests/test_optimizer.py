@@ -22,12 +22,13 @@ def make(total=100, per_epoch=10.0, **changes):
 @pytest.mark.parametrize(('name', 'formula'), [
   ('constant', lambda t, total: 1.0),
   ('cosine', lambda t, total: (1 + math.cos(math.pi * t / total)) / 2),
-  ('poly', lambda t, total: (1 - t / total) ** 0.9),
+  ('poly', lambda t, total: (1 - t / total) ** 1.5),
   ('step', lambda t, total: 0.1 ** ((t >= 30) + (t >= 60))),
 ])
 @pytest.mark.parametrize('warmup', [0, 20])
 def test_schedules(name, formula, warmup):
   _, schedule = make(**{'schedule.name': name, 'schedule.warmup_epochs': warmup / 10,
+                        'schedule.power': 1.5,
                         'schedule.step_epochs': ((30 + warmup) / 10, (60 + warmup) / 10)})
   for step in (0, 1, 19, 20, 21, 29, 30, 31, 50, 59, 60, 79, 80, 99):
     t = step - warmup
@@ -35,23 +36,25 @@ def test_schedules(name, formula, warmup):
     np.testing.assert_allclose(schedule(step), expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize('name', ['adam', 'sgd'])
+@pytest.mark.parametrize(('name', 'nesterov'), [('adam', False), ('sgd', False), ('sgd', True)])
 @pytest.mark.parametrize('decay', [0.0, 0.1])
-def test_rules_are_pytorchs(name, decay):
+def test_rules_are_pytorchs(name, nesterov, decay):
   torch = pytest.importorskip('torch')
   p = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
-  theirs = (torch.optim.Adam([p], betas=(0.5, 0.999), weight_decay=decay) if name == 'adam' else
-            torch.optim.SGD([p], momentum=0.9, weight_decay=decay))
+  theirs = (torch.optim.Adam([p], betas=(0.8, 0.95), weight_decay=decay) if name == 'adam' else
+            torch.optim.SGD([p], momentum=0.7, weight_decay=decay, nesterov=nesterov))
   with jax.enable_x64(True):
-    config, schedule = make(**{'optimizer.name': name, 'optimizer.weight_decay': decay,
-                               'optimizer.lr': 0.01, 'schedule.name': 'poly'})
+    config, schedule = make(**{
+      'optimizer.name': name, 'optimizer.weight_decay': decay, 'optimizer.lr': 0.01,
+      'optimizer.b1': 0.8, 'optimizer.b2': 0.95, 'optimizer.momentum': 0.7,
+      'optimizer.nesterov': nesterov, 'schedule.name': 'poly', 'schedule.power': 1.5})
     rule = optimizer.create_optimizer(config, schedule)
     params = jnp.float64(1.5)
     state = rule.init(params)
     for t, g in enumerate(np.random.default_rng(0).normal(size=20)):
       updates, state = rule.update(jnp.float64(g), state, params)
       params = optax.apply_updates(params, updates)
-      theirs.param_groups[0]['lr'] = 0.01 * (1 - t / 100) ** 0.9
+      theirs.param_groups[0]['lr'] = 0.01 * (1 - t / 100) ** 1.5
       p.grad = torch.tensor(g)
       theirs.step()
       assert float(params) == pytest.approx(p.item(), rel=1e-7)

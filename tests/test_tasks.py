@@ -58,3 +58,47 @@ def test_a_counter_takes_what_evaluations_ask():
 
 def test_the_config_knows_the_tasks():
   assert tuple(TASKS) == configs.TASKS and set(TASKS) == set(configs.NOT_READ)
+
+
+def loaded(name, data_dir, **changes):
+  config = tiny_config(**{**(SCENES if name == 'segmentation' else {'task': name}), **changes})
+  return config, *build.load_data(config, data_dir=data_dir)
+
+
+@pytest.mark.parametrize('name', TASKS)
+def test_the_best_evaluation_is_the_most_accurate(name, data_dir):
+  config, _, test_set, task = loaded(name, data_dir, **{'eval.shift': 2, 'eval.max_shift': 2})
+  metric = 'miou' if name == 'segmentation' else 'accuracy'
+  lines = [{'step': step, metric: value} for step, value in ((1, .2), (2, .9), (3, .4))]
+  final = {'accuracy': .4, 'miou': .4, 'loss': 1., 'per_location': None, 'shifts': {},
+           'per_class': [.4] * len(test_set.class_names)}
+  best = dict(task.evaluation(config, test_set, Uncounted()).summary(final, lines)['best'])
+  assert best.pop('step') == 2 and [*best.values()] == [.9]
+
+
+@pytest.mark.parametrize('name', TASKS)
+def test_splits_are_those_of_the_config(name, data_dir):
+  _, train_set, test_set, task = loaded(name, data_dir, **{
+    'data.train_split': 'test', 'data.eval_split': 'train', 'data.train_images': 20,
+    'eval.images': 10, 'eval.shift': 2, 'eval.max_shift': 2, 'batch_size': 8})
+  for found, split in ((train_set, 'test'), (test_set, 'train')):
+    whole = task.load_split(found.name, split=split, data_dir=data_dir, image_size=None)
+    other = task.load_split(found.name, split='train' if split == 'test' else 'test',
+                            data_dir=data_dir, image_size=None)
+    first, same, not_same = (
+      x[0]['image'] if name == 'segmentation' else x.images[0] for x in (found, whole, other))
+    np.testing.assert_array_equal(first, same)
+    assert not np.array_equal(first, not_same)
+
+
+def test_fields_reach_the_task(data_dir):
+  """Those whose defaults are a task's own defaults, too, or another field's."""
+  *_, task = loaded('classification', data_dir, **{
+    'augshift.crops': 2, 'augshift.max_shift': 1, 'augshift.stacked': False, 'augshift.weight': 2.,
+    'eval.shift': 2, 'eval.max_shift': 3, 'eval.map_step': 3, 'data.flip': True})
+  assert (task.crops, task.max_shift, task.stacked, task.weight) == (2, 1, False, 2.)
+  assert task.map_offsets == (-3, 0, 3) and task.flip
+  *_, task = loaded('segmentation', data_dir, **{
+    'segmentation.loss': 'focal', 'segmentation.gamma': 1.5, 'segmentation.scale': (.8, 1.1),
+    'segmentation.flip': False})
+  assert (task.loss_name, task.gamma, task.scale, task.flip) == ('focal', 1.5, (.8, 1.1), False)
