@@ -217,9 +217,12 @@ def test_mistakes_are_one_line(attacked, data_dir, tmp_path, capsys, change, arg
 @pytest.mark.parametrize(('changes', 'words'), [
   ({'neurons.classes': ('3', 'eleven')}, 'class of digit_scenes in neurons.classes `eleven`'),
   ({'model.downsample': 'polyphase', 'model.stem': 'canvas', 'data.image_size': 50},
-   r'50x75 pixels: polyphase downsampling needs even sizes, not a 50x75 feature map')])
+   r'50x75 pixels: polyphase downsampling needs even sizes, not a 50x75 feature map'),
+  ({'model.padding': 'circular', 'model.stem': 'canvas', 'model.output_stride': 16,
+    'segmentation.crop': (320, 320)},
+   r'64x96 pixels: padding `circular` by .* needs a larger .*, or use model.padding=zero')])
 def test_what_would_fail_later_is_found_before_training(data_dir, tmp_path, changes, words):
-  refused(lambda: train(tiny_config(**SCENES, **changes), workdir=tmp_path, data_dir=data_dir,
+  refused(lambda: train(tiny_config(**{**SCENES, **changes}), workdir=tmp_path, data_dir=data_dir,
                         devices=jax.local_devices()[:1], progress=False), words)
   assert not (tmp_path / 'config.json').exists()  # the workdir is still free
 
@@ -233,9 +236,10 @@ def test_every_size_is_checked_or_the_shape_that_all_are_filled_up_to():
   c = tiny_config(**SCENES, **{'model.downsample': 'polyphase', 'model.stem': 'canvas'})
   model = networks.create_network(c.model, num_classes=11)
   even, odd = (32, 48), (32, 44)
-  check_sizes(model, Sizes([even, even]), padded=False)
-  check_sizes(model, Sizes([even, odd]), padded=True)
-  refused(lambda: check_sizes(model, Sizes([even, odd]), padded=False), '32x44 pixels')
+  check_sizes(model, Sizes([even, even]), padded=False, way='')
+  check_sizes(model, Sizes([even, odd]), padded=True, way='')
+  refused(lambda: check_sizes(model, Sizes([even, odd]), padded=False, way='another'),
+          '32x44 pixels.*or use another')
 
 
 def test_a_canvas_run_is_attacked_too(data_dir, tmp_path):

@@ -244,7 +244,7 @@ def _run(workdir, *fields, points=(), **summary):
   _write(workdir / 'summary.json', {
     'config': config.as_json(c), 'step': 1700, 'final': {}, 'best': {}, 'wall_seconds': 3725.0,
     'images_per_second': 1234.5, 'sizes': {'chance': .1, 'train_images': 1397},
-    'device': 'cpu x 1', 'versions': {'jax': '0.10.2'}, **summary})
+    'device': 'cpu x 1', 'versions': {'jax': '0.10.2'}, 'commit': '0123456789ab', **summary})
   (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(point) + '\n' for point in points))
   save_samples(workdir / 'samples.png', 3)
   return workdir
@@ -265,7 +265,8 @@ def run(tmp_path):
 def test_a_run_is_reported_as_the_suite_with_one_cell(run):
   page = report.build(run).read_text(encoding='utf-8')
   for text in ('<h1>PermuteNet, fixed order: location, 3', '>43.2 (1)<', '>55.5 (1)<', '>11.1<',
-               '>1 h 2 min<', '>1,234<', '>optimizer.lr<', '>0.001<', '>1,700<', 'canvas.'):
+               '>1 h 2 min<', '>1,234<', '>0123456789ab<', '>optimizer.lr<', '>0.001<', '>1,700<',
+               'canvas.'):
     assert text in page
   assert page.count('<img') == 3 and 'mean over seeds' not in page
   assert 'a single run' in page and 'first seed' not in page

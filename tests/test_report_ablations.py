@@ -53,6 +53,13 @@ def test_every_cell_varies_one_thing():
   assert stages == {'stage1', 'stage2', 'stage3', 'stage4'}
 
 
+def test_a_page_of_one_cell(tmp_path):
+  cell = 'padding=circular/gapnet/location/3x3'
+  records = [record for record in _records() if record['cell'] == cell]
+  (tmp_path / 'results.json').write_text(json.dumps(records))
+  assert f'{100 * records[0]["mean"]:.1f}' in report.build(tmp_path).read_text()
+
+
 def test_tables_hold_the_means_of_every_location(tmp_path):
   records = _records()
   (tmp_path / 'results.json').write_text(json.dumps(records))

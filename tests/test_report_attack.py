@@ -169,6 +169,23 @@ def test_curves_are_drawn_where_the_values_are(tmp_path):
   refused(lambda: pictures.curves(Sweep((0, 1), {}), tmp_path / 'a.png'), 'no metric')
 
 
+def test_orders_in_words():
+  found = [pictures.order_name(name) for name in ('overall', 'left_centred', 'left_raw', 'right')]
+  assert found == ['position channels, overall', 'left channels, centred', 'left_raw channels',
+                   'right channels']
+
+
+def test_the_whole_network_has_the_regions_that_an_attack_measured():
+  """Beside a run's own metrics, which know none of its rectangles."""
+  about = {'task': 'segmentation', 'network': 'deeplabv3', 'dataset': 'camvid', 'cell': 'a',
+           'values': [.5], 'n': 1, 'std': None}
+  removed = [{**about, 'order': order, 'N': count, 'metric': metric, 'mean': mean}
+             for order, count, means in (('clean', 0, (.5, .4)), ('overall', 10, (.3, .2)))
+             for metric, mean in zip(('miou', 'miou_0.5,0,1,1'), means, strict=True)]
+  found = report_attack.table([{**about, 'metric': 'miou', 'mean': .51}, *removed])
+  assert [row[3:] for row in found.rows] == [['51.0 (1)', '40.0 (1)'], ['30.0 (1)', '20.0 (1)']]
+
+
 def test_a_subject_is_a_network_and_its_grid():
   record = {'task': 'canvas', 'network': 'permutenet_fixed', 'target': 'image', 'grid': 7}
   assert report_attack.subject(record) == f'PermuteNet, fixed order, 7{plots.TIMES}7'

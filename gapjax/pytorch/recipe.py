@@ -121,7 +121,7 @@ def create_optimizer(network, config):
   if c.name == 'adam':
     return torch.optim.Adam(groups, betas=(c.b1, c.b2), weight_decay=c.weight_decay)
   return torch.optim.SGD(groups, momentum=c.momentum, weight_decay=c.weight_decay,
-                         nesterov=c.nesterov)
+                         nesterov=c.nesterov and c.momentum > 0)  # without, it is the same rule
 
 
 def descend(loss, network, rule, *, clip_norm: float) -> None:

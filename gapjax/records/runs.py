@@ -40,6 +40,7 @@ def single(workdir, summary) -> list[dict]:
   named = {'network': network_of(config), 'dataset': config['data']['name'], **asked}
   of_run = {
     'schema': SCHEMA, 'task': config['task'], **named, 'cell': cell_name(named), 'config': config,
+    'commit': summary.get('commit'),
     **({} if TASKS[config['task']].dense else {'chance': summary['sizes']['chance']})}
   attack = workdir / 'attack.json'
   removed = paths.read_json(attack, list) if attack.exists() else []
@@ -53,8 +54,10 @@ def network_of(config) -> str:
   """The network that a config trains, as a record names it."""
   model, augshift = config['model'], config['augshift']
   if config['task'] == 'canvas':
-    return next((name for name, fields in recipes.NETWORKS.items()
-                 if fields.items() <= model.items()), model['name'])
+    name = model['name'] if model['head'] != 'permuted' else '_'.join([
+      'permutenet', *(['fixed'] if model['permutation'] == 'fixed' else []), model['permute_at']])
+    return next((known for known, fields in recipes.NETWORKS.items()
+                 if fields.items() <= model.items()), name)
   plain = DOWNSAMPLING.get(model['downsample'])
   if TASKS[config['task']].dense:
     return plain or model['name']

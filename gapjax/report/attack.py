@@ -154,6 +154,8 @@ def table(records):
   for network, removed in networks.items():
     chosen = shown(sorted({count for _, count in removed if count}))
     whole = next(key for key in ((None, None), (sweeps.CLEAN, 0)) if key in removed)
+    if whole == (None, None):  # a run's own metrics, which have no rectangles
+      removed[whole] = {**removed.get((sweeps.CLEAN, 0), {}), **removed[whole]}
     for (order, count), values in removed.items():
       if count not in chosen and (order, count) != whole:  # of N = 0, one row says it all
         continue

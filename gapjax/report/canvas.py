@@ -109,10 +109,10 @@ def results(source, _):
     if record['metric'] == 'location_accuracy' and record['mean'] is not None:
       exact[record['grid'], record['network']] = record['mean']
   for k in sorted({k for k, _ in exact}):
-    for network in ('gapnet', 'permutenet'):
-      if (k, network) in exact:
-        facts.append((f'{number(exact[k, network])}%',
-                      f'location accuracy of {plots.NETWORKS[network]}, {plots.square(k)}'))
+    there = [name for grid, name in exact if grid == k]
+    for network in [name for name in ('gapnet', 'permutenet') if name in there] or there:
+      facts.append((f'{number(exact[k, network])}%', 'location accuracy of '
+                    f'{plots.network_name(network)}, {plots.square(k)}'))
     facts.append((f'{number(chance.get(k))}%', f'location accuracy of guessing, {plots.square(k)}'))
   return Section('Results', facts=facts, tables=tables(source.records))
 

@@ -229,7 +229,7 @@ def _page(source, parts, sections):
   if len(claims) == 1:
     (claim, part), = claims
     title, lead = claim.title(part), claim.lead(part)
-    if len({record['cell'] for record in part.records}) == len(part.cells) == 1:
+    if claim in CLAIMS and len({r['cell'] for r in part.records}) == len(part.cells) == 1:
       title = f'{part.cells[0].network_name}: {part.cells[0].task_name.lower()}'
   elif claims:  # nothing in SUITES has ablations beside a claim
     title = 'What global average pooling keeps, and how a network can shed it'

@@ -109,7 +109,8 @@ def learned(source, path, *, remark=''):
   what = ('Training loss, evaluation accuracy and consistency'
           if any(len(cell.eval_consistency) for cell in panels)
           else 'Training loss and evaluation accuracy')
+  guessing = ('; the dotted line is guessing'
+              if any(cell.chance is not None for cell in panels) else '')
   return pictured(
     'How it learned', learning.curves, panels, path, alt=f'{what} against the training step',
-    caption=f'{what}{" of the first seed" if several_seeds(source) else ""}; the dotted line is '
-    f'guessing.{remark}')
+    caption=f'{what}{" of the first seed" if several_seeds(source) else ""}{guessing}.{remark}')

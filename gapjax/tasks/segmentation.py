@@ -57,9 +57,10 @@ def object_classes(names: Sequence[str], class_names: Sequence[str], *, dataset:
   return [class_names.index(name) for name in names]
 
 
-def check_sizes(model, scenes, *, padded: bool) -> None:
-  """Raises UsageError unless a network with polyphase downsampling, which needs even sizes, takes
-  the scenes that it will be evaluated on. Shapes alone are traced, each once; nothing is computed.
+def check_sizes(model, scenes, *, padded: bool, way: str) -> None:
+  """Raises UsageError, with a way out, unless a network whose downsampling needs even sizes, or
+  whose padding maps larger than itself, takes the scenes that it will be evaluated on. Shapes alone
+  are traced, each once; nothing is computed.
 
   scenes: data.Scenes; only their sizes are read. padded: whether all are filled up to one shape.
   """
@@ -70,7 +71,7 @@ def check_sizes(model, scenes, *, padded: bool) -> None:
                      jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32))
     except UsageError as error:
       raise UsageError(f'the evaluated scenes have {height}x{width} pixels: {error}, or use '
-                       'model.downsample=blur') from None
+                       f'{way}') from None
 
   sizes = [scenes.size(i) for i in range(len(scenes))]
   for size in [np.max(sizes, 0).tolist()] if padded else sizes:

@@ -85,7 +85,10 @@ def create_evaluation(config, model, task, test_set, devices, *,
   scenes.
   """
   if task.dense and config.model.downsample == 'polyphase':
-    check_sizes(model, test_set, padded=config.eval.padded)
+    check_sizes(model, test_set, padded=config.eval.padded, way='model.downsample=blur')
+  elif task.dense and config.model.padding in ('reflect', 'circular'):
+    check_sizes(model, test_set, padded=config.eval.padded,
+                way='model.padding=zero, or eval.padded=True where some scenes are large enough')
   return task.evaluation(config, test_set, DeviceCounter(
     config, model, task, test_set, devices, check_stop=check_stop))
 

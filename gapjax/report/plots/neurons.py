@@ -92,9 +92,9 @@ def _curve(axis, counts, values, look):
 
 def order_name(name):
   """'left channels, centred' for 'left_centred'."""
-  side, _, centred = name.partition('_')
+  side = name.removesuffix('_centred')
   return ('position channels, overall' if name == 'overall' else
-          f'{side} channels{", centred" if centred else ""}')
+          f'{side} channels{", centred" if side != name else ""}')
 
 
 def activations(groups: Mapping[str, np.ndarray], path, *, channels: Mapping[str, Sequence[int]],
