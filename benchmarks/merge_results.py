@@ -40,11 +40,11 @@ def main(out, *workdirs):
       raise UsageError(f'{folder} holds no results.json; give workdirs of gapjax reproduce')
   records = merged([schema.read(folder / 'results.json') for folder in folders])
   runs = [paths.read_json(folder / 'run.json') for folder in folders]
-  for picture in (p for folder in folders if folder != out
-                  for p in sorted(folder.glob('cells/**/seed0/samples.png'))):
-    to = out / picture.relative_to(next(f for f in folders if f in picture.parents))
-    to.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(picture, to)
+  for folder in folders:
+    for picture in folder.glob('cells/**/seed0/samples.png') if folder != out else ():
+      to = out / picture.relative_to(folder)
+      to.parent.mkdir(parents=True, exist_ok=True)
+      shutil.copyfile(picture, to)
   out.mkdir(parents=True, exist_ok=True)
   write(out / 'results.json', records)
   paths.write_json(out / 'run.json', functools.reduce(joined, runs, {}))

@@ -9,8 +9,8 @@
 #
 # FOLDER holds `log`, `pid` and, once it has ended, `exit_code`. Exit codes 0 (done, or stopped and
 # saved), 2 and 3 (bad input, diverged: the same again would fail the same way) and 130 (Ctrl-C) are
-# final. After any other the command starts again: 20 times in a row at most, after 10 s, then 20, ... up to 5
-# minutes; a run that lasted 10 minutes begins the count anew. RESTARTS=N and WAIT=SECONDS, in the
+# final. After any other the command starts again: 20 times in a row at most, after 10 s, then 20,
+# ... up to 5 minutes; a run that lasted 10 minutes begins the count anew. RESTARTS=N and WAIT=SECONDS, in the
 # environment, change that. `logs` exits with 0 if the command ended with 0, else with 90.
 
 set -euo pipefail
