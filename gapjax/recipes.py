@@ -41,6 +41,7 @@ SINGLE, TWO, PAIR = dict(crops=1, **CONTROL), dict(crops=2, **CONTROL), dict(cro
 # image twice a step, so part of its gain is not the pairwise term's.
 SHIFT_NETWORKS = {
   'resnet18': ({}, SINGLE),
+  'unshifted': ({}, dict(SINGLE, max_shift=0)),
   'circular': (dict(padding='circular'), SINGLE),
   'full_padding': (dict(padding='full'), SINGLE),
   'blurpool': (BLUR, SINGLE),
@@ -54,11 +55,13 @@ SHIFT_NETWORKS = {
 }
 # Their names in tables and pictures (resnet18: the backbone's); what a report's lead says of them.
 SHIFT_TITLES = {
-  'circular': 'Circular padding', 'full_padding': 'Full padding (F-Conv)', 'blurpool': 'BlurPool',
+  'unshifted': 'Unshifted images', 'circular': 'Circular padding',
+  'full_padding': 'Full padding (F-Conv)', 'blurpool': 'BlurPool',
   'blurpool_4': 'BlurPool, 4 taps', 'aps': 'APS', 'lps': 'LPS', 'two_crops': 'Two crops, weight 0',
   'augshift': 'AugShift', 'augshift_blurpool': 'AugShift + BlurPool',
   'augshift_aps': 'AugShift + APS'}
 SHIFT_OTHERS = {
+  'unshifted': 'the same network trained on images that are flipped, but not shifted',
   'circular': 'the same network with circular padding',
   'full_padding': 'full padding, in which every position of a kernel counts (F-Conv, '
                   'Kayhan and van Gemert 2020)',

@@ -379,15 +379,16 @@ def test_a_sweeps_better_setting_stands_up_and_right(tmp_path):
 
 def test_one_look_a_network_and_all_different():
   augshift, *others = (ShiftPanel(name, 'cifar10') for name in (
-    'augshift', 'resnet18', 'circular', 'full_padding', 'blurpool', 'blurpool_4', 'aps', 'lps',
-    'two_crops',    'augshift_blurpool', 'augshift_aps', 'mine', 'other'))
+    'augshift', 'resnet18', 'unshifted', 'circular', 'full_padding', 'blurpool', 'blurpool_4',
+    'aps', 'lps', 'two_crops', 'augshift_blurpool', 'augshift_aps', 'mine', 'other'))
   looks = plots.looks([*others, augshift])
-  assert len({str(look) for look in looks.values()}) == len(looks) == 13
+  assert len({str(look) for look in looks.values()}) == len(looks) == 14
   assert looks['AugShift'] == plots.looks([augshift])['AugShift']
 
 
 @pytest.mark.parametrize(('fields', 'name'), [
   ({'task': 'classification'}, 'resnet18'),
+  ({'task': 'classification', 'augshift.max_shift': 0}, 'unshifted'),
   ({'task': 'classification', 'model.padding': 'full'}, 'full_padding'),
   ({'task': 'classification', 'model.downsample': 'blur', 'model.blur_size': 4}, 'blurpool_4'),
   ({'task': 'classification', 'model.downsample': 'learned_polyphase'}, 'lps'),

@@ -60,7 +60,8 @@ def test_cells_differ_in_their_method_alone(scale):
     assert two.lr == one.lr / 2 and two.weight_decay == 2 * one.weight_decay
   else:  # Adam's step does not depend on the loss's scale
     assert fields == {'augshift.crops'}
-  for name, changed in (('circular', {'model.padding'}), ('full_padding', {'model.padding'}),
+  for name, changed in (('unshifted', {'augshift.max_shift'}), ('circular', {'model.padding'}),
+                        ('full_padding', {'model.padding'}),
                         ('blurpool', {'model.downsample'}),
                         ('blurpool_4', {'model.downsample', 'model.blur_size'}),
                         ('aps', {'model.downsample', 'model.blur_size'}),  # APS does not blur

@@ -64,7 +64,8 @@ def network_of(config) -> str:
   if augshift['crops'] == 1:
     if plain == 'blurpool' and model['blur_size'] == 4:
       return 'blurpool_4'
-    return plain or PADDING.get(model['padding'], model['name'])
+    alone = model['name'] if augshift['max_shift'] else 'unshifted'
+    return plain or PADDING.get(model['padding'], alone)
   return '_'.join(['augshift' if augshift['weight'] else 'two_crops', *([plain] if plain else [])])
 
 

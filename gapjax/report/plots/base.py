@@ -44,11 +44,11 @@ BROKEN, DOTTED = (0, (4, 1.6)), (0, (1, 1.3))
 LOOKS = {'gapnet': (LINES[0], '-'), 'permutenet': (LINES[1], '-'),
          'permutenet_fixed': (LINES[2], DASHES[2]),
          **{name: (SOFT, BROKEN) for name in NETWORKS if name.startswith(('resnet', 'vgg'))},
-         'circular': (LINES[4], BROKEN), 'full_padding': (LINES[5], BROKEN),
-         'blurpool': (LINES[1], BROKEN), 'blurpool_4': (LINES[1], DOTTED),
-         'aps': (LINES[2], BROKEN), 'lps': (LINES[2], DOTTED), 'two_crops': (LINES[3], DOTTED),
-         'augshift': (LINES[0], '-'), 'augshift_blurpool': (LINES[1], '-'),
-         'augshift_aps': (LINES[2], '-'),
+         'unshifted': (SOFT, DOTTED), 'circular': (LINES[4], BROKEN),
+         'full_padding': (LINES[5], BROKEN), 'blurpool': (LINES[1], BROKEN),
+         'blurpool_4': (LINES[1], DOTTED), 'aps': (LINES[2], BROKEN), 'lps': (LINES[2], DOTTED),
+         'two_crops': (LINES[3], DOTTED), 'augshift': (LINES[0], '-'),
+         'augshift_blurpool': (LINES[1], '-'), 'augshift_aps': (LINES[2], '-'),
          'deeplabv3': (LINES[0], '-'), 'deeplabv3plus': (LINES[1], '-')}
 FREE = [(colour, dash) for dash in (DOTTED, BROKEN, DASHES[3]) for colour in LINES
         if (colour, dash) not in LOOKS.values()]
