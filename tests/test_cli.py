@@ -8,7 +8,8 @@ import pytest
 from conftest import ROOT, refused
 
 from gapjax import cli, config
-from gapjax.errors import Diverged
+from gapjax.errors import Diverged, UsageError
+from gapjax.neurons import run
 
 GAPNET = f'--config={ROOT}/configs/gapnet_cifar10.py'
 AUGSHIFT = f'--config={ROOT}/configs/augshift_cifar10.py'
@@ -96,7 +97,7 @@ MOVED = ('--config.task=classification', '--config.model.stem=cifar', '--config.
   (['reproduce', 'ablations', '--workdir=w', '--scale=narrow'],
    'unknown scale of ablations `narrow`'),
   (['reproduce', 'table2', '--workdir=w', '--cells=augshfit/*'],
-   '--cells: no cell is named `augshfit/*`; there are resnet18/cifar10, circular/cifar10'),
+   '--cells: no cell is named `augshfit/*`; there are resnet18/cifar10, unshifted/cifar10'),
   (['reproduce', 'table2', '--workdir=w', '--cells=*/cifar100'],
    'gapjax prepare cifar100 --source='),
   (['reproduce', 'table2', '--workdir=w', '--config.num_epoch=1'],
@@ -110,6 +111,19 @@ def test_mistakes(complaint, monkeypatch, tmp_path, argv, expected):
   data = [f'--data_dir={tmp_path}'] if argv[0] in ('train', 'prepare', 'reproduce') else []
   assert expected in complaint(*argv, *data)
   assert not list((tmp_path / 'w').glob('[!.]*'))  # but for the lock
+
+
+def test_a_field_with_a_space_is_no_region(monkeypatch, complaint):
+  """argparse takes what it does not know, and has a space, for one more value of a list."""
+  seen = {}
+
+  def attack_run(workdir, **how):
+    seen.update(how)
+    raise UsageError('seen')
+  monkeypatch.setattr(run, 'attack_run', attack_run)
+  field = "--config.neurons.classes=('bicyclist', 'car')"
+  assert 'seen' in complaint('attack', '--workdir=w', '--regions', 'left', 'right', field)
+  assert (seen['regions'], seen['neurons']) == (['left', 'right'], [field])
 
 
 @pytest.mark.parametrize(('line', 'expected'), [

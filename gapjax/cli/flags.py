@@ -82,7 +82,10 @@ def verb(*flags, fields=None):
         parser.add_argument(*names, **how)
       if fields is None:
         return run(parser.parse_args(argv))
-      arguments, chosen = parser.parse_known_args(argv)
+      # argparse takes an unknown flag with a space in its value for one more value of a list.
+      set_here = [argument for argument in argv if argument.startswith('--config.')]
+      arguments, others = parser.parse_known_args([x for x in argv if x not in set_here])
+      chosen = [*set_here, *others]
       if getattr(arguments, 'config', None):
         chosen = [f'--config={arguments.config}', *chosen]
       return run(arguments, chosen)
