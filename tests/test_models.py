@@ -95,6 +95,8 @@ def test_a_fixed_permutation_depends_on_its_seed_alone():
   assert not np.array_equal(once, np.arange(64))
   np.testing.assert_array_equal(fixed.apply({}, x)[0], once)
   assert not np.array_equal(Permute('fixed', seed=4).apply({}, x)[0], once)
+  assert create(head='permuted', permutation='fixed', permutation_seed=4).permute == (
+    Permute('fixed', seed=4))
 
 
 @pytest.mark.parametrize(('name', 'place'), [

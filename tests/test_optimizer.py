@@ -36,17 +36,20 @@ def test_schedules(name, formula, warmup):
     np.testing.assert_allclose(schedule(step), expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(('name', 'nesterov'), [('adam', False), ('sgd', False), ('sgd', True)])
+@pytest.mark.parametrize(('name', 'momentum', 'nesterov'), [
+  ('adam', .7, False), ('sgd', .7, False), ('sgd', .7, True), ('sgd', 0., True)])
 @pytest.mark.parametrize('decay', [0.0, 0.1])
-def test_rules_are_pytorchs(name, nesterov, decay):
+def test_rules_are_pytorchs(name, momentum, nesterov, decay):
+  """Nesterov's step without momentum, which PyTorch refuses, is SGD's."""
   torch = pytest.importorskip('torch')
   p = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
   theirs = (torch.optim.Adam([p], betas=(0.8, 0.95), weight_decay=decay) if name == 'adam' else
-            torch.optim.SGD([p], momentum=0.7, weight_decay=decay, nesterov=nesterov))
+            torch.optim.SGD([p], momentum=momentum, weight_decay=decay,
+                            nesterov=nesterov and momentum > 0))
   with jax.enable_x64(True):
     config, schedule = make(**{
       'optimizer.name': name, 'optimizer.weight_decay': decay, 'optimizer.lr': 0.01,
-      'optimizer.b1': 0.8, 'optimizer.b2': 0.95, 'optimizer.momentum': 0.7,
+      'optimizer.b1': 0.8, 'optimizer.b2': 0.95, 'optimizer.momentum': momentum,
       'optimizer.nesterov': nesterov, 'schedule.name': 'poly', 'schedule.power': 1.5})
     rule = optimizer.create_optimizer(config, schedule)
     params = jnp.float64(1.5)

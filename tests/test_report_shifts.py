@@ -394,7 +394,10 @@ def test_one_look_a_network_and_all_different():
   ({'task': 'classification', 'model.downsample': 'learned_polyphase'}, 'lps'),
   ({'task': 'classification', 'model.padding': 'circular', 'model.downsample': 'polyphase'}, 'aps'),
   ({'task': 'classification', 'model.padding': 'circular', 'augshift.crops': 2}, 'augshift'),
-  ({'task': 'segmentation', 'model.name': 'deeplabv3', 'model.padding': 'circular'}, 'deeplabv3')])
+  ({'task': 'segmentation', 'model.name': 'deeplabv3', 'model.padding': 'circular'}, 'deeplabv3'),
+  ({'model.head': 'permuted'}, 'permutenet'),
+  ({'model.head': 'permuted', 'model.permutation': 'fixed'}, 'permutenet_fixed'),
+  ({'model.head': 'permuted', 'model.permute_at': 'stage2'}, 'permutenet_stage2')])
 def test_a_run_alone_is_called_after_what_makes_it_another_network(fields, name):
   c = config.default()
   c.update_from_flattened_dict(fields)

@@ -320,10 +320,13 @@ def test_segmentation_resumes_bit_equal(scene_run, data_dir, tmp_path):
   assert step == step_again == 6 and same(complete, resumed)
 
 
-def test_the_backbone_has_its_own_rate_and_momentum(data_dir):
+@pytest.mark.parametrize('momentum', [.01, .3])
+def test_the_backbone_has_its_own_rate_and_momentum(momentum, data_dir):
   """SGD's first step moves the backbone by a tenth of its gradient, the head by all of it; one
-  batch moves the backbone's running averages by 0.01 of the way and the head's by 0.1."""
+  batch moves the backbone's running averages by as much of the way as the config says and the
+  head's by 0.1."""
   config = tiny_config(**SCENES)
+  config.model.backbone_momentum = momentum
   config.optimizer.update(name='sgd', lr=1.0, backbone_factor=0.1)
   rule = optimizer.create_optimizer(config, lambda step: 1.0)
   params = {'backbone': {'a': jnp.ones(2)}, 'classifier': {'a': jnp.ones(2)}}
@@ -338,11 +341,11 @@ def test_the_backbone_has_its_own_rate_and_momentum(data_dir):
     {'params': state.params, 'batch_stats': state.batch_stats}, images, train=True,
     mutable=['batch_stats'], capture_intermediates=lambda m, _: isinstance(m, Conv)))(images)
   inside, stats = updates['intermediates'], updates['batch_stats']
-  for seen, moved, momentum in (
-      (inside['backbone']['conv1'], stats['backbone']['bn1'], 0.01),
+  for seen, moved, share in (
+      (inside['backbone']['conv1'], stats['backbone']['bn1'], momentum),
       (inside['branch_convs_0'], stats['branch_norms_0'], 0.1)):
     mean = np.asarray(seen['__call__'][0], np.float64).mean((0, 1, 2))
-    np.testing.assert_allclose(moved['mean'], momentum * mean, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(moved['mean'], share * mean, rtol=1e-3, atol=1e-6)
 
 
 MOBILENET = {'model.name': 'deeplabv3plus', 'model.backbone': 'mobilenetv2',

@@ -204,6 +204,18 @@ def test_the_loss_of_a_pair(stacked):
     assert loss.item() == pytest.approx(entropy + weight * np.square(z1 - z2).mean(), rel=1e-5)
 
 
+def test_nesterov_without_momentum_is_sgd_and_not_pytorchs_refusal():
+  config = tiny_config(**{'optimizer.name': 'sgd', 'optimizer.lr': .5, 'optimizer.momentum': 0.,
+                          'optimizer.nesterov': True})
+  network = torch.nn.Linear(1, 1, bias=False)
+  before = network.weight.item()
+  rule = recipe.create_optimizer(network, config)
+  for gradient in (2., 2.):
+    network.weight.grad = torch.tensor([[gradient]])
+    rule.step()
+  assert network.weight.item() == pytest.approx(before - .5 * 4)
+
+
 def test_rates_and_weights_of_every_step(data_dir):
   """Cosine after a linear warm-up; the pairwise weight rises over its share of the training."""
   config, train_set, _, task = task_of(data_dir, **PAIRS, **{
