@@ -198,14 +198,19 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
 def from_flags(argv: list[str]) -> ConfigDict:
   """Reads `--config=FILE[:variant]` and `--config.FIELD=VALUE` flags; validates the result.
 
-  Raises UsageError on an unknown flag or field (with the nearest known name), a value of a wrong
-  type, or a config file that is missing or fails.
+  Raises UsageError on an unknown flag or field (with the nearest known name), a field that the task
+  does not read, a value of a wrong type, or a config file that is missing or fails.
   """
   files = [argument for argument in argv if re.match(r'--?config=', argument)]
   if not files:
     raise UsageError('which config? give --config=FILE, such as gapnet_cifar10')
-  return with_fields(from_file(files[-1].partition('=')[2]),
-                     [argument for argument in argv if argument not in files])
+  set_here = [argument for argument in argv if argument not in files]
+  c = with_fields(from_file(files[-1].partition('=')[2]), set_here)
+  for name in named_fields(set_here):
+    if name.startswith(NOT_READ[c.task]):
+      raise UsageError(f'config field `{name}` is not read in the task {c.task} of this config, so '
+                       'it would change nothing; leave it out')
+  return c
 
 
 def with_fields(c: ConfigDict, argv: list[str], *, of: str = '') -> ConfigDict:

@@ -1,11 +1,13 @@
 """The machine and the process."""
 
+import importlib.metadata
 import sys
 
 import pytest
 from conftest import python
 
 from gapjax import config
+from gapjax.training import system
 from gapjax.training.system import Clock, is_large
 
 # Two allocations of 256 MB, one after the other, in a thread of its own, as XLA's are.
@@ -65,3 +67,18 @@ def test_the_first_lap_compiles_also_after_an_evaluation(monkeypatch):
     else:
       rates.append(clock.lap(100))
   assert rates == [None, 50.0] and clock.images_per_second() == 50.0
+
+
+def test_installed_code_is_known_by_its_files(monkeypatch, tmp_path):
+  """Two installations of other code are of two commits, though git knows neither."""
+  monkeypatch.delenv('GAPJAX_COMMIT', raising=False)
+  found = []
+  for name, text in (('a', 'x = 1'), ('b', 'x = 1'), ('c', 'x = 2')):
+    module = tmp_path / name / 'gapjax' / 'training' / 'system.py'
+    module.parent.mkdir(parents=True)
+    module.write_text('')
+    (module.parents[1] / 'config.py').write_text(text)
+    monkeypatch.setattr(system, '__file__', str(module))
+    found.append(system.commit.__wrapped__())
+  assert found[0] == found[1] != found[2]
+  assert found[0].startswith(importlib.metadata.version('gapjax') + '-')

@@ -45,6 +45,7 @@ class Checkpoints:
                      'meta': ocp.JsonCheckpointHandler(multiprocessing_options=alone)},
       options=ocp.CheckpointManagerOptions(
         read_only=read_only, max_to_keep=None if read_only else keep, create=False,
+        cleanup_tmp_directories=not read_only,  # what a kill amid a save left; `keep` counts none
         multiprocessing_options=alone))
 
   def __enter__(self):
@@ -98,13 +99,15 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _disk(self):
-    """Turns tensorstore's report of a full disk, a ValueError, into the OSError that it is."""
+    """Turns tensorstore's report of a disk or a quota that is full, a ValueError, into the OSError
+    that it is."""
     try:
       yield
     except ValueError as error:
-      if os.strerror(errno.ENOSPC) not in str(error):
-        raise
-      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory)) from error
+      for full in (errno.ENOSPC, errno.EDQUOT):
+        if os.strerror(full) in str(error):
+          raise OSError(full, os.strerror(full), str(self.directory)) from error
+      raise
 
   def restore(self, like, *, any_shape: bool = False):
     """The newest checkpoint that is whole, as (step, state, meta), or None if there is none at all.

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import functools
+import hashlib
 import importlib.metadata
 import math
 import os
@@ -148,10 +149,11 @@ def versions() -> dict[str, str]:
 
 
 @functools.cache
-def commit() -> str | None:
+def commit() -> str:
   """What the environment variable GAPJAX_COMMIT says, for code that is a copy of a commit; else the
-  commit of the clone that gapjax runs from, with '+' where files differ from it; None where it is
-  installed. Asked once: a process runs the code that it has loaded."""
+  commit of the clone that gapjax runs from, with '+' where files differ from it; where it is
+  installed, its version and a digest of its files, such as '0.2.0-1f6c0b7a92d4'. Asked once: a
+  process runs the code that it has loaded."""
   if told := os.environ.get('GAPJAX_COMMIT'):
     return told
   here = pathlib.Path(__file__).resolve().parent
@@ -166,7 +168,10 @@ def commit() -> str | None:
         git('status', '--porcelain', '--untracked-files=no'))
   except (OSError, subprocess.CalledProcessError):
     pass
-  return None
+  package, sums = here.parent, hashlib.blake2b(digest_size=6)
+  for path in sorted(package.rglob('*.py')):
+    sums.update(f'{path.relative_to(package)}\n'.encode() + path.read_bytes())
+  return f'{importlib.metadata.version("gapjax")}-{sums.hexdigest()}'
 
 
 def describe_devices(devices) -> str:

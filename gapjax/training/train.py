@@ -83,6 +83,9 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True, alike=
                                                  platform=devices.platform)
     log.info('%s\n%s', describe(config, task, plan, devices),
              parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    if config.schedule.warmup_epochs >= config.num_epochs:
+      log.warning('the learning rate rises to the end: schedule.warmup_epochs=%g of num_epochs=%g',
+                  config.schedule.warmup_epochs, config.num_epochs)
     train_steps = build.create_train_steps(model, task, rule, devices)
     evaluation = build.create_evaluation(config, model, task, test_set, devices,
                                          check_stop=stop.check if is_alone() else lambda: None)
