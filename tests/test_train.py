@@ -365,8 +365,9 @@ def test_not_a_number_stops_the_run_and_keeps_the_last_good_checkpoint(data_dir,
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
-@pytest.mark.parametrize(('epochs', 'said'), [(1.0, True), (2.0, False)])
-def test_a_rate_that_rises_to_the_end_is_told(data_dir, tmp_path, monkeypatch, caplog, epochs, said):
+@pytest.mark.parametrize(('epochs', 'said'), [(1, True), (2, False)])
+def test_a_rate_that_rises_to_the_end_is_told(
+    data_dir, tmp_path, monkeypatch, caplog, epochs, said):
   """As where a recipe of 26 epochs is tried for two."""
   def stop(*_):
     raise Interrupted('before the first step', code=1)
