@@ -82,8 +82,10 @@ def pair_distance(features: Float[ArrayLike, '*pairs c']) -> Float[Array, '']:
 
 
 def _pairs(name, x, b=None):
-  """x as (2, b, n), from that or (2b, n); where b is given it must be so many."""
+  """x as (2, b, n), from that or (2b, n); where b is given it must be so many. In float32 or
+  better: in float16 a square overflows from 256 on."""
   x = jnp.asarray(x)
+  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   pairs = x.reshape(2, -1, x.shape[-1]) if x.ndim == 2 and len(x) % 2 == 0 else x
   if pairs.ndim != 3 or len(pairs) != 2 or b not in (None, pairs.shape[1]):
     of_b = '' if b is None else f' with b = {b}, as labels has'
