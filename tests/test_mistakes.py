@@ -30,6 +30,8 @@ MISTAKES = {
   'a tuple of features': (lambda: rank(lambda x: (x, x), IMAGES), '`features` returns a tuple'),
   'a dict of features': (lambda: attacked(ZEROS, features=lambda x: {'maps': x}),
                          '`features` returns a dict'),
+  'a column of predict': (lambda: consistency(lambda x: PREDICT(x)[:, :1], IMAGES, KEY),
+                          r'one column .* np.concatenate\(\[-x, x\], 1\)'),
   'bytes': (lambda: consistency(PREDICT, IMAGES.astype(np.uint8), KEY), 'images are uint8'),
   'an integer for a key': (lambda: consistency(PREDICT, IMAGES, 0), 'jax.random.key'),
   'an integer for a key of shifts': (lambda: random_shifts(0, IMAGES, max_shift=1),

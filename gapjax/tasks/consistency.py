@@ -103,6 +103,9 @@ def consistency(predict: Callable, images: Float[ArrayLike, 'b h w c'],
   if any(x.ndim != 2 or len(x) != b for x in logits):
     raise UsageError(f'`predict` maps images {views[:b].shape} to {logits[0].shape}; it should '
                      'return logits (b, k)')
+  if logits[0].shape[1] == 1:
+    raise UsageError('`predict` returns one column of logits, whose largest is always the same; '
+                     'return two classes, such as np.concatenate([-x, x], 1) of logits x (b, 1)')
   first, second = (jnp.where(jnp.isnan(x).any(1), -1 - i, x.argmax(1))
                    for i, x in enumerate(logits))
   return Consistency((first == second).sum(dtype=jnp.int32), jnp.int32(b))
