@@ -62,6 +62,8 @@ MISTAKES = {
                                           layer=lambda maps, _: jnp.square(
                                             maps.sum(-1, keepdims=True) * jnp.arange(3.))),
                          '`layer` .* is not a sum over channels'),
+  'maps of channels first': (lambda: rank(lambda x: x.transpose(0, 3, 1, 2), IMAGES[:, :, :8]),
+                             r'maps \(6, 3, 8, 8\) that look like \(b, c, h, w\)'),
 }
 
 

@@ -172,6 +172,17 @@ def test_maps_are_a_layers_own_though_what_follows_works_in_place(at):
   np.testing.assert_allclose(found(images[:1]), expected[:1], atol=1e-6)
 
 
+def test_a_layer_with_its_channels_last_is_refused(unchecked):
+  class Last(torch.nn.Module):
+    def forward(self, x):
+      return x.permute(0, 2, 3, 1)
+
+  network = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 1), Last())
+  square = np.zeros((2, 8, 8, 3), np.float32)
+  refused(lambda: cut(network, square), r'layer `1` returns maps \(8, 8, 6\) .* layer: 0, 1')
+  assert cut(network, square, layer='0')(square).shape == (2, 8, 8, 6)
+
+
 @pytest.mark.parametrize(('argv', 'words'), [
   (['--torch=tiny_networks'], 'is not MODULE:FUNCTION'),
   (['--torch=tiny_network:network'], 'module `tiny_network` cannot be imported (ModuleNotFound'),

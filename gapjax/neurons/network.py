@@ -158,6 +158,11 @@ def maps_of(features: Callable, images) -> jax.Array:
   if maps.ndim not in (2, 4) or len(maps) != len(images):
     raise UsageError(f'`features` maps images {images.shape} to {maps.shape}; it should return '
                      "feature maps (b, h', w', c) or their averages (b, c)")
+  if maps.ndim == np.ndim(images) == 4 and images.shape[1] == images.shape[2]:
+    _, h, w, c = maps.shape
+    if w == c != h:  # of square images no ordinary network makes other maps than square ones
+      raise UsageError(f'`features` returns maps {maps.shape} that look like (b, c, h, w); return '
+                       '(b, h, w, c), such as maps.transpose(0, 2, 3, 1) of an array')
   return maps
 
 

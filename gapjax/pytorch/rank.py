@@ -104,7 +104,8 @@ def cut(network, example: np.ndarray, *, layer: str | None = None) -> Callable:
     layer: as `rank_network` has it.
 
   Raises:
-    UsageError: there is no such layer, it returns no feature maps, or the network fails.
+    UsageError: there is no such layer, it returns no feature maps or their channels last, or the
+      network fails.
   """
   import torch
   layers = {name: part for name, part in network.named_modules() if name}
@@ -141,7 +142,11 @@ def cut(network, example: np.ndarray, *, layer: str | None = None) -> Callable:
     where = f'layer `{layer}` returns no' if layer else 'no layer returns'
     raise UsageError(f'{where} feature maps (b, c, h, w) of images {size}; these do: '
                      f'{", ".join(shapes) or "none"}')
-  log.info('layer `%s`: %d channels, maps of %dx%d', layer, *shapes[layer])
+  c, h, w = shapes[layer]
+  if size[2] == size[3] and c == h != w:
+    raise UsageError(f'layer `{layer}` returns maps {(c, h, w)} that look like (h, w, c); name one '
+                     f'that returns (c, h, w) by layer: {", ".join(shapes)}')
+  log.info('layer `%s`: %d channels, maps of %dx%d', layer, c, h, w)
   found = []
   # A copy: what follows may work in place, as `out += x` and ReLU in a residual block do.
   layers[layer].register_forward_hook(lambda _, __, output: found.append(
