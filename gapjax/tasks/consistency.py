@@ -147,11 +147,12 @@ def _crop(images, offsets, max_shift):
   h, w, _ = images.shape[1:]
   sizes = jnp.array([h, w])
   scale = (sizes + 2 * max_shift) / sizes
+  exact = jnp.promote_types(images.dtype, jnp.float32)  # bfloat16 counts to 256
 
   def move(image, offset):
     # The enlarged image's pixel max_shift - offset becomes the first of the window.
-    return jax.image.scale_and_translate(image, image.shape, (0, 1), scale.astype(image.dtype),
-                                         (offset - max_shift).astype(image.dtype), 'linear')
+    return jax.image.scale_and_translate(image, image.shape, (0, 1), scale.astype(exact),
+                                         (offset - max_shift).astype(exact), 'linear')
 
   return jax.vmap(move)(images, offsets)
 
