@@ -8,6 +8,7 @@ from conftest import refused
 
 from gapjax import attack, consistency, random_shifts, rank
 from gapjax.neurons import yardstick
+from gapjax.tasks import segmentation
 
 draw = np.random.default_rng(0)
 IMAGES = draw.normal(size=(6, 8, 10, 3)).astype(np.float32)
@@ -62,6 +63,9 @@ MISTAKES = {
                                           layer=lambda maps, _: jnp.square(
                                             maps.sum(-1, keepdims=True) * jnp.arange(3.))),
                          '`layer` .* is not a sum over channels'),
+  'a number for a region': (lambda: segmentation.region(.5), 'unknown region `0.5`'),
+  'an open end of a region': (lambda: segmentation.region((0, .5, None, 1)), 'unknown region'),
+  'three numbers for a region': (lambda: segmentation.region([0, .5, 1]), 'unknown region'),
   'maps of channels first': (lambda: rank(lambda x: x.transpose(0, 3, 1, 2), IMAGES[:, :, :8]),
                              r'maps \(6, 3, 8, 8\) that look like \(b, c, h, w\)'),
 }
@@ -70,6 +74,11 @@ MISTAKES = {
 @pytest.mark.parametrize('mistake', MISTAKES)
 def test_mistakes_of_a_users_are_one_line(mistake):
   refused(*MISTAKES[mistake])
+
+
+@pytest.mark.parametrize('of', [tuple, list, np.array])
+def test_a_rectangle_is_four_numbers_of_any_kind(of):
+  assert segmentation.region(of([0, .5, 1, 1])) == (0, .5, 1, 1)
 
 
 def test_a_mask_is_as_good_as_indices():
