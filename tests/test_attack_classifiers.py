@@ -81,6 +81,25 @@ def test_gapnets_are_cut_before_their_head(model):
   np.testing.assert_array_equal(cut.without(features, []), logits.argmax(-1))
 
 
+def test_branches_may_scatter_their_channels():
+  """Into all of them: what fills a block up must not overwrite what is in it."""
+  maps, kernel = draw.normal(size=(4, 6)).astype(np.float32), draw.normal(size=(6, 3))
+
+  def scatter(_, x, channels):
+    whole = np.zeros((len(x), 6))
+    whole[:, channels] = x
+    return whole @ kernel
+
+  cut = network.Network(None, lambda _, images: {'stage4': maps}, branches=scatter,
+                        rest=lambda _, branches, features: branches, compiled=False)
+  features = cut.features(SMALL)
+  for channels in ([0, 2], [3, 0, 5], [1], [], range(6)):
+    channels = np.array([*channels], int)
+    for size in {max(len(channels), 4), 6}:
+      np.testing.assert_allclose(cut.contribution(features, channels, size),
+                                 maps[:, channels].astype(float) @ kernel[channels], atol=1e-6)
+
+
 def test_a_permutation_before_a_stage_is_refused():
   with pytest.raises(UsageError, match='permutes at `stage2`'):
     network.classifier(ResNet('resnet10', 5, 4, permute=Permute(), permute_at='stage2'), {})

@@ -104,11 +104,12 @@ class Network:
 
   def contribution(self, features: dict, channels, size: int) -> Any:
     """What `channels` (k,) add to the branches, computed as if they were `size` >= k channels, so
-    that any number of them runs one compiled program."""
-    padded = np.zeros(size, np.int32)
-    padded[:len(channels)] = channels
+    that any number of them runs one compiled program. Others fill them up, as zeros: each channel
+    is there once, since branches may scatter them."""
+    others = np.setdiff1d(np.arange(features[self.stage].shape[-1]), channels)
+    padded = np.concatenate([channels, others])[:size].astype(np.int32)
     return self._contribution(self.variables, features[self.stage], padded,
-                              np.arange(size) < len(channels))
+                              np.arange(len(padded)) < len(channels))
 
   def complete(self, features: dict, branches: Any) -> jax.Array:
     """The classes (b, ...) that the rest predicts from branches. Raises UsageError where a logit is
