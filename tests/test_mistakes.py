@@ -89,6 +89,25 @@ def test_a_mask_is_as_good_as_indices():
   np.testing.assert_array_equal(masked.threshold, listed.threshold)
 
 
+@pytest.mark.parametrize('call', [
+  rank,
+  lambda features, images: rank(features, images, region='top'),
+  lambda features, images: [*yardstick.shifts(features, images)],
+  lambda features, images: attacked(ZEROS, features=features, batches=[
+    {'images': images, 'labels': ZEROS}])])
+@pytest.mark.parametrize('kind', [np.float64, np.float32, jnp.float32])
+def test_features_get_every_batch_as_the_caller_has_it(call, kind):
+  """As torch.from_numpy takes NumPy's: nothing of jax's, nothing with a negative stride."""
+  images, seen = kind(IMAGES) if kind is not jnp.float32 else jnp.asarray(IMAGES), []
+
+  def features(x):
+    seen.append((type(x), x.dtype, isinstance(x, jax.Array) or min(x.strides) > 0))
+    return x
+
+  call(features, images)
+  assert {*seen} == {(type(images), images.dtype, True)}
+
+
 def test_one_count_and_what_is_printed():
   assert attacked(ZEROS, counts=2).counts == (0, 2)
   assert str(consistency(PREDICT, IMAGES[:4], KEY, max_shift=0)) == '100.0% of 4 images'

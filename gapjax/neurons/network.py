@@ -73,7 +73,8 @@ class Network:
   def features(self, images, number: int = 0) -> dict:
     """Features of images (b, h, w, 3), with 'images' and 'number'. Raises UsageError without
     `stage` among them."""
-    images = jnp.asarray(images)
+    if not isinstance(images, jax.Array):  # as they are where `encode` is, which may be torch's
+      images = jnp.asarray(images) if self.compiled else np.asarray(images)
     features = self._encode(self.variables, images)
     if not isinstance(features, dict) or self.stage not in features:
       found = sorted(features) if isinstance(features, dict) else type(features).__name__

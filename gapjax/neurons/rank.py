@@ -77,7 +77,15 @@ def differences(features: Callable, images: Iterable, *, axis: str = 'horizontal
     UsageError: an image or a feature map has another number of axes, or there is no such mirror.
   """
   check_choice(axis, AXES, what='mirror')
-  return changes(features, images, change=lambda batch: jnp.flip(batch, AXES[axis]))
+  return changes(features, images, change=lambda batch: _mirrored(batch, AXES[axis]))
+
+
+def _mirrored(batch, axis):
+  """The batch reversed, of its own kind: torch.from_numpy takes no array of jax's, and none that
+  runs backwards; and jax makes float64 float32."""
+  if isinstance(batch, jax.Array):
+    return jnp.flip(batch, axis)
+  return np.ascontiguousarray(np.flip(batch, axis))
 
 
 def changes(features: Callable, images: Iterable, *, change: Callable) -> Iterator:
