@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from conftest import refused
 
-from gapjax import attack, consistency, random_shifts, rank
+from gapjax import GAPHead, attack, consistency, random_shifts, rank
+from gapjax.models.heads import Permute
 from gapjax.neurons import yardstick
 from gapjax.tasks import segmentation
 
@@ -63,6 +64,10 @@ MISTAKES = {
                                           layer=lambda maps, _: jnp.square(
                                             maps.sum(-1, keepdims=True) * jnp.arange(3.))),
                          '`layer` .* is not a sum over channels'),
+  'a mode of nobody': (lambda: Permute('Fixed').apply({}, IMAGES, rngs={'permutation': KEY}),
+                       'unknown mode `Fixed` .did you mean `fixed`'),
+  "torch's name of a padding": (lambda: GAPHead(10, padding='zeros').init(KEY, IMAGES),
+                                'unknown padding `zeros` .did you mean `zero`'),
   'a number for a region': (lambda: segmentation.region(.5), 'unknown region `0.5`'),
   'an open end of a region': (lambda: segmentation.region((0, .5, None, 1)), 'unknown region'),
   'three numbers for a region': (lambda: segmentation.region([0, .5, 1]), 'unknown region'),
