@@ -111,13 +111,14 @@ def cut(network, example: np.ndarray, *, layer: str | None = None) -> Callable:
   layers = {name: part for name, part in network.named_modules() if name}
   if layer is not None:
     check_choice(layer, layers, what='layer')
-  device = next((x.device for x in network.parameters()), 'cpu')
+  # Whose device and dtype images are given: a half or a double network takes no others.
+  weights = next(filter(torch.is_floating_point, network.parameters()), None)
 
   def run(images):
     batch = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2)
     try:
       with torch.no_grad():
-        network(batch.to(device))
+        network(batch if weights is None else batch.to(weights))
     except Exception as error:
       raise UsageError(f'the network cannot take images {(*batch.shape,)} ({type(error).__name__}: '
                        f'{first_line(error)}); give images of a size that it takes, and a network '
