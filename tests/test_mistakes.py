@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import refused
+from flax.core import FrozenDict
 
 from gapjax import GAPHead, attack, consistency, random_shifts, rank
 from gapjax.models.heads import Permute
@@ -64,6 +65,8 @@ MISTAKES = {
                                           layer=lambda maps, _: jnp.square(
                                             maps.sum(-1, keepdims=True) * jnp.arange(3.))),
                          '`layer` .* is not a sum over channels'),
+  'a FrozenDict of predict': (lambda: consistency(lambda x: FrozenDict(a=PREDICT(x)), IMAGES, KEY),
+                              '`predict` returns a FrozenDict of 1'),
   'a mode of nobody': (lambda: Permute('Fixed').apply({}, IMAGES, rngs={'permutation': KEY}),
                        'unknown mode `Fixed` .did you mean `fixed`'),
   "torch's name of a padding": (lambda: GAPHead(10, padding='zeros').init(KEY, IMAGES),
@@ -79,6 +82,20 @@ MISTAKES = {
 @pytest.mark.parametrize('mistake', MISTAKES)
 def test_mistakes_of_a_users_are_one_line(mistake):
   refused(*MISTAKES[mistake])
+
+
+@pytest.mark.parametrize('made', [dict(requires_grad=True), dict(dtype='bfloat16'),
+                                  dict(device='meta')], ids=str)  # meta: as a GPU's, without one
+@pytest.mark.parametrize('call', [
+  lambda f: consistency(f, IMAGES, KEY, max_shift=2), lambda f: rank(f, IMAGES),
+  lambda f: attacked(ZEROS, features=f),
+  lambda f: attack(lambda x: x, f, [{'images': IMAGES, 'labels': ZEROS}], orders=ONE, counts=[1])],
+  ids=['consistency', 'rank', 'features', 'head'])
+def test_tensors_that_are_no_arrays(made, call):
+  torch = pytest.importorskip('torch')
+  made = {**made, **({'dtype': torch.bfloat16} if 'dtype' in made else {})}
+  refused(lambda: call(lambda images: torch.zeros((6, 3), **made)),
+          r'returns a tensor .*\.detach\(\)\.float\(\)\.cpu\(\)\.numpy\(\)')
 
 
 @pytest.mark.parametrize('of', [tuple, list, np.array])
