@@ -44,7 +44,8 @@ def attack(features: Callable, head: Callable, batches: Iterable[Mapping], *,
   """Removes channels between two functions of arrays, and measures what is lost (section 5).
 
   Both are called as they are, so that they may be of any framework; jit those that are jax's. What
-  jax computes in them is computed in float32, not in a GPU's or TPU's coarser default.
+  jax multiplies in them in float32 is not rounded to a GPU's or TPU's coarser default; a network
+  whose dtype is bfloat16 computes in bfloat16.
 
   Args:
     features: images (b, h, w, c) -> maps (b, h', w', c') or (b, c'), whose channels are removed.

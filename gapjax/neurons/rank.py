@@ -64,7 +64,8 @@ def differences(features: Callable, images: Iterable, *, axis: str = 'horizontal
 
   Args:
     features: images (b, h, w, 3) -> feature maps (b, h', w', c), or their averages (b, c). What jax
-      computes in it is computed in float32, not in a GPU's or TPU's coarser default.
+      multiplies in it in float32 is not rounded to a GPU's or TPU's coarser default; a network
+      whose dtype is bfloat16 computes in bfloat16.
     images: one array (n, h, w, c), taken BATCH at a time, or any iterable of images (h, w, c) or
       batches (b, h, w, c), as `features` takes them. Every new shape makes a jitted `features`
       compile anew.
