@@ -7,7 +7,7 @@ import pytest
 from conftest import refused
 from flax.core import FrozenDict
 
-from gapjax import GAPHead, attack, consistency, random_shifts, rank
+from gapjax import BlurPool, GAPHead, attack, consistency, random_shifts, rank
 from gapjax.models.heads import Permute
 from gapjax.neurons import yardstick
 from gapjax.tasks import segmentation
@@ -65,6 +65,7 @@ MISTAKES = {
                                           layer=lambda maps, _: jnp.square(
                                             maps.sum(-1, keepdims=True) * jnp.arange(3.))),
                          '`layer` .* is not a sum over channels'),
+  'a blur of bytes': (lambda: BlurPool().apply({}, IMAGES.astype(np.uint8)), 'maps are uint8'),
   'a FrozenDict of predict': (lambda: consistency(lambda x: FrozenDict(a=PREDICT(x)), IMAGES, KEY),
                               '`predict` returns a FrozenDict of 1'),
   'a mode of nobody': (lambda: Permute('Fixed').apply({}, IMAGES, rngs={'permutation': KEY}),
