@@ -10,6 +10,7 @@ from flax.core import FrozenDict
 from gapjax import BlurPool, GAPHead, attack, consistency, random_shifts, rank
 from gapjax.models.heads import Permute
 from gapjax.neurons import yardstick
+from gapjax.neurons.rank import choose
 from gapjax.tasks import segmentation
 
 draw = np.random.default_rng(0)
@@ -65,6 +66,10 @@ MISTAKES = {
                                           layer=lambda maps, _: jnp.square(
                                             maps.sum(-1, keepdims=True) * jnp.arange(3.))),
                          '`layer` .* is not a sum over channels'),
+  'too few keys of shifts': (lambda: random_shifts(jax.random.split(KEY, 4), IMAGES, max_shift=1),
+                             r'keys \(4,\) are neither one \(\) nor one an image \(6,\)'),
+  'a mask with a channel': (lambda: choose([{'label': np.ones((4, 6, 1), int)}], region='left',
+                                           classes=[1]), r'masks are .* not \(4, 6, 1\)'),
   'a blur of bytes': (lambda: BlurPool().apply({}, IMAGES.astype(np.uint8)), 'maps are uint8'),
   'a FrozenDict of predict': (lambda: consistency(lambda x: FrozenDict(a=PREDICT(x)), IMAGES, KEY),
                               '`predict` returns a FrozenDict of 1'),

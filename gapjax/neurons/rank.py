@@ -223,7 +223,7 @@ def choose(scenes: Iterable[Mapping], *, region: str | Sequence[float], classes:
     Indices into `scenes`, ascending.
 
   Raises:
-    UsageError: a setting is out of range, or no scene qualifies.
+    UsageError: a setting is out of range, a mask has other axes, or no scene qualifies.
   """
   rectangle = segmentation.region(region)
   numbers = np.asarray(classes)
@@ -255,6 +255,8 @@ def choose(scenes: Iterable[Mapping], *, region: str | Sequence[float], classes:
 def _object(scene, rectangle, classes):
   """The object's pixels inside the rectangle and everywhere, and the image's pixels."""
   label = np.asarray(scene['label'])
+  if label.ndim != 2:
+    raise UsageError(f'masks are (h, w), a class number a pixel, not {label.shape}')
   size = np.asarray(scene.get('size', label.shape))
   whole = np.asarray(segmentation.inside((0, 0, 1, 1), size[None], label.shape))[0]
   mask = np.isin(label, classes) & whole
