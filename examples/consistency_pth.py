@@ -30,7 +30,7 @@ with tempfile.TemporaryDirectory() as folder:
   path = Path(sys.argv[1] if len(sys.argv) > 1 else f'{folder}/network.pth')
   if len(sys.argv) == 1:
     torch.save(network.state_dict(), path)
-  network.load_state_dict(torch.load(path, weights_only=True))
+  network.load_state_dict(torch.load(path, map_location='cpu', weights_only=True))
 network.eval()  # BatchNorm and dropout as in testing
 
 grey = load_digits().images[1397:, ..., None]

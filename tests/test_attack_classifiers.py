@@ -1,6 +1,7 @@
 """Channels removed from networks that classify, against the definition."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import trained
@@ -79,6 +80,40 @@ def test_gapnets_are_cut_before_their_head(model):
   every = np.arange(features[cut.stage].shape[-1])
   np.testing.assert_array_equal(cut.without(features, every), np.argmax(bias))
   np.testing.assert_array_equal(cut.without(features, []), logits.argmax(-1))
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_a_layer_may_round(dtype):
+  """Its blocks add up to the whole but for rounding, and accuracy is what NumPy counts."""
+  features, kernel = draw.normal(size=(64, 32)), draw.normal(size=(32, 3))
+  logits, order, counts = features @ kernel, draw.permutation(32), [*range(2, 24, 2)]
+  result = attack.attack(
+    lambda images: features, lambda y: np.asarray(y, float),
+    [{'images': np.zeros((64, 4, 4, 3)), 'labels': logits.argmax(1)}], orders={'a': order},
+    counts=counts, layer=lambda maps, channels: (
+      jnp.asarray(maps, dtype) @ jnp.asarray(kernel[channels], dtype)))
+  expected = [((features[:, left] @ kernel[left]).argmax(1) == logits.argmax(1)).mean()
+              for left in (order[n:] for n in (0, *counts))]
+  np.testing.assert_allclose(result.metrics['accuracy']['a'][0], expected, atol=4 / 64)
+
+
+def test_branches_may_scatter_their_channels():
+  """Into all of them: what fills a block up must not overwrite what is in it."""
+  maps, kernel = draw.normal(size=(4, 6)).astype(np.float32), draw.normal(size=(6, 3))
+
+  def scatter(_, x, channels):
+    whole = np.zeros((len(x), 6))
+    whole[:, channels] = x
+    return whole @ kernel
+
+  cut = network.Network(None, lambda _, images: {'stage4': maps}, branches=scatter,
+                        rest=lambda _, branches, features: branches, compiled=False)
+  features = cut.features(SMALL)
+  for channels in ([0, 2], [3, 0, 5], [1], [], range(6)):
+    channels = np.array([*channels], int)
+    for size in {max(len(channels), 4), 6}:
+      np.testing.assert_allclose(cut.contribution(features, channels, size),
+                                 maps[:, channels].astype(float) @ kernel[channels], atol=1e-6)
 
 
 def test_a_permutation_before_a_stage_is_refused():

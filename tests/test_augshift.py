@@ -9,7 +9,13 @@ from reference import entropies, moved
 
 from gapjax.data import ImageDataset
 from gapjax.errors import UsageError
-from gapjax.tasks.augshift import AugShiftTask, augshift_loss, random_shifts, warm_up
+from gapjax.tasks.augshift import (
+  AugShiftTask,
+  augshift_loss,
+  pair_distance,
+  random_shifts,
+  warm_up,
+)
 
 draw = np.random.default_rng(0)
 B, K, C = 6, 5, 7
@@ -36,6 +42,19 @@ def test_loss_by_its_definition(weight, dtype):
     np.testing.assert_allclose(parts['distance'], distance, rtol=tolerance)
     variance = FEATURES.reshape(-1, C).var(0).mean()
     np.testing.assert_allclose(parts['relative_distance'], distance / variance, rtol=tolerance * 5)
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_loss_stays_in_float32(dtype):
+  """Of features whose squared difference no float16 holds, and whose mean no bfloat16 does."""
+  logits, features = (jnp.asarray(x, dtype) for x in (LOGITS, 300 * FEATURES))
+  loss, parts = augshift_loss(logits, features, LABELS, weight=1.0)
+  expected, _, distance = by_definition(*(np.asarray(x, float) for x in (logits, features)), 1.0)
+  assert distance > 65504  # float16's largest
+  for found, value in ((loss, expected), (pair_distance(features), distance)):
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, value, rtol=1e-6)
+  assert parts['relative_distance'].dtype == jnp.float32
 
 
 def test_gradient_by_finite_differences():

@@ -46,6 +46,16 @@ def test_views(protocol, s):
   np.testing.assert_allclose(views, expected, atol=1e-5)
 
 
+def test_crops_of_bfloat16_images_are_where_those_of_float32_are():
+  """A scale of 208 / 200 rounds, and so does the place of a column: bfloat16 has 8 bits."""
+  images = jnp.asarray(draw.normal(size=(2, 9, 200, 1)), jnp.bfloat16)
+  offsets = np.array([[[4, -4]], [[-1, 3]]])
+  views = jax.jit(shifted_views)(images, offsets, protocol=PROTOCOLS.index('crop'), max_shift=4)
+  expected = [by_hand(np.asarray(images[i], float), 'crop', offsets[i, 0], 4) for i in range(2)]
+  assert views.dtype == jnp.bfloat16
+  np.testing.assert_allclose(views.astype(float), expected, atol=.05)
+
+
 # ---- The evaluation -----------------------------------------------------------------------------
 
 

@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import refused
+from flax.core import FrozenDict
 
-from gapjax import attack, consistency, random_shifts, rank
+from gapjax import BlurPool, GAPHead, attack, consistency, random_shifts, rank
+from gapjax.models.heads import Permute
 from gapjax.neurons import yardstick
+from gapjax.neurons.rank import choose
+from gapjax.tasks import segmentation
 
 draw = np.random.default_rng(0)
 IMAGES = draw.normal(size=(6, 8, 10, 3)).astype(np.float32)
@@ -30,6 +34,8 @@ MISTAKES = {
   'a tuple of features': (lambda: rank(lambda x: (x, x), IMAGES), '`features` returns a tuple'),
   'a dict of features': (lambda: attacked(ZEROS, features=lambda x: {'maps': x}),
                          '`features` returns a dict'),
+  'a column of predict': (lambda: consistency(lambda x: PREDICT(x)[:, :1], IMAGES, KEY),
+                          r'one column .* np.concatenate\(\[-x, x\], 1\)'),
   'bytes': (lambda: consistency(PREDICT, IMAGES.astype(np.uint8), KEY), 'images are uint8'),
   'an integer for a key': (lambda: consistency(PREDICT, IMAGES, 0), 'jax.random.key'),
   'an integer for a key of shifts': (lambda: random_shifts(0, IMAGES, max_shift=1),
@@ -60,6 +66,22 @@ MISTAKES = {
                                           layer=lambda maps, _: jnp.square(
                                             maps.sum(-1, keepdims=True) * jnp.arange(3.))),
                          '`layer` .* is not a sum over channels'),
+  'too few keys of shifts': (lambda: random_shifts(jax.random.split(KEY, 4), IMAGES, max_shift=1),
+                             r'keys \(4,\) are neither one \(\) nor one an image \(6,\)'),
+  'a mask with a channel': (lambda: choose([{'label': np.ones((4, 6, 1), int)}], region='left',
+                                           classes=[1]), r'masks are .* not \(4, 6, 1\)'),
+  'a blur of bytes': (lambda: BlurPool().apply({}, IMAGES.astype(np.uint8)), 'maps are uint8'),
+  'a FrozenDict of predict': (lambda: consistency(lambda x: FrozenDict(a=PREDICT(x)), IMAGES, KEY),
+                              '`predict` returns a FrozenDict of 1'),
+  'a mode of nobody': (lambda: Permute('Fixed').apply({}, IMAGES, rngs={'permutation': KEY}),
+                       'unknown mode `Fixed` .did you mean `fixed`'),
+  "torch's name of a padding": (lambda: GAPHead(10, padding='zeros').init(KEY, IMAGES),
+                                'unknown padding `zeros` .did you mean `zero`'),
+  'a number for a region': (lambda: segmentation.region(.5), 'unknown region `0.5`'),
+  'an open end of a region': (lambda: segmentation.region((0, .5, None, 1)), 'unknown region'),
+  'three numbers for a region': (lambda: segmentation.region([0, .5, 1]), 'unknown region'),
+  'maps of channels first': (lambda: rank(lambda x: x.transpose(0, 3, 1, 2), IMAGES[:, :, :8]),
+                             r'maps \(6, 3, 8, 8\) that look like \(b, c, h, w\)'),
 }
 
 
@@ -68,12 +90,50 @@ def test_mistakes_of_a_users_are_one_line(mistake):
   refused(*MISTAKES[mistake])
 
 
+@pytest.mark.parametrize('made', [dict(requires_grad=True), dict(dtype='bfloat16'),
+                                  dict(device='meta')], ids=str)  # meta: as a GPU's, without one
+@pytest.mark.parametrize('call', [
+  lambda f: consistency(f, IMAGES, KEY, max_shift=2), lambda f: rank(f, IMAGES),
+  lambda f: attacked(ZEROS, features=f),
+  lambda f: attack(lambda x: x, f, [{'images': IMAGES, 'labels': ZEROS}], orders=ONE, counts=[1])],
+  ids=['consistency', 'rank', 'features', 'head'])
+def test_tensors_that_are_no_arrays(made, call):
+  torch = pytest.importorskip('torch')
+  made = {**made, **({'dtype': torch.bfloat16} if 'dtype' in made else {})}
+  refused(lambda: call(lambda images: torch.zeros((6, 3), **made)),
+          r'returns a tensor .*\.detach\(\)\.float\(\)\.cpu\(\)\.numpy\(\)')
+
+
+@pytest.mark.parametrize('of', [tuple, list, np.array])
+def test_a_rectangle_is_four_numbers_of_any_kind(of):
+  assert segmentation.region(of([0, .5, 1, 1])) == (0, .5, 1, 1)
+
+
 def test_a_mask_is_as_good_as_indices():
   rows, inside = draw.normal(size=(20, 3)), np.arange(20) % 3 == 0
   masked, listed = (yardstick.centred(rows, some, np.arange(20), draws=99)
                     for some in (inside, np.flatnonzero(inside)))
   assert masked.images == listed.images == 7
   np.testing.assert_array_equal(masked.threshold, listed.threshold)
+
+
+@pytest.mark.parametrize('call', [
+  rank,
+  lambda features, images: rank(features, images, region='top'),
+  lambda features, images: [*yardstick.shifts(features, images)],
+  lambda features, images: attacked(ZEROS, features=features, batches=[
+    {'images': images, 'labels': ZEROS}])])
+@pytest.mark.parametrize('kind', [np.float64, np.float32, jnp.float32])
+def test_features_get_every_batch_as_the_caller_has_it(call, kind):
+  """As torch.from_numpy takes NumPy's: nothing of jax's, nothing with a negative stride."""
+  images, seen = kind(IMAGES) if kind is not jnp.float32 else jnp.asarray(IMAGES), []
+
+  def features(x):
+    seen.append((type(x), x.dtype, isinstance(x, jax.Array) or min(x.strides) > 0))
+    return x
+
+  call(features, images)
+  assert {*seen} == {(type(images), images.dtype, True)}
 
 
 def test_one_count_and_what_is_printed():

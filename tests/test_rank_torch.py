@@ -172,6 +172,29 @@ def test_maps_are_a_layers_own_though_what_follows_works_in_place(at):
   np.testing.assert_allclose(found(images[:1]), expected[:1], atol=1e-6)
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_half_and_double_networks_are_given_images_of_their_dtype(dtype):
+  """A 1x1 convolution against its definition, of images and weights rounded to the dtype."""
+  layer = torch.nn.Conv2d(3, 6, 1, bias=False).to(dtype)
+  images = draw.normal(size=(2, 4, 5, 3)).astype(np.float32)
+  x = torch.tensor(images).to(dtype).double().numpy()
+  kernel = layer.weight.detach().double().numpy()[:, :, 0, 0]
+  found = cut(torch.nn.Sequential(layer), images)(images)
+  assert found.dtype == np.float32
+  np.testing.assert_allclose(found, x @ kernel.T, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+def test_a_layer_with_its_channels_last_is_refused(unchecked):
+  class Last(torch.nn.Module):
+    def forward(self, x):
+      return x.permute(0, 2, 3, 1)
+
+  network = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 1), Last())
+  square = np.zeros((2, 8, 8, 3), np.float32)
+  refused(lambda: cut(network, square), r'layer `1` returns maps \(8, 8, 6\) .* layer: 0, 1')
+  assert cut(network, square, layer='0')(square).shape == (2, 8, 8, 6)
+
+
 @pytest.mark.parametrize(('argv', 'words'), [
   (['--torch=tiny_networks'], 'is not MODULE:FUNCTION'),
   (['--torch=tiny_network:network'], 'module `tiny_network` cannot be imported (ModuleNotFound'),

@@ -140,7 +140,8 @@ class BlurPool(nn.Module):
 
   Call: (b, h, w, c) -> (b, ceil(h / stride), ceil(w / stride), c).
 
-  Raises UsageError on a size or stride below 1, another padding, or x of another shape.
+  Raises UsageError on a size or stride below 1, another padding, or x of another shape
+  or of integers.
   """
   size: int = 3
   stride: int = 2
@@ -184,3 +185,5 @@ def check_blur(x, size, padding) -> None:
   if size < 1 or x.ndim != 4:
     raise UsageError(f'a filter of {size} taps cannot blur {x.shape}; pass feature maps '
                      '(b, h, w, c) and a size of 1 or more')
+  if size > 1 and not jnp.issubdtype(x.dtype, jnp.floating):
+    raise UsageError(f'a blur averages, and maps are {x.dtype}; give them as floats')

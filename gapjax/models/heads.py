@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Float, Num
 
+from gapjax.errors import check_choice
 from gapjax.models.convolution import convolve
 from gapjax.models.layers import Conv, Dense, global_average_pool
 
@@ -27,12 +28,14 @@ class Permute(nn.Module):
 
   mode 'batch' draws the permutation anew for every forward pass, in training and in testing, from
   the rng stream 'permutation' (the authors' PermuteNet). mode 'fixed' uses one permutation, drawn
-  from `seed`, for ever: the next layer can absorb it, which makes it the control.
+  from `seed`, for ever: the next layer can absorb it, which makes it the control. Raises UsageError
+  on another mode.
   """
   mode: str = 'batch'
   seed: int = 0
 
   def __call__(self, x: Num[ArrayLike, '*b c']) -> Num[ArrayLike, '*b c']:
+    check_choice(self.mode, PERMUTATIONS, what='mode')
     if self.mode == 'fixed':
       key = jax.random.fold_in(jax.random.key(self.seed), x.shape[-1])
     elif self.is_initializing():

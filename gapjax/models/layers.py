@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gapjax.errors import UsageError
+from gapjax.errors import UsageError, check_choice
 from gapjax.models.convolution import convolve
 
 # Our names (PyTorch's names) -> numpy.pad modes; the others need more than a pad. Those alone may
@@ -90,7 +90,8 @@ class Conv(nn.Module):
   Call: (b, h, w, c) -> (b, h', w', features), h' = (h + 2 p - r (k - 1) - 1) // stride + 1, where
   p = r (k - 1) // 2 ('full': r (k - 1)) and r is the dilation; with `same`, h' = ceil(h / stride).
 
-  Raises UsageError when nothing would be left of the feature map, and as `pad` does.
+  Raises UsageError on another padding, when nothing would be left of the feature map, and as `pad`
+  does.
   """
   features: int
   kernel_size: int = 3
@@ -105,6 +106,7 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x):
+    check_choice(self.padding, PADDINGS, what='padding')
     k, channels = self.kernel_size, x.shape[-1] // self.groups
     reach = self.dilation * (k - 1)
     size = {'none': 0, 'full': reach}.get(self.padding)

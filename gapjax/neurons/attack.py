@@ -44,7 +44,8 @@ def attack(features: Callable, head: Callable, batches: Iterable[Mapping], *,
   """Removes channels between two functions of arrays, and measures what is lost (section 5).
 
   Both are called as they are, so that they may be of any framework; jit those that are jax's. What
-  jax computes in them is computed in float32, not in a GPU's or TPU's coarser default.
+  jax multiplies in them in float32 is not rounded to a GPU's or TPU's coarser default; a network
+  whose dtype is bfloat16 computes in bfloat16.
 
   Args:
     features: images (b, h, w, c) -> maps (b, h', w', c') or (b, c'), whose channels are removed.
@@ -217,7 +218,8 @@ def _check_linear(total, whole):
     if not np.isfinite(scale := float(jnp.abs(b).max())):
       raise UsageError('the network computes infinities or NaN; attack a checkpoint that did not '
                        'diverge')
-    if not float(jnp.abs(a - b).max()) <= 1e-3 * scale:
+    eps = jnp.finfo(b.dtype).eps if jnp.issubdtype(b.dtype, jnp.floating) else 0
+    if not float(jnp.abs(a - b).max()) <= max(1e-3, 8 * float(eps)) * scale:  # bfloat16: 6%
       raise UsageError('`layer` (`branches` of a Network) is not a sum over channels: blocks of '
                        'channels do not add up to the whole; leave biases and activations to '
                        '`head` (`rest`), or leave it out')

@@ -73,7 +73,8 @@ class Network:
   def features(self, images, number: int = 0) -> dict:
     """Features of images (b, h, w, 3), with 'images' and 'number'. Raises UsageError without
     `stage` among them."""
-    images = jnp.asarray(images)
+    if not isinstance(images, jax.Array):  # as they are where `encode` is, which may be torch's
+      images = jnp.asarray(images) if self.compiled else np.asarray(images)
     features = self._encode(self.variables, images)
     if not isinstance(features, dict) or self.stage not in features:
       found = sorted(features) if isinstance(features, dict) else type(features).__name__
@@ -104,11 +105,12 @@ class Network:
 
   def contribution(self, features: dict, channels, size: int) -> Any:
     """What `channels` (k,) add to the branches, computed as if they were `size` >= k channels, so
-    that any number of them runs one compiled program."""
-    padded = np.zeros(size, np.int32)
-    padded[:len(channels)] = channels
+    that any number of them runs one compiled program. Others fill them up, as zeros: each channel
+    is there once, since branches may scatter them."""
+    others = np.setdiff1d(np.arange(features[self.stage].shape[-1]), channels)
+    padded = np.concatenate([channels, others])[:size].astype(np.int32)
     return self._contribution(self.variables, features[self.stage], padded,
-                              np.arange(size) < len(channels))
+                              np.arange(len(padded)) < len(channels))
 
   def complete(self, features: dict, branches: Any) -> jax.Array:
     """The classes (b, ...) that the rest predicts from branches. Raises UsageError where a logit is
@@ -158,6 +160,11 @@ def maps_of(features: Callable, images) -> jax.Array:
   if maps.ndim not in (2, 4) or len(maps) != len(images):
     raise UsageError(f'`features` maps images {images.shape} to {maps.shape}; it should return '
                      "feature maps (b, h', w', c) or their averages (b, c)")
+  if maps.ndim == np.ndim(images) == 4 and images.shape[1] == images.shape[2]:
+    _, h, w, c = maps.shape
+    if w == c != h:  # of square images no ordinary network makes other maps than square ones
+      raise UsageError(f'`features` returns maps {maps.shape} that look like (b, c, h, w); return '
+                       '(b, h, w, c), such as maps.transpose(0, 2, 3, 1) of an array')
   return maps
 
 

@@ -64,7 +64,8 @@ def differences(features: Callable, images: Iterable, *, axis: str = 'horizontal
 
   Args:
     features: images (b, h, w, 3) -> feature maps (b, h', w', c), or their averages (b, c). What jax
-      computes in it is computed in float32, not in a GPU's or TPU's coarser default.
+      multiplies in it in float32 is not rounded to a GPU's or TPU's coarser default; a network
+      whose dtype is bfloat16 computes in bfloat16.
     images: one array (n, h, w, c), taken BATCH at a time, or any iterable of images (h, w, c) or
       batches (b, h, w, c), as `features` takes them. Every new shape makes a jitted `features`
       compile anew.
@@ -77,7 +78,15 @@ def differences(features: Callable, images: Iterable, *, axis: str = 'horizontal
     UsageError: an image or a feature map has another number of axes, or there is no such mirror.
   """
   check_choice(axis, AXES, what='mirror')
-  return changes(features, images, change=lambda batch: jnp.flip(batch, AXES[axis]))
+  return changes(features, images, change=lambda batch: _mirrored(batch, AXES[axis]))
+
+
+def _mirrored(batch, axis):
+  """The batch reversed, of its own kind: torch.from_numpy takes no array of jax's, and none that
+  runs backwards; and jax makes float64 float32."""
+  if isinstance(batch, jax.Array):
+    return jnp.flip(batch, axis)
+  return np.ascontiguousarray(np.flip(batch, axis))
 
 
 def changes(features: Callable, images: Iterable, *, change: Callable) -> Iterator:
@@ -214,7 +223,7 @@ def choose(scenes: Iterable[Mapping], *, region: str | Sequence[float], classes:
     Indices into `scenes`, ascending.
 
   Raises:
-    UsageError: a setting is out of range, or no scene qualifies.
+    UsageError: a setting is out of range, a mask has other axes, or no scene qualifies.
   """
   rectangle = segmentation.region(region)
   numbers = np.asarray(classes)
@@ -246,6 +255,8 @@ def choose(scenes: Iterable[Mapping], *, region: str | Sequence[float], classes:
 def _object(scene, rectangle, classes):
   """The object's pixels inside the rectangle and everywhere, and the image's pixels."""
   label = np.asarray(scene['label'])
+  if label.ndim != 2:
+    raise UsageError(f'masks are (h, w), a class number a pixel, not {label.shape}')
   size = np.asarray(scene.get('size', label.shape))
   whole = np.asarray(segmentation.inside((0, 0, 1, 1), size[None], label.shape))[0]
   mask = np.isin(label, classes) & whole

@@ -29,6 +29,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
@@ -258,8 +259,8 @@ def shifts(features: Callable, images: Iterable, *, axis: str = 'horizontal') ->
 
   def moved(batch):
     size = batch.shape[rank.AXES[axis]]
-    return jnp.take(jnp.asarray(batch), np.minimum(np.arange(size) + 1, size - 1),
-                    axis=rank.AXES[axis])
+    take = jnp.take if isinstance(batch, jax.Array) else np.take  # of the kind that the batch is
+    return take(batch, np.minimum(np.arange(size) + 1, size - 1), axis=rank.AXES[axis])
 
   return rank.changes(features, images, change=moved)
 

@@ -104,19 +104,21 @@ def cut(network, example: np.ndarray, *, layer: str | None = None) -> Callable:
     layer: as `rank_network` has it.
 
   Raises:
-    UsageError: there is no such layer, it returns no feature maps, or the network fails.
+    UsageError: there is no such layer, it returns no feature maps or their channels last, or the
+      network fails.
   """
   import torch
   layers = {name: part for name, part in network.named_modules() if name}
   if layer is not None:
     check_choice(layer, layers, what='layer')
-  device = next((x.device for x in network.parameters()), 'cpu')
+  # Whose device and dtype images are given: a half or a double network takes no others.
+  weights = next(filter(torch.is_floating_point, network.parameters()), None)
 
   def run(images):
     batch = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2)
     try:
       with torch.no_grad():
-        network(batch.to(device))
+        network(batch if weights is None else batch.to(weights))
     except Exception as error:
       raise UsageError(f'the network cannot take images {(*batch.shape,)} ({type(error).__name__}: '
                        f'{first_line(error)}); give images of a size that it takes, and a network '
@@ -141,7 +143,11 @@ def cut(network, example: np.ndarray, *, layer: str | None = None) -> Callable:
     where = f'layer `{layer}` returns no' if layer else 'no layer returns'
     raise UsageError(f'{where} feature maps (b, c, h, w) of images {size}; these do: '
                      f'{", ".join(shapes) or "none"}')
-  log.info('layer `%s`: %d channels, maps of %dx%d', layer, *shapes[layer])
+  c, h, w = shapes[layer]
+  if size[2] == size[3] and c == h != w:
+    raise UsageError(f'layer `{layer}` returns maps {(c, h, w)} that look like (h, w, c); name one '
+                     f'that returns (c, h, w) by layer: {", ".join(shapes)}')
+  log.info('layer `%s`: %d channels, maps of %dx%d', layer, c, h, w)
   found = []
   # A copy: what follows may work in place, as `out += x` and ReLU in a residual block do.
   layers[layer].register_forward_hook(lambda _, __, output: found.append(

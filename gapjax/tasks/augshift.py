@@ -82,8 +82,10 @@ def pair_distance(features: Float[ArrayLike, '*pairs c']) -> Float[Array, '']:
 
 
 def _pairs(name, x, b=None):
-  """x as (2, b, n), from that or (2b, n); where b is given it must be so many."""
+  """x as (2, b, n), from that or (2b, n); where b is given it must be so many. In float32 or
+  better: in float16 a square overflows from 256 on."""
   x = jnp.asarray(x)
+  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   pairs = x.reshape(2, -1, x.shape[-1]) if x.ndim == 2 and len(x) % 2 == 0 else x
   if pairs.ndim != 3 or len(pairs) != 2 or b not in (None, pairs.shape[1]):
     of_b = '' if b is None else f' with b = {b}, as labels has'
@@ -107,7 +109,8 @@ def random_shifts(key: Shaped[Array, '*keys'], images: Num[ArrayLike, 'b h w c']
     ones.
 
   Raises:
-    UsageError: images have other axes; max_shift is negative, or not smaller than the image.
+    UsageError: images have other axes; keys are more or fewer; max_shift is negative, or not
+      smaller than the image.
   """
   check_images(images)
   check_key(key)
@@ -115,6 +118,9 @@ def random_shifts(key: Shaped[Array, '*keys'], images: Num[ArrayLike, 'b h w c']
   check_shift('a shift', max_shift, h, w)
   if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
     key = jax.random.wrap_key_data(key)  # from the older jax.random.PRNGKey
+  if key.shape not in ((), (b,)):
+    raise UsageError(f'keys {key.shape} are neither one () nor one an image {(b,)}; give one, such '
+                     'as jax.random.key(0)')
   keys = jax.random.split(key, b) if key.ndim == 0 else key
   offsets = jax.vmap(lambda k: jax.random.randint(k, (count, 2), 0, 2 * max_shift + 1))(keys)
   padded = jnp.pad(images, ((0, 0), (max_shift, max_shift), (max_shift, max_shift), (0, 0)))

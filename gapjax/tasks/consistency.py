@@ -103,6 +103,9 @@ def consistency(predict: Callable, images: Float[ArrayLike, 'b h w c'],
   if any(x.ndim != 2 or len(x) != b for x in logits):
     raise UsageError(f'`predict` maps images {views[:b].shape} to {logits[0].shape}; it should '
                      'return logits (b, k)')
+  if logits[0].shape[1] == 1:
+    raise UsageError('`predict` returns one column of logits, whose largest is always the same; '
+                     'return two classes, such as np.concatenate([-x, x], 1) of logits x (b, 1)')
   first, second = (jnp.where(jnp.isnan(x).any(1), -1 - i, x.argmax(1))
                    for i, x in enumerate(logits))
   return Consistency((first == second).sum(dtype=jnp.int32), jnp.int32(b))
@@ -144,11 +147,12 @@ def _crop(images, offsets, max_shift):
   h, w, _ = images.shape[1:]
   sizes = jnp.array([h, w])
   scale = (sizes + 2 * max_shift) / sizes
+  exact = jnp.promote_types(images.dtype, jnp.float32)  # bfloat16 counts to 256
 
   def move(image, offset):
     # The enlarged image's pixel max_shift - offset becomes the first of the window.
-    return jax.image.scale_and_translate(image, image.shape, (0, 1), scale.astype(image.dtype),
-                                         (offset - max_shift).astype(image.dtype), 'linear')
+    return jax.image.scale_and_translate(image, image.shape, (0, 1), scale.astype(exact),
+                                         (offset - max_shift).astype(exact), 'linear')
 
   return jax.vmap(move)(images, offsets)
 

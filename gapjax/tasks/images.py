@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gapjax.errors import UsageError
+from gapjax.errors import UsageError, first_line
 
 
 def normalise(images: jax.Array, *, mean, std, dtype) -> jax.Array:
@@ -42,10 +42,17 @@ def check_key(key) -> None:
 
 
 def check_array(value, *, of: str, wanted: str) -> None:
-  """Raises UsageError where the function `of` returned several values in place of an array."""
-  if isinstance(value, tuple | list | dict):
+  """Raises UsageError where the function `of` returned several values in place of an array, or a
+  tensor of PyTorch's that NumPy cannot read: with a gradient, of bfloat16, or on a GPU."""
+  if isinstance(value, tuple | list | Mapping):
     raise UsageError(f'`{of}` returns a {type(value).__name__} of {len(value)}; it should return '
                      f'{wanted} alone, such as lambda images: network(images)[0]')
+  if hasattr(value, 'detach'):
+    try:
+      np.asarray(value)
+    except (RuntimeError, TypeError) as error:
+      raise UsageError(f'`{of}` returns a tensor that is no array ({first_line(error)}); return '
+                       'tensor.detach().float().cpu().numpy()') from error
 
 
 def check_shift(what: str, max_shift: int, height: int, width: int) -> None:

@@ -30,16 +30,17 @@ REGIONS = {'all': (0.0, 0.0, 1.0, 1.0), 'left': (0.0, 0.0, 1.0, 0.5), 'right': (
 
 
 def region(where: str | Sequence[float]) -> tuple[float, float, float, float]:
-  """A rectangle (top, left, bottom, right) in fractions of the image, from a name or 'T,L,B,R'.
+  """A rectangle (top, left, bottom, right) in fractions of the image, from a name, 'T,L,B,R' or
+  four numbers.
 
   Raises UsageError on an unknown name or a rectangle that is empty or leaves the image.
   """
-  if where in REGIONS:
+  if isinstance(where, str) and where in REGIONS:
     return REGIONS[where]
   try:
     numbers = where.split(',') if isinstance(where, str) else where
     top, left, bottom, right = map(float, numbers)
-  except ValueError:
+  except (TypeError, ValueError):
     raise UsageError(f'unknown region `{where}`; known: {", ".join(REGIONS)}, or a rectangle '
                      'TOP,LEFT,BOTTOM,RIGHT in fractions such as 0,0.5,1,1') from None
   if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
