@@ -29,7 +29,14 @@ from gapjax.speed.inputs import step_flops
 from gapjax.tasks import TASKS
 from gapjax.training import build, workdirs
 from gapjax.training.plan import Plan
-from gapjax.training.system import StopSignals, commit, is_large, keep_freed_memory, versions
+from gapjax.training.system import (
+  StopSignals,
+  commit,
+  describe_devices,
+  is_large,
+  keep_freed_memory,
+  versions,
+)
 from gapjax.training.train import train
 from gapjax.weights.files import require_torch
 
@@ -183,8 +190,7 @@ class Pace:
 
 def _train(left, records, *, suite, scale, workdir, data_dir, command, progress, at_once, pace):
   """Trains what is left, and writes results.json and run.json after each."""
-  start, done = time.perf_counter(), set()
-  previous = paths.read_json(workdir / 'run.json') if (workdir / 'run.json').exists() else {}
+  done, note = set(), _diary(workdir / 'run.json', command)
 
   def work(item, **how):
     number, (seed, cell, parts) = item
@@ -201,27 +207,46 @@ def _train(left, records, *, suite, scale, workdir, data_dir, command, progress,
       if attacked:
         pictures.save(folder, *attacked)
         records = add_attack(records, cell, sweep=attacked.sweep, **about)
+      if summary:  # of gapjax's own; before results.json, which is not read without run.json
+        note(summary)
       write(workdir / 'results.json', records)
       for line in report.told([record for record in records if record['cell'] == cell.name]):
         log.warning('  %s', line)
       if 'twinned' in parts:
         from gapjax.pytorch import train as twin
-        summary = twin.train(replaced(cell.config, seed=seed), workdir=folder / 'torch',
+        twinned = twin.train(replaced(cell.config, seed=seed), workdir=folder / 'torch',
                              data_dir=data_dir, progress=progress)
-        records = add_torch(records, cell, seed=seed, summary=summary)
+        records = add_torch(records, cell, seed=seed, summary=twinned)
+        note(twinned)
         write(workdir / 'results.json', records)
       done.add((seed, cell.name))
-      today = datetime.date.today().isoformat()
-      paths.write_json(workdir / 'run.json', joined(previous, {
-        'began': today, 'ended': today, 'command': command, 'device': summary['device'],
-        'versions': summary.get('versions', versions()),
-        'wall_seconds': time.perf_counter() - start}))
   except Interrupted:
+    note()
     if time.monotonic() < pace.until:
       raise
   if unfinished := [f'{cell.name} seed {seed}' for seed, cell, _ in left
                     if (seed, cell.name) not in done]:
     log.warning('not finished in time: %s; the same command goes on', ', '.join(unfinished))
+
+
+def _diary(path, command):
+  """`note`, which writes run.json: what it said before, and this command."""
+  run = paths.read_json(path) if path.exists() else {}
+  began, mark = datetime.date.today().isoformat(), time.perf_counter()
+
+  def note(summary=None):
+    """Adds the time since the last note, and what trained: a summary's machine and versions, or
+    those here, of a cell that was cut off and has none."""
+    nonlocal run, mark
+    about, now = {'device': describe_devices(jax.devices()), 'versions': versions(),
+                  **(summary or {})}, time.perf_counter()
+    run = joined(run, {'began': began, 'ended': datetime.date.today().isoformat(),
+                       'command': command, 'device': about['device'],
+                       'versions': about['versions'], 'wall_seconds': now - mark})
+    mark = now
+    paths.write_json(path, run)
+
+  return note
 
 
 def _work(cell, seed, parts, *, folder, data_dir, **how):

@@ -1,0 +1,101 @@
+"""What a suite's files say of its training: when, where and by which code, and how long it took."""
+
+import datetime
+import json
+import types
+
+import jax
+import pytest
+from test_suites import ABOUT, LINES, _stub, _summary
+
+from gapjax.errors import Interrupted, UsageError
+from gapjax.paths import read_json
+from gapjax.reproduce import loop, records, suites
+from gapjax.training.system import describe_devices, versions
+
+
+def test_commands_for_some_cells_add_up(monkeypatch, tmp_path, data_dir):
+  """Each keeps what the others of the same workdir trained, and the report names them all."""
+  trained = _stub(monkeypatch, suites.quickstart('tiny'))
+  (tmp_path / 'run.json').write_text(json.dumps({'began': '2026-01-31', 'ended': '2026-01-31'}))
+  for only in ('resnet10/*', 'augshift/*', 'resnet10/* augshift/*'):
+    loop.run('quickstart', scale='tiny', seeds=1, workdir=tmp_path, data_dir=data_dir,
+             command=f'only {only}', only=only)
+  assert trained == ['resnet10/digits 0', 'augshift/digits 0']
+  found = json.loads((tmp_path / 'results.json').read_text())
+  assert [r['cell'] for r in found] == ['resnet10/digits'] * 6 + ['augshift/digits'] * 6
+  run = json.loads((tmp_path / 'run.json').read_text())
+  assert run['command'] == 'only resnet10/*\nonly augshift/*'
+  assert (run['began'], run['ended']) == ('2026-01-31', datetime.date.today().isoformat())
+  assert run['device'] == 'cpu x 1; cpu x 2'  # each machine that trained some of them
+  page = (tmp_path / 'report' / 'README.md').read_text()
+  assert '](../cells/augshift/digits/seed0/samples.png)' in page  # of the first pair
+  assert '    only resnet10/*\n    only augshift/*' in page
+
+
+def test_the_time_of_a_cell_that_is_cut_off_counts(monkeypatch, tmp_path, data_dir):
+  """On the machine that trained it until then, and from the day on which it began."""
+  _stub(monkeypatch, suites.quickstart('tiny'))
+  made_up, clock, today = loop.train, [0.0], ['2026-01-30']
+
+  def train(config_, **how):
+    clock[0], today[0] = clock[0] + 40, '2026-01-31'
+    if clock[0] == 40:
+      raise Interrupted('saved', code=130)
+    return {**made_up(config_, **how), 'versions': {'jax': 'of gapjax'}}
+
+  day = types.SimpleNamespace(today=lambda: datetime.date.fromisoformat(today[0]))
+  monkeypatch.setattr(loop, 'train', train)
+  monkeypatch.setattr(loop.time, 'perf_counter', lambda: clock[0])
+  monkeypatch.setattr(loop, 'datetime', types.SimpleNamespace(date=day))
+  how = dict(scale='tiny', seeds=1, workdir=tmp_path, data_dir=data_dir, command='again',
+             only='resnet10/*', progress=False)
+  with pytest.raises(Interrupted):
+    loop.run('quickstart', **how)
+  here = describe_devices(jax.devices())
+  assert not (tmp_path / 'results.json').exists()
+  assert read_json(tmp_path / 'run.json') == {
+    'began': '2026-01-30', 'ended': '2026-01-31', 'command': 'again', 'device': here,
+    'versions': versions(), 'wall_seconds': 40.0}
+  loop.run('quickstart', **how)
+  run = read_json(tmp_path / 'run.json')
+  assert (run['wall_seconds'], run['device']) == (80.0, f'{here}; cpu x 1')
+
+
+def test_results_are_never_without_their_run(monkeypatch, tmp_path, data_dir):
+  """Whatever kills the process after one of the files was written."""
+  _stub(monkeypatch, suites.quickstart('tiny'))
+  write, kept = loop.write, []
+
+  def seen(path, found):
+    kept.append(read_json(path.with_name('run.json')))
+    write(path, found)
+
+  monkeypatch.setattr(loop, 'write', seen)
+  loop.run('quickstart', scale='tiny', seeds=1, workdir=tmp_path, data_dir=data_dir, command='',
+           only='resnet10/* augshift/*', progress=False)
+  assert [run['device'] for run in kept] == ['cpu x 1', 'cpu x 1; cpu x 2']
+
+
+def test_seeds_of_two_commits_are_not_averaged(monkeypatch, tmp_path, data_dir):
+  """Said before anything is trained; what is there stays, and other cells may be of another one."""
+  trained = _stub(monkeypatch, suites.quickstart('tiny'))
+
+  def reproduce(commit, **more):
+    monkeypatch.setattr(loop, 'commit', lambda: commit)
+    loop.run('quickstart', scale='tiny', workdir=tmp_path, data_dir=data_dir, command='', **more)
+
+  reproduce('0', seeds=1, only='resnet10/*')
+  before = (tmp_path / 'results.json').read_bytes()
+  with pytest.raises(UsageError, match=r'resnet10/digits was trained by commit 0.*is of b: .* not '
+                                       'averaged; take .* or another --workdir'):
+    reproduce('b', seeds=2, only='resnet10/*')
+  assert (tmp_path / 'results.json').read_bytes() == before and len(trained) == 1
+  reproduce('b', seeds=1, only='augshift/*')
+  assert len(trained) == 2
+  cell = suites.quickstart('tiny')[0]
+  found = records.add([], cell, seed=0, summary=_summary(cell, 0), lines=LINES, **ABOUT)
+  assert {r['commit'] for r in found} == {'0'}
+  with pytest.raises(UsageError, match='commits are not averaged'):
+    records.add(found, cell, seed=1, summary={**_summary(cell, 1), 'commit': 'b'}, lines=LINES,
+                **ABOUT)
