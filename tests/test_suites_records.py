@@ -77,6 +77,21 @@ def test_results_are_never_without_their_run(monkeypatch, tmp_path, data_dir):
   assert [run['device'] for run in kept] == ['cpu x 1', 'cpu x 1; cpu x 2']
 
 
+@pytest.mark.parametrize('order', [1, -1])
+def test_two_runs_are_joined_in_either_order(order):
+  """As where workdirs are merged: from the first day to the last, with all versions of each."""
+  runs = [{'began': f'2026-01-{begin}', 'ended': f'2026-01-{end}', 'command': f'run {begin}',
+           'device': 'cpu x 1', 'versions': {'jax': jax_, **more}, 'wall_seconds': 1.5}
+          for begin, end, jax_, more in (('02', '09', '0.10.2', {'flax': '1'}),
+                                         ('03', '04', '0.11.2', {'flax': '1', 'torch': '2'}))]
+  first, second = runs[::order]
+  run = records.joined(records.joined({}, first), second)
+  assert (run['began'], run['ended'], run['wall_seconds']) == ('2026-01-02', '2026-01-09', 3.0)
+  assert run['versions'] == {
+    'jax': ', '.join(['0.10.2', '0.11.2'][::order]), 'flax': '1', 'torch': '2'}
+  assert records.joined(run, second) == {**run, 'wall_seconds': 4.5}  # nothing is listed twice
+
+
 def test_seeds_of_two_commits_are_not_averaged(monkeypatch, tmp_path, data_dir):
   """Said before anything is trained; what is there stays, and other cells may be of another one."""
   trained = _stub(monkeypatch, suites.quickstart('tiny'))
