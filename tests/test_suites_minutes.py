@@ -127,7 +127,15 @@ def test_workdirs_of_one_suite_are_joined(tmp_path):
   assert {record['cell'] for record in whole} == {
     str(picture.relative_to(tmp_path / 'out/cells').parents[1]) if picture.read_text() else ''
     for picture in (tmp_path / 'out').glob('cells/**/samples.png')}
+  for name in ('alone', 'longer'):
+    (tmp_path / name).mkdir()
+  records.write(tmp_path / 'alone/results.json', schema.read(first / 'results.json'))
+  records.write(tmp_path / 'longer/results.json', [
+    {**r, 'cell': 'another', 'changes': ['num_epochs=9']} for r in whole])
+  write_json(tmp_path / 'longer/run.json', about)
   for wrong, message in ((first, 'is in two of them'), (ROOT / 'results/table2', 'several suites'),
-                         (tmp_path / 'none', 'holds no results.json')):
+                         (tmp_path / 'none', 'holds no results.json'),
+                         (tmp_path / 'alone', 'alone holds no run.json'),
+                         (tmp_path / 'longer', 'scales or changes.*num_epochs=9')):
     refused(lambda wrong=wrong: merge_results.main(tmp_path / 'out', wrong), message)
   assert schema.read(tmp_path / 'out/results.json') == found
