@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from conftest import ROOT, refused
-from test_suites import _stub
+from test_suites import ABOUT, LINES, _stub, _summary
 
 from gapjax import cli, config
 from gapjax.paths import read_json, write_json
@@ -89,6 +89,11 @@ def test_several_suites_refuse_before_the_first_is_trained(monkeypatch, tmp_path
   (tmp_path / 'w/table2/results.json').write_text(
     (ROOT / 'results/table2_full/results.json').read_text())
   assert 'of another suite, scale or config' in complaint(*argv)
+  cell = suites.table2('small')[0]
+  records.write(tmp_path / 'w/table2/results.json', records.add(
+    [], cell, seed=0, summary=_summary(cell, 0), lines=LINES, **ABOUT))
+  monkeypatch.setattr(loop, 'commit', lambda: 'b')
+  assert 'resnet18/cifar10 was trained by commit 0' in complaint(*argv, '--seeds=2')
   assert not trained
 
 

@@ -6,6 +6,7 @@ import types
 
 import jax
 import pytest
+from conftest import refused
 from test_suites import ABOUT, LINES, _stub, _summary
 
 from gapjax.errors import Interrupted, UsageError
@@ -114,3 +115,21 @@ def test_seeds_of_two_commits_are_not_averaged(monkeypatch, tmp_path, data_dir):
   with pytest.raises(UsageError, match='commits are not averaged'):
     records.add(found, cell, seed=1, summary={**_summary(cell, 1), 'commit': 'b'}, lines=LINES,
                 **ABOUT)
+
+
+def test_twins_of_two_commits_are_not_averaged(monkeypatch):
+  """Said before anything is trained; of an old twin the commit is not known."""
+  cell = suites.table2('small')[0]
+  summary = _summary(cell, 0)
+  found = records.add([], cell, seed=0, summary=summary, lines=LINES, **ABOUT)
+  monkeypatch.setattr(loop, 'commit', lambda: '0')
+  for then, said in (('a', 'a'), (None, 'unknown')):
+    twinned = records.add_torch(found, cell, seed=0, summary={**summary, 'commit': then})
+    if then is None:
+      for record in twinned:
+        del record['torch']['commit']
+    message = f'the PyTorch twin of resnet18/cifar10 was trained by commit {said}, .* is of 0'
+    refused(lambda there=twinned: loop.to_train(there, [cell], seeds=2, twin=True), message)
+    refused(lambda there=twinned: records.add_torch(there, cell, seed=1, summary=summary), message)
+    assert loop.to_train(twinned, [cell], seeds=1, twin=True) == []
+    assert loop.to_train(twinned, [cell], seeds=2, twin=False) == [(1, cell, {'trained'})]

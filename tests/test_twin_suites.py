@@ -38,7 +38,7 @@ def test_a_suite_with_torch(tmp_path, data_dir, monkeypatch):
             'final': {'location_accuracy': .5, 'loss': 1.0},
             'best': {'location_accuracy_best_random': .5, 'step': 5}, 'wall_seconds': 1.0,
             'images_per_second': 1.0, 'device': 'cpu x 1', 'versions': {'cuda': '12'},
-            'sizes': {'chance': .25}, 'commit': None}
+            'sizes': {'chance': .25}, 'commit': loop.commit()}
 
   def theirs(config, **rest):
     trained.append(('torch', config.seed))
@@ -46,7 +46,6 @@ def test_a_suite_with_torch(tmp_path, data_dir, monkeypatch):
 
   train_twin = train.train
   monkeypatch.setattr(loop, 'train', ours)
-  monkeypatch.setattr(loop, 'commit', lambda: None)
   monkeypatch.setattr(train, 'train', theirs)
 
   def reproduce(*more):

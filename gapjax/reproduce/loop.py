@@ -90,13 +90,7 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
     records = read_own(path, every)
     for name in dict.fromkeys(record['cell'] for record in records):
       log.warning('%s is known from %s', name, path)
-    left = [(seed, cell, parts) for seed in range(seeds) for cell in cells  # a value of each first
-            if (parts := missing(records, cell, seed, twin=with_torch))]
-    here = commit()
-    for _, cell, parts in left:
-      if 'trained' in parts:
-        check_commit([r['commit'] for r in records if r['cell'] == cell.name], here,
-                     name=cell.name)
+    left = to_train(records, cells, seeds=seeds, twin=with_torch)
     _train(left, records, suite=suite, scale=scale, workdir=workdir, data_dir=data_dir,
            command=command, progress=progress, at_once=at_once, pace=pace or Pace(None, data_dir))
     return report.build(workdir) if path.exists() else None
@@ -115,8 +109,8 @@ def checked(suite, scale, changes, only, *, data_dir):
   return every, cells
 
 
-def run_several(suites, *, scale: str, workdir, command, data_dir=None, only=None, minutes=None,
-                changes=(), **how) -> dict[str, str]:
+def run_several(suites, *, scale: str, seeds: int, workdir, command, data_dir=None, only=None,
+                minutes=None, changes=(), with_torch: bool = False, **how) -> dict[str, str]:
   """`run` of some suites: one in workdir itself, several each in `workdir/SUITE`, and their cells
   in an order of worth (suites.by_worth).
 
@@ -138,14 +132,38 @@ def run_several(suites, *, scale: str, workdir, command, data_dir=None, only=Non
     parts = by_worth(suites, scale, only)
     whole = {suite: patterns if only else None for suite, patterns in parts}
     for suite, patterns in whole.items():
-      every, _ = checked(suite, scale, changes, patterns, data_dir=data_dir)
-      read_own(folders[suite] / 'results.json', every)
+      every, cells = checked(suite, scale, changes, patterns, data_dir=data_dir)
+      to_train(read_own(folders[suite] / 'results.json', every), cells, seeds=seeds,
+               twin=with_torch)
   with build.datasets_kept():
     for suite, patterns in parts:
-      if page := run(suite, scale=scale, data_dir=data_dir, command=command(suite), only=patterns,
-                     workdir=folders[suite], changes=changes, pace=pace, **how):
+      if page := run(suite, scale=scale, seeds=seeds, data_dir=data_dir, command=command(suite),
+                     only=patterns, workdir=folders[suite], changes=changes, pace=pace,
+                     with_torch=with_torch, **how):
         pages[suite] = page
   return pages
+
+
+def to_train(records, cells, *, seeds: int, twin: bool) -> list[tuple]:
+  """[(seed, cell, what is `missing`)], a value of each cell first.
+
+  Raises UsageError where a seed would be averaged with those of another commit.
+  """
+  left = [(seed, cell, parts) for seed in range(seeds) for cell in cells
+          if (parts := missing(records, cell, seed, twin=twin))]
+  for _, cell, parts in left:
+    check_code(records, cell, parts)
+  return left
+
+
+def check_code(records, cell, parts) -> None:
+  """Raises UsageError where parts of one more seed are trained by other code than those there."""
+  own = [record for record in records if record['cell'] == cell.name]
+  if 'trained' in parts:
+    check_commit([record['commit'] for record in own], commit(), name=cell.name)
+  if 'twinned' in parts:
+    check_commit([twin.get('commit') for record in own if (twin := record.get('torch'))], commit(),
+                 name=f'the PyTorch twin of {cell.name}')
 
 
 def missing(records, cell, seed: int, *, twin: bool) -> set[str]:

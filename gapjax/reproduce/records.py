@@ -92,7 +92,8 @@ def add_torch(records, cell, *, seed: int, summary) -> list[dict]:
   for record in records:
     if record['cell'] == cell.name and 'N' not in record and record['metric'] in values:
       old, commit = record.get('torch') or {}, summary.get('commit')
-      check_commit([old['commit']] if old else [], commit, name=f'the PyTorch twin of {cell.name}')
+      check_commit([old.get('commit')] if old else [], commit,  # of an old twin not written down
+                   name=f'the PyTorch twin of {cell.name}')
       numbers = [*old.get('values', []), values[record['metric']]]
       record = {**record, 'torch': {'values': numbers, 'seeds': [*torch_seeds(record), seed],
                                     **spread(numbers), 'commit': commit}}
