@@ -8,6 +8,7 @@ from conftest import ROOT, refused
 from test_suites import ABOUT, LINES, _stub, _summary
 
 from gapjax import cli, config
+from gapjax.errors import UsageError
 from gapjax.paths import read_json, write_json
 from gapjax.records import schema
 from gapjax.reproduce import loop, records, suites
@@ -32,6 +33,37 @@ def test_minutes_begin_what_ends_in_time(monkeypatch, data_dir):
     now[0] += 15 * cell.config.num_epochs
   assert begun == ['first', 'tenth', 'another']
   assert len([*loop.Pace(None, data_dir).in_time(items)]) == 5
+
+
+def test_no_attack_begins_when_the_minutes_are_over(monkeypatch, tmp_path, data_dir, caplog):
+  """What was trained is kept, and the same command attacks it."""
+  cell = suites.attack('small')[1]
+  monkeypatch.setitem(suites.SUITES, 'quickstart', lambda scale: [cell])
+  monkeypatch.setattr(loop.TASKS['canvas'], 'check_data', lambda *_, **__: None)
+  monkeypatch.setattr(loop.Pace, '_work', lambda *_: 1.0)
+  trained, now, attacked = _stub(monkeypatch, [cell]), [0.0], []
+  made_up = loop.train
+
+  def train(*args, **how):
+    now[0] += 100
+    return {**made_up(*args, **how), 'final': {'location_accuracy': .5}, 'best': {}}
+
+  def attack_run(folder, **_):
+    attacked.append(folder)
+    raise UsageError('an attack has begun, after all')
+
+  monkeypatch.setattr(loop.time, 'monotonic', lambda: now[0])
+  monkeypatch.setattr(loop, 'train', train)
+  monkeypatch.setattr(loop, 'attack_run', attack_run)
+  monkeypatch.setattr(loop.report, 'build', lambda workdir: workdir)
+  how = dict(scale='tiny', seeds=1, workdir=tmp_path, data_dir=data_dir, command='',
+             progress=False)
+  loop.run('quickstart', pace=loop.Pace(1, data_dir), **how)
+  assert len(trained) == 1 and not attacked
+  assert caplog.messages[-1].startswith('not finished in time: gapnet/location/3x3 seed 0;')
+  assert [r['metric'] for r in schema.read(tmp_path / 'results.json')] == ['location_accuracy']
+  refused(lambda: loop.run('quickstart', pace=loop.Pace(9, data_dir), **how), 'has begun')
+  assert len(attacked) == 1
 
 
 @pytest.mark.slow

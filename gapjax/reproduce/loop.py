@@ -237,7 +237,8 @@ def _train(left, records, *, suite, scale, workdir, data_dir, command, progress,
         records = add_torch(records, cell, seed=seed, summary=twinned)
         note(twinned)
         write(workdir / 'results.json', records)
-      done.add((seed, cell.name))
+      if attacked or 'attacked' not in parts:
+        done.add((seed, cell.name))
   except Interrupted:
     note()
     if time.monotonic() < pace.until:
@@ -267,13 +268,15 @@ def _diary(path, command):
   return note
 
 
-def _work(cell, seed, parts, *, folder, data_dir, **how):
-  """Trains and attacks a cell's seed: (folder, summary, attack), None where not in `parts`."""
+def _work(cell, seed, parts, *, folder, data_dir, until, **how):
+  """Trains and attacks a cell's seed: (folder, summary, attack), None where not in `parts`. No
+  attack begins after `until`: nothing stops it."""
   summary = attacked = None
   if parts & {'trained', 'attacked'}:
-    summary = train(replaced(cell.config, seed=seed), workdir=folder, data_dir=data_dir, **how,
+    summary = train(replaced(cell.config, seed=seed), workdir=folder, data_dir=data_dir,
+                    until=until, **how,
                     alike=[folder.with_name(f'seed{earlier}') for earlier in range(seed)])
-  if 'attacked' in parts:
+  if 'attacked' in parts and time.monotonic() < until:
     attacked = attack_run(folder, data_dir=data_dir)
   return folder, summary, attacked
 
