@@ -18,21 +18,25 @@ sys.path.append(str(ROOT / 'benchmarks'))
 import merge_results
 
 
-def test_minutes_begin_what_ends_in_time(monkeypatch, data_dir):
+def test_minutes_begin_what_ends_in_time(monkeypatch, tmp_path, data_dir):
   """By the seconds that those before took for an operation: of the same work as one that took 300
-  of 400 s no other ends in time, of a tenth of it one does."""
+  of 400 s no other ends in time, of a tenth of it one does. One that was begun before takes less
+  than that, which tells nothing."""
   now = [0.0]
   monkeypatch.setattr(loop.time, 'monotonic', lambda: now[0])
   base = suites.quickstart('tiny')[0]
   items = [(n, (0, dataclasses.replace(base, identity={'network': name}, config=config.replaced(
     base.config, num_epochs=epochs)), {'trained'})) for n, (name, epochs) in enumerate(
-      (('first', 20), ('same', 20), ('tenth', 2), ('another', 2), ('long', 80)))]
-  pace, begun = loop.Pace(400 / 60, data_dir), []
-  for _, (_, cell, _) in pace.in_time(items):
+      (('resumed', 20), ('first', 20), ('same', 20), ('tenth', 2), ('another', 2), ('long', 80)))]
+  resumed = tmp_path / 'cells' / items[0][1][1].name / 'seed0'
+  resumed.mkdir(parents=True)
+  (resumed / 'config.json').write_text('{}')
+  pace, begun = loop.Pace(401 / 60, data_dir), []
+  for _, (_, cell, _) in pace.in_time(items, tmp_path):
     begun.append(cell.fields['network'])
-    now[0] += 15 * cell.config.num_epochs
-  assert begun == ['first', 'tenth', 'another']
-  assert len([*loop.Pace(None, data_dir).in_time(items)]) == 5
+    now[0] += 1 if begun == ['resumed'] else 15 * cell.config.num_epochs
+  assert begun == ['resumed', 'first', 'tenth', 'another']
+  assert len([*loop.Pace(None, data_dir).in_time(items, tmp_path)]) == 6
 
 
 def test_no_attack_begins_when_the_minutes_are_over(monkeypatch, tmp_path, data_dir, caplog):

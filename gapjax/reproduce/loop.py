@@ -176,7 +176,7 @@ def missing(records, cell, seed: int, *, twin: bool) -> set[str]:
 
 
 class Pace:
-  """Which cells still end in time, judging by what those that are finished took.
+  """Which cells still end in time, judging by what those took that were begun here from nothing.
 
   A cell of so many floating-point operations takes as long for each as the finished one did whose
   number is nearest, compilation and evaluation included. The first is always begun.
@@ -186,19 +186,21 @@ class Pace:
     self.until = math.inf if minutes is None else time.monotonic() + 60 * minutes
     self.data_dir, self._finished = data_dir, []
 
-  def in_time(self, items):
-    """Yields those of (number, (seed, cell, parts)) that do."""
+  def in_time(self, items, workdir):
+    """Yields those of (number, (seed, cell, parts)) that do, to be trained in workdir."""
     for number, (seed, cell, parts) in items:
       if math.isinf(self.until):
         yield number, (seed, cell, parts)
         continue
       work, begin = self._work(cell.config), time.monotonic()
+      anew = not (_folder(workdir, cell, seed) / 'config.json').exists()  # else a part is done
       rates = sorted((abs(math.log(work / other)), seconds / other)
                      for other, seconds in self._finished)
       if begin + work * (rates[0][1] if rates else 0) > self.until:
         continue
       yield number, (seed, cell, parts)
-      self._finished.append((work, time.monotonic() - begin))
+      if anew:
+        self._finished.append((work, time.monotonic() - begin))
 
   def _work(self, config):
     train_set, _, task = build.load_data(config, data_dir=self.data_dir)
@@ -213,12 +215,12 @@ def _train(left, records, *, suite, scale, workdir, data_dir, command, progress,
   def work(item, **how):
     number, (seed, cell, parts) = item
     log.warning('%s seed %d (%d of %d)', cell.name, seed, number, len(left))
-    return _work(cell, seed, parts, folder=workdir / 'cells' / cell.name / f'seed{seed}',
-                 data_dir=data_dir, until=pace.until, **how)
+    return _work(cell, seed, parts, folder=_folder(workdir, cell, seed), data_dir=data_dir,
+                 until=pace.until, **how)
 
   try:
     for (_, (seed, cell, parts)), (folder, summary, attacked) in _several(
-        work, pace.in_time(enumerate(left, 1)), at_once=at_once, progress=progress):
+        work, pace.in_time(enumerate(left, 1), workdir), at_once=at_once, progress=progress):
       about = dict(seed=seed, summary=summary, suite=suite, scale=scale)
       if 'trained' in parts:
         records = add(records, cell, lines=paths.read_lines(folder / 'metrics.jsonl'), **about)
@@ -246,6 +248,11 @@ def _train(left, records, *, suite, scale, workdir, data_dir, command, progress,
   if unfinished := [f'{cell.name} seed {seed}' for seed, cell, _ in left
                     if (seed, cell.name) not in done]:
     log.warning('not finished in time: %s; the same command goes on', ', '.join(unfinished))
+
+
+def _folder(workdir, cell, seed):
+  """Where a cell's seed is trained."""
+  return workdir / 'cells' / cell.name / f'seed{seed}'
 
 
 def _diary(path, command):
