@@ -134,7 +134,7 @@ def _compared(source):
   """Sentences on the networks beside AugShift, as far as they are there."""
   networks = {cell.network for cell in source.cells}
   others = [words for name, words in recipes.SHIFT_OTHERS.items() if name in networks]
-  if others:
+  if others and any(name.startswith('resnet') for name in networks):
     yield f'It is compared with the plain network and with {", and with ".join(others)}.'
   if 'two_crops' in networks:
     yield ('AugShift sees each image twice, so the fair control is two crops at weight 0: the same '
