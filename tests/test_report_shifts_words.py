@@ -15,6 +15,24 @@ from gapjax.report.parts import Source
 from gapjax.reproduce import suites
 
 
+def test_differences_are_over_the_seeds_that_both_have():
+  """In whatever order they stand; how many those are is said, and nothing where there are none."""
+  values = {('resnet18', 'consistency'): {0: .5, 1: .6, 2: .9},
+            ('two_crops', 'consistency'): {2: .7},
+            ('augshift', 'consistency'): {2: .95, 1: .7},
+            ('two_crops', 'feature_distance'): {0: .2, 2: .09},
+            ('augshift', 'feature_distance'): {2: .02, 1: .04}}
+  records = [{'dataset': 'cifar10', 'network': network, 'metric': metric, 'seeds': [*of_seed],
+              'values': [*of_seed.values()]} for (network, metric), of_seed in values.items()]
+  *_, here = shifts.lead(Source(None, records=records))
+  assert here == (
+    'On cifar10 AugShift is +7.5 points (2 seeds) more consistent than the network alone and +25.0 '
+    '(1 seed) than two crops without the loss, and its features of two shifts are 4.5 times '
+    '(1 seed) as close as theirs.')
+  for i in range(5):  # without one of them
+    assert len(shifts.lead(Source(None, records=records[:i] + records[i + 1:]))) == 2
+
+
 def test_a_comparison_is_said_where_there_are_two():
   for networks, said in ((('blurpool',), False), (('resnet18', 'blurpool'), True)):
     source = Source(None, records=_shift_records(networks))
