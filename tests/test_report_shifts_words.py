@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from conftest import ROOT
 from test_report import _run
-from test_report_shifts import _shift_records
+from test_report_shifts import _detail, _shift_records
 
 from gapjax import config
 from gapjax.records import runs, schema
@@ -52,6 +52,17 @@ def test_title_of_a_single_run(tmp_path, fields, name):
   assert f'<h1>{name}: cifar10</h1>' in report.build(tmp_path).read_text(encoding='utf-8')
 
 
+def test_a_network_that_has_no_name_of_its_own_is_drawn(tmp_path):
+  _run(tmp_path, 'task=classification', 'augshift.max_shift=0', 'model.downsample=blur',
+       final={'image_accuracy': .9, 'consistency': .8, 'feature_distance': .1},
+       shifts=_detail('blurpool', .9, .8)['shifts'],
+       points=[{'step': 9, 'split': 'train', 'loss': 2., 'accuracy': .2}, *(
+         {'step': step, 'split': 'eval', 'accuracy': at, 'consistency': at, 'loss': 1.}
+         for step, at in ((9, .5), (19, .8)))])
+  page = report.build(tmp_path).read_text(encoding='utf-8')
+  assert '<h1>blurpool_unshifted: cifar10</h1>' in page and page.count('<img') == 5
+
+
 def test_scale_notes_depend_on_the_suite():
   table1, table2, unknown = (report.scale_notes([{'suite': suite, 'scale': 'small'}])
                              for suite in ('table1', 'table2', 'mine'))
@@ -73,6 +84,12 @@ def test_scale_notes_depend_on_the_suite():
 @pytest.mark.parametrize(('fields', 'name'), [
   ({'task': 'classification'}, 'resnet18'),
   ({'task': 'classification', 'augshift.max_shift': 0}, 'unshifted'),
+  ({'task': 'classification', 'augshift.max_shift': 0, 'model.downsample': 'blur'},
+   'blurpool_unshifted'),
+  ({'task': 'classification', 'augshift.max_shift': 0, 'model.downsample': 'blur',
+    'model.blur_size': 4}, 'blurpool_4_unshifted'),
+  ({'task': 'classification', 'augshift.max_shift': 0, 'model.padding': 'circular'},
+   'circular_unshifted'),
   ({'task': 'classification', 'model.padding': 'full'}, 'full_padding'),
   ({'task': 'classification', 'model.downsample': 'blur', 'model.blur_size': 4}, 'blurpool_4'),
   ({'task': 'classification', 'model.downsample': 'learned_polyphase'}, 'lps'),
