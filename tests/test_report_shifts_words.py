@@ -1,10 +1,11 @@
 """What reports of the second claim say in words: names of networks, comparisons, notes."""
 
 import dataclasses
+import re
 
 import pytest
 from conftest import ROOT
-from test_report import _run
+from test_report import _markdown, _run
 from test_report_shifts import _detail, _shift_records
 
 from gapjax import config
@@ -13,6 +14,8 @@ from gapjax.report import page as report
 from gapjax.report import shifts
 from gapjax.report.parts import Source
 from gapjax.reproduce import suites
+
+LABELS = ('test images', 'training images left out, to measure by')
 
 
 def test_differences_are_over_the_seeds_that_both_have():
@@ -63,18 +66,32 @@ def test_a_network_that_has_no_name_of_its_own_is_drawn(tmp_path):
   assert '<h1>blurpool_unshifted: cifar10</h1>' in page and page.count('<img') == 5
 
 
+def test_images_that_were_left_out_are_no_test_images(tmp_path):
+  """Where config.data.held_out leaves some out, networks are measured by those."""
+  for held_out, (said, other) in ((0, LABELS), (500, LABELS[::-1])):
+    _run(tmp_path, 'task=classification', f'data.held_out={held_out}', final={'image_accuracy': .5},
+         sizes={'chance': .1, 'test_images': 500})
+    report.build(tmp_path)
+    page = _markdown(tmp_path)
+    assert re.search(rf'\| {said} *\| 500 ', page) and f'| {other} ' not in page
+
+
 def test_scale_notes_depend_on_the_suite():
   table1, table2, unknown = (report.scale_notes([{'suite': suite, 'scale': 'small'}])
                              for suite in ('table1', 'table2', 'mine'))
   assert '16 x 16' in table1[0] and 'narrow ResNet-18' in table2[0] and len(unknown) == 1
   narrow = [report.scale_notes([{'suite': suite, 'scale': 'narrow'}])
             for suite in ('table1', 'table2', 'augshift_sweep', 'mine')]
-  assert all('a quarter of the width' in note for note, in narrow) and narrow[1] == narrow[2]
-  assert 'GAPNet' in narrow[0][0] and '20 epochs' in narrow[1][0]
+  assert all('a quarter of the width' in note for note, in narrow)
+  assert 'GAPNet' in narrow[0][0] and 'all training images and 20 epochs' in narrow[1][0]
+  assert 'images but those by which it is measured and 20 epochs' in narrow[2][0]
   sweep = {'suite': 'augshift_sweep', 'scale': 'small'}
   assert report.scale_notes([{'suite': 'table2', 'scale': 'small'}, sweep]) == table2
-  [full] = report.scale_notes([{'suite': 'table2', 'scale': 'full'}])
-  assert 'bfloat16' in full and suites.table2('full')[0].config.model.dtype == 'bfloat16'
+  assert suites.table2('full')[0].config.model.dtype == 'bfloat16'
+  of_dtype = [{'suite': 'table2', 'scale': 'full', 'config': {'model': {'dtype': dtype}}}
+              for dtype in ('bfloat16', 'float32')]
+  full, in_float32, mixed = map(report.scale_notes, (of_dtype[:1], of_dtype[1:], of_dtype))
+  assert 'Networks compute in bfloat16' in full[0] and in_float32 == mixed == []
   longer = next(r for r in schema.read(ROOT / 'results/ablations/results.json') if (
     r['cell'], r['metric']) == ('permute_at=pooled_5x/location/3x3', 'location_accuracy'))
   [note] = report.scale_notes([{'suite': 'quickstart', 'scale': 'digits'}])
