@@ -6,12 +6,13 @@ import types
 
 import jax
 import pytest
-from conftest import refused
+from conftest import refused, tiny_config
 from test_suites import ABOUT, LINES, _stub, _summary
 
 from gapjax.errors import Interrupted, UsageError
 from gapjax.paths import read_json
 from gapjax.reproduce import loop, records, suites
+from gapjax.training import train as training
 from gapjax.training.system import describe_devices, versions
 
 
@@ -133,3 +134,31 @@ def test_twins_of_two_commits_are_not_averaged(monkeypatch):
     refused(lambda there=twinned: records.add_torch(there, cell, seed=1, summary=summary), message)
     assert loop.to_train(twinned, [cell], seeds=1, twin=True) == []
     assert loop.to_train(twinned, [cell], seeds=2, twin=False) == [(1, cell, {'trained'})]
+
+
+def test_a_run_that_two_commits_trained_says_both(monkeypatch, tmp_path, data_dir):
+  """A checkpoint of before, which does not say whose it is, is gone on with as ever."""
+  def run(commit, **how):
+    monkeypatch.setattr(training, 'commit', lambda: commit)
+    return training.train(tiny_config(), workdir=tmp_path, data_dir=data_dir, progress=False,
+                          devices=jax.local_devices()[:1], **how)
+
+  with pytest.raises(Interrupted):
+    run('a', until=0.0)
+  assert run('b')['commit'] == 'a, b'
+  for meta, said in (({}, 'b'), ({'commit': 'b'}, 'b'), ({'commit': 'a, b'}, 'a, b'),
+                     ({'commit': None}, 'unknown, b')):
+    assert training.commits(meta) == said
+
+
+def test_no_seed_is_trained_beside_one_that_was_resumed_by_other_code(monkeypatch, tmp_path,
+                                                                      data_dir):
+  trained = _stub(monkeypatch, suites.quickstart('tiny'))
+  made_up = loop.train
+  monkeypatch.setattr(loop, 'commit', lambda: 'b')
+  monkeypatch.setattr(loop, 'train', lambda *args, **how: {
+    **made_up(*args, **how), 'commit': 'a, b'})
+  refused(lambda: loop.run('quickstart', scale='tiny', seeds=2, workdir=tmp_path, command='',
+                           data_dir=data_dir, only='resnet10/*', progress=False),
+          'resnet10/digits was trained by commit a, b, and another seed is of b')
+  assert trained == ['resnet10/digits 0']

@@ -214,6 +214,7 @@ def _train(left, records, *, suite, scale, workdir, data_dir, command, progress,
 
   def work(item, **how):
     number, (seed, cell, parts) = item
+    check_code(records, cell, parts)  # again: an earlier seed may have been resumed
     log.warning('%s seed %d (%d of %d)', cell.name, seed, number, len(left))
     return _work(cell, seed, parts, folder=_folder(workdir, cell, seed), data_dir=data_dir,
                  until=pace.until, **how)
