@@ -4,7 +4,8 @@
 
 OUT/results.json then has the cells of all, in this order, and those that it had; OUT/run.json their
 commands, machines and the sum of their times. samples.png of the first seeds are copied. Exit code
-2 where two hold one cell, or are of two suites or scales. `gapjax report --workdir=OUT` draws them.
+2 where two hold one cell, or are of two suites, scales or changes to them. `gapjax report
+--workdir=OUT` draws them.
 """
 
 import functools
@@ -20,10 +21,11 @@ from gapjax.reproduce.records import joined, write
 
 def merged(parts: list[list[dict]]) -> list[dict]:
   """The records of several results.json. Raises UsageError unless they are of one suite and scale,
-  and of different cells."""
-  kinds, seen = {(r['suite'], r['scale']) for part in parts for r in part}, set()
+  with the same changes, and of different cells."""
+  kinds = {(r['suite'], r['scale'], *r.get('changes', ())) for part in parts for r in part}
+  seen = set()
   if len(kinds) > 1:
-    raise UsageError(f'these are of several suites or scales: {sorted(kinds)}')
+    raise UsageError(f'these are of several suites, scales or changes: {sorted(kinds)}')
   for part in parts:
     cells = {record['cell'] for record in part}
     if twice := seen & cells:
@@ -36,8 +38,9 @@ def main(out, *workdirs):
   out = pathlib.Path(out)
   folders = [*([out] if (out / 'results.json').exists() else []), *map(pathlib.Path, workdirs)]
   for folder in folders:
-    if not (folder / 'results.json').exists():
-      raise UsageError(f'{folder} holds no results.json; give workdirs of gapjax reproduce')
+    for name in ('results.json', 'run.json'):
+      if not (folder / name).exists():
+        raise UsageError(f'{folder} holds no {name}; give workdirs of gapjax reproduce')
   records = merged([schema.read(folder / 'results.json') for folder in folders])
   runs = [paths.read_json(folder / 'run.json') for folder in folders]
   for folder in folders:

@@ -108,6 +108,8 @@ MOVED = ('--config.task=classification', '--config.model.stem=cifar', '--config.
   (['reproduce', 'table2', '--workdir=w', '--config.num_epoch=1'],
    'unknown config field `num_epoch` (did you mean `num_epochs`?)'),
   (['reproduce', 'table1', '--workdir=w', '--seed=2'], 'unexpected argument `--seed=2`'),
+  (['reproduce', 'table1', '--workdir=w', '--with_torch', '--minutes=5'],
+   '--minutes cannot stop the PyTorch twin, which does not resume: leave it or --with_torch out'),
   (['reproduce', 'table1', '--workdir=w', '--seeds=0'], '--seeds: must be at least 1'),
   (['quickstart', '--sclae=tiny'], 'sclae'),
 ])

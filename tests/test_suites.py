@@ -1,7 +1,6 @@
 """Which cells a suite has, how seeds are gathered, and what a recipe differs in."""
 
 import dataclasses
-import datetime
 import json
 import threading
 
@@ -106,27 +105,8 @@ def _stub(monkeypatch, cells):
     return {**_summary(cell, config_.seed), 'device': f'cpu x {len(trained)}'}
 
   monkeypatch.setattr(loop, 'train', train)
+  monkeypatch.setattr(loop, 'commit', lambda: '0')  # as its summaries say
   return trained
-
-
-def test_commands_for_some_cells_add_up(monkeypatch, tmp_path, data_dir):
-  """Each keeps what the others of the same workdir trained, and the report names them all."""
-
-  trained = _stub(monkeypatch, suites.quickstart('tiny'))
-  (tmp_path / 'run.json').write_text(json.dumps({'began': '2026-01-31', 'ended': '2026-01-31'}))
-  for only in ('resnet10/*', 'augshift/*', 'resnet10/* augshift/*'):
-    loop.run('quickstart', scale='tiny', seeds=1, workdir=tmp_path, data_dir=data_dir,
-               command=f'only {only}', only=only)
-  assert trained == ['resnet10/digits 0', 'augshift/digits 0']
-  found = json.loads((tmp_path / 'results.json').read_text())
-  assert [r['cell'] for r in found] == ['resnet10/digits'] * 6 + ['augshift/digits'] * 6
-  run = json.loads((tmp_path / 'run.json').read_text())
-  assert run['command'] == 'only resnet10/*\nonly augshift/*'
-  assert (run['began'], run['ended']) == ('2026-01-31', datetime.date.today().isoformat())
-  assert run['device'] == 'cpu x 1; cpu x 2'  # each machine that trained some of them
-  page = (tmp_path / 'report' / 'README.md').read_text()
-  assert '](../cells/augshift/digits/seed0/samples.png)' in page  # of the first pair
-  assert '    only resnet10/*\n    only augshift/*' in page
 
 
 def test_cells_that_are_trained_at_the_same_time(monkeypatch, tmp_path, data_dir, caplog):
@@ -165,30 +145,6 @@ def test_reproduce_trains_in_a_clone_that_holds_results(monkeypatch, tmp_path, c
   assert trained == ['gapnet/location/3x3 0', 'gapnet/location/3x3 1']
   assert {r['cell'] for r in schema.read(tmp_path / 'results.json')} == {'gapnet/location/3x3'}
   assert 'PermuteNet' not in capsys.readouterr().out
-
-
-def test_seeds_of_two_commits_are_not_averaged(monkeypatch, tmp_path, data_dir):
-  """Said before anything is trained; what is there stays, and other cells may be of another one."""
-  trained = _stub(monkeypatch, suites.quickstart('tiny'))
-
-  def reproduce(commit, **more):
-    monkeypatch.setattr(loop, 'commit', lambda: commit)
-    loop.run('quickstart', scale='tiny', workdir=tmp_path, data_dir=data_dir, command='', **more)
-
-  reproduce('0', seeds=1, only='resnet10/*')
-  before = (tmp_path / 'results.json').read_bytes()
-  with pytest.raises(UsageError, match=r'resnet10/digits was trained by commit 0.*is of b: .* not '
-                                       'averaged; take .* or another --workdir'):
-    reproduce('b', seeds=2, only='resnet10/*')
-  assert (tmp_path / 'results.json').read_bytes() == before and len(trained) == 1
-  reproduce('b', seeds=1, only='augshift/*')
-  assert len(trained) == 2
-  cell = suites.quickstart('tiny')[0]
-  found = records.add([], cell, seed=0, summary=_summary(cell, 0), lines=LINES, **ABOUT)
-  assert {r['commit'] for r in found} == {'0'}
-  with pytest.raises(UsageError, match='commits are not averaged'):
-    records.add(found, cell, seed=1, summary={**_summary(cell, 1), 'commit': 'b'}, lines=LINES,
-                **ABOUT)
 
 
 def test_a_seed_must_share_the_data_of_those_it_is_averaged_with(monkeypatch, tmp_path, data_dir):

@@ -5,9 +5,10 @@ import sys
 
 import pytest
 from conftest import ROOT, refused
-from test_suites import _stub
+from test_suites import ABOUT, LINES, _stub, _summary
 
 from gapjax import cli, config
+from gapjax.errors import UsageError
 from gapjax.paths import read_json, write_json
 from gapjax.records import schema
 from gapjax.reproduce import loop, records, suites
@@ -17,21 +18,56 @@ sys.path.append(str(ROOT / 'benchmarks'))
 import merge_results
 
 
-def test_minutes_begin_what_ends_in_time(monkeypatch, data_dir):
+def test_minutes_begin_what_ends_in_time(monkeypatch, tmp_path, data_dir):
   """By the seconds that those before took for an operation: of the same work as one that took 300
-  of 400 s no other ends in time, of a tenth of it one does."""
+  of 400 s no other ends in time, of a tenth of it one does. One that was begun before takes less
+  than that, which tells nothing."""
   now = [0.0]
   monkeypatch.setattr(loop.time, 'monotonic', lambda: now[0])
   base = suites.quickstart('tiny')[0]
   items = [(n, (0, dataclasses.replace(base, identity={'network': name}, config=config.replaced(
     base.config, num_epochs=epochs)), {'trained'})) for n, (name, epochs) in enumerate(
-      (('first', 20), ('same', 20), ('tenth', 2), ('another', 2), ('long', 80)))]
-  pace, begun = loop.Pace(400 / 60, data_dir), []
-  for _, (_, cell, _) in pace.in_time(items):
+      (('resumed', 20), ('first', 20), ('same', 20), ('tenth', 2), ('another', 2), ('long', 80)))]
+  resumed = tmp_path / 'cells' / items[0][1][1].name / 'seed0'
+  resumed.mkdir(parents=True)
+  (resumed / 'config.json').write_text('{}')
+  pace, begun = loop.Pace(401 / 60, data_dir), []
+  for _, (_, cell, _) in pace.in_time(items, tmp_path):
     begun.append(cell.fields['network'])
-    now[0] += 15 * cell.config.num_epochs
-  assert begun == ['first', 'tenth', 'another']
-  assert len([*loop.Pace(None, data_dir).in_time(items)]) == 5
+    now[0] += 1 if begun == ['resumed'] else 15 * cell.config.num_epochs
+  assert begun == ['resumed', 'first', 'tenth', 'another']
+  assert len([*loop.Pace(None, data_dir).in_time(items, tmp_path)]) == 6
+
+
+def test_no_attack_begins_when_the_minutes_are_over(monkeypatch, tmp_path, data_dir, caplog):
+  """What was trained is kept, and the same command attacks it."""
+  cell = suites.attack('small')[1]
+  monkeypatch.setitem(suites.SUITES, 'quickstart', lambda scale: [cell])
+  monkeypatch.setattr(loop.TASKS['canvas'], 'check_data', lambda *_, **__: None)
+  monkeypatch.setattr(loop.Pace, '_work', lambda *_: 1.0)
+  trained, now, attacked = _stub(monkeypatch, [cell]), [0.0], []
+  made_up = loop.train
+
+  def train(*args, **how):
+    now[0] += 100
+    return {**made_up(*args, **how), 'final': {'location_accuracy': .5}, 'best': {}}
+
+  def attack_run(folder, **_):
+    attacked.append(folder)
+    raise UsageError('an attack has begun, after all')
+
+  monkeypatch.setattr(loop.time, 'monotonic', lambda: now[0])
+  monkeypatch.setattr(loop, 'train', train)
+  monkeypatch.setattr(loop, 'attack_run', attack_run)
+  monkeypatch.setattr(loop.report, 'build', lambda workdir: workdir)
+  how = dict(scale='tiny', seeds=1, workdir=tmp_path, data_dir=data_dir, command='',
+             progress=False)
+  loop.run('quickstart', pace=loop.Pace(1, data_dir), **how)
+  assert len(trained) == 1 and not attacked
+  assert caplog.messages[-1].startswith('not finished in time: gapnet/location/3x3 seed 0;')
+  assert [r['metric'] for r in schema.read(tmp_path / 'results.json')] == ['location_accuracy']
+  refused(lambda: loop.run('quickstart', pace=loop.Pace(9, data_dir), **how), 'has begun')
+  assert len(attacked) == 1
 
 
 @pytest.mark.slow
@@ -89,6 +125,11 @@ def test_several_suites_refuse_before_the_first_is_trained(monkeypatch, tmp_path
   (tmp_path / 'w/table2/results.json').write_text(
     (ROOT / 'results/table2_full/results.json').read_text())
   assert 'of another suite, scale or config' in complaint(*argv)
+  cell = suites.table2('small')[0]
+  records.write(tmp_path / 'w/table2/results.json', records.add(
+    [], cell, seed=0, summary=_summary(cell, 0), lines=LINES, **ABOUT))
+  monkeypatch.setattr(loop, 'commit', lambda: 'b')
+  assert 'resnet18/cifar10 was trained by commit 0' in complaint(*argv, '--seeds=2')
   assert not trained
 
 
@@ -127,7 +168,15 @@ def test_workdirs_of_one_suite_are_joined(tmp_path):
   assert {record['cell'] for record in whole} == {
     str(picture.relative_to(tmp_path / 'out/cells').parents[1]) if picture.read_text() else ''
     for picture in (tmp_path / 'out').glob('cells/**/samples.png')}
+  for name in ('alone', 'longer'):
+    (tmp_path / name).mkdir()
+  records.write(tmp_path / 'alone/results.json', schema.read(first / 'results.json'))
+  records.write(tmp_path / 'longer/results.json', [
+    {**r, 'cell': 'another', 'changes': ['num_epochs=9']} for r in whole])
+  write_json(tmp_path / 'longer/run.json', about)
   for wrong, message in ((first, 'is in two of them'), (ROOT / 'results/table2', 'several suites'),
-                         (tmp_path / 'none', 'holds no results.json')):
+                         (tmp_path / 'none', 'holds no results.json'),
+                         (tmp_path / 'alone', 'alone holds no run.json'),
+                         (tmp_path / 'longer', 'scales or changes.*num_epochs=9')):
     refused(lambda wrong=wrong: merge_results.main(tmp_path / 'out', wrong), message)
   assert schema.read(tmp_path / 'out/results.json') == found

@@ -37,8 +37,8 @@ def test_a_suite_with_torch(tmp_path, data_dir, monkeypatch):
     return {'config': configs.as_json(config), 'step': 5,
             'final': {'location_accuracy': .5, 'loss': 1.0},
             'best': {'location_accuracy_best_random': .5, 'step': 5}, 'wall_seconds': 1.0,
-            'images_per_second': 1.0, 'device': 'cpu x 1', 'sizes': {'chance': .25},
-            'commit': None}
+            'images_per_second': 1.0, 'device': 'cpu x 1', 'versions': {'cuda': '12'},
+            'sizes': {'chance': .25}, 'commit': loop.commit()}
 
   def theirs(config, **rest):
     trained.append(('torch', config.seed))
@@ -46,7 +46,6 @@ def test_a_suite_with_torch(tmp_path, data_dir, monkeypatch):
 
   train_twin = train.train
   monkeypatch.setattr(loop, 'train', ours)
-  monkeypatch.setattr(loop, 'commit', lambda: None)
   monkeypatch.setattr(train, 'train', theirs)
 
   def reproduce(*more):
@@ -61,6 +60,7 @@ def test_a_suite_with_torch(tmp_path, data_dir, monkeypatch):
   runs, page = reproduce('--with_torch')
   assert runs == [('torch', 0)]
   assert 'PyTorch |' in page and '--seeds=1 --with_torch' in page
+  (tmp_path / 'run.json').unlink()
   runs, page = reproduce('--with_torch', '--seeds=2')
   assert runs == [('gapjax', 1), ('torch', 1)]
   records = found_in(tmp_path)
@@ -77,7 +77,8 @@ def test_a_suite_with_torch(tmp_path, data_dir, monkeypatch):
     assert record['torch']['mean'] == pytest.approx(np.mean(values))
     assert record['torch']['std'] == pytest.approx(np.std(values, ddof=1))
   said = json.loads((tmp_path / 'run.json').read_text())
-  assert said['versions']['torch'] == torch.__version__
+  assert said['versions']['torch'] == torch.__version__ and said['versions']['cuda'] == '12'
+  assert said['device'] == f'cpu x 1; {summary["device"]}'  # gapjax's and the twin's
   assert reproduce('--with_torch', '--seeds=2') == ([], page)
   assert found_in(tmp_path) == records
 

@@ -197,6 +197,9 @@ def reproduce(arguments, changes):
     if arguments.with_torch and suite not in WITH_TORCH:
       raise UsageError(f'--with_torch: the tables of {suite} have no column for PyTorch; those of '
                        f'{", ".join(WITH_TORCH)} do: leave it or {suite} out')
+  if arguments.with_torch and arguments.minutes:
+    raise UsageError('--minutes cannot stop the PyTorch twin, which does not resume: leave it or '
+                     '--with_torch out')
 
   def command(suite):
     return ' '.join([

@@ -63,9 +63,11 @@ def network_of(config) -> str:
     return plain or model['name']
   if augshift['crops'] == 1:
     if plain == 'blurpool' and model['blur_size'] == 4:
-      return 'blurpool_4'
-    alone = model['name'] if augshift['max_shift'] else 'unshifted'
-    return plain or PADDING.get(model['padding'], alone)
+      plain = 'blurpool_4'
+    name = plain or PADDING.get(model['padding'])
+    if augshift['max_shift']:
+      return name or model['name']
+    return f'{name}_unshifted' if name else 'unshifted'
   return '_'.join(['augshift' if augshift['weight'] else 'two_crops', *([plain] if plain else [])])
 
 

@@ -10,7 +10,8 @@ A record is one metric of one cell, over seeds:
   order, N: of an attack, what was removed and how many channels; N = 0 is order 'clean'.
   metric, values, seeds, mean, std, n: fractions, one value a seed, or several where a seed has
     several random orders; std is the sample's, None of one; n counts the values that are known.
-  commit: of the code that trained all these seeds; None where it is not known.
+  commit: of the code that trained all these seeds; None where it is not known; 'A, B' where B went
+    on with what A began.
   paper, torch: the published fraction; the PyTorch twin's values, seeds, mean, std, n, commit.
   protocol: how a consistency was measured. chance: what guessing gets, of an attacked classifier.
   detail: curves and sizes, in a cell's first record.

@@ -26,6 +26,10 @@ PAPER = ('Islam, Kowal, Jia, Derpanis, Bruce: Global Pooling, More than Meets th
 COMPARE = 'so compare the order of the rows with the paper\'s, not the values.'
 NARROW = ('This run uses a narrow ResNet-18 and a part of the training images for a few epochs, '
           f'{COMPARE}')
+NARROW_CIFAR = ('This run uses a quarter of the width, {} and 20 epochs of large batches with a '
+                f'triangular rate, {COMPARE}')
+BFLOAT16 = ('Networks compute in bfloat16; BatchNorm\'s statistics, pooled features and losses in '
+            'float32.')
 # What to say of a (suite, scale) that is not the paper's own; '' is any other suite.
 NOTES = {
   ('quickstart', 'digits'): (
@@ -48,11 +52,9 @@ NOTES = {
   ('table2', 'small'): NARROW, ('augshift_sweep', 'small'): NARROW,
   ('table1', 'narrow'): 'This run is the paper\'s recipe, all images and all epochs (GAPNet\'s '
                         'location: 2, which it finds after one), at a quarter of the width.',
-  **dict.fromkeys((('table2', 'narrow'), ('augshift_sweep', 'narrow')), (
-    'This run uses a quarter of the width, all training images and 20 epochs of large batches with '
-    f'a triangular rate, {COMPARE}')),
-  ('', 'full'): 'Networks compute in bfloat16; BatchNorm\'s statistics, pooled features and losses '
-                'in float32.',
+  ('table2', 'narrow'): NARROW_CIFAR.format('all training images'),
+  ('augshift_sweep', 'narrow'): NARROW_CIFAR.format(
+    'all training images but those by which it is measured'),
   ('', 'narrow'): f'This run uses a quarter of the width, {COMPARE}',
   ('', 'small'): f'This run is smaller than the paper\'s, {COMPARE}',
   ('', 'tiny'): 'This run shows that everything runs; its few steps show nothing else.'}
@@ -127,13 +129,15 @@ def told(records, *, headings=False) -> list[str]:
 
 
 def scale_notes(records):
-  """A sentence for every suite and scale among the records that is not the paper's own, and for
-  every change to their configs."""
+  """A sentence for every suite and scale among the records that is not the paper's own, on
+  bfloat16 where all compute in it, and for every change to their configs."""
   keys = {(r.get('suite') if not r.get('changes') else '', r.get('scale')) for r in records}
   keys = {key if key in NOTES else ('', key[1]) for key in keys}
+  dtypes = {r['config'].get('model', {}).get('dtype') for r in records if r.get('config')}
   changes = dict.fromkeys(', '.join(r['changes']) for r in records if r.get('changes'))
   return list(dict.fromkeys([
     *(sentence for key, sentence in NOTES.items() if key in keys),
+    *([BFLOAT16] if dtypes == {'bfloat16'} else []),
     *(f'Every network is trained with {change}, other than the suite says.' for change in changes)
   ]))
 
@@ -169,7 +173,9 @@ def _seconds(value):
 # What a record's detail says about training, its label, and how to print it.
 DETAIL = [('model', 'model', str), ('parameters', 'parameters', '{:,}'.format),
           ('train_images', 'training images', '{:,}'.format),
-          ('test_images', 'test images', '{:,}'.format), ('input_size', 'input, pixels', str),
+          ('test_images', 'test images', '{:,}'.format),
+          ('held_out', 'training images left out, to measure by', '{:,}'.format),
+          ('input_size', 'input, pixels', str),
           ('epochs', 'epochs', str), ('steps', 'steps', '{:,}'.format),
           ('batch_size', 'batch', str), ('seeds', 'seeds', lambda v: ', '.join(map(str, v))),
           ('commit', 'code', lambda v: v or 'commit not recorded'),
@@ -185,7 +191,7 @@ def _how(source):
             'duration': about.get('wall_seconds') and _seconds(about['wall_seconds']),
             'versions': ', '.join(f'{k} {n}' for k, n in about.get('versions', {}).items())}
   rows = [[name, str(value)] for name, value in of_run.items() if value]
-  trained = [{**r['detail'], 'seeds': r.get('seeds'), 'cell': r['cell'],
+  trained = [{**r['detail'], **_held_out(r), 'seeds': r.get('seeds'), 'cell': r['cell'],
               'commit': r.get('commit') or ''}
              for r in source.records if r.get('detail')]
   differ = []
@@ -206,6 +212,12 @@ def _how(source):
     tables.append(Table(['config field', 'value'], _flat(config), text=2))
   command = str(source.run.get('command', ''))
   return Section('How it was made', code=command, tables=tables) if command or tables else None
+
+
+def _held_out(record):
+  """What its detail says instead of test images where those are training images left out."""
+  held_out = record.get('config', {}).get('data', {}).get('held_out')
+  return {'held_out': record['detail'].get('test_images'), 'test_images': None} if held_out else {}
 
 
 def _flat(config, prefix=''):

@@ -109,32 +109,34 @@ def lead(source):
 
 
 def _here(source):
-  """A sentence for each dataset on AugShift beside the network alone and the control, of the seeds
-  that both have."""
+  """A sentence for each dataset on AugShift beside the network alone and the control, each number
+  over the seeds that both have."""
   found = {(r['dataset'], r['network'], r['metric']):
            dict(zip(r['seeds'], r['values'], strict=True))
            for r in source.records if r.get('seeds')}
   for dataset, alone in dict.fromkeys(key[:2] for key in found if key[1].startswith('resnet')):
-    (augshift, *others), (near, far) = (
-      [found.get((dataset, network, metric), {}) for network in networks] for metric, networks in (
-        ('consistency', ('augshift', alone, 'two_crops')),
-        ('feature_distance', ('augshift', 'two_crops'))))
-    if all(augshift.keys() & other.keys() for other in (*others, far)) and not _is_sweep(source):
-      over_alone, over_control = (
-        f'{100 * statistics.fmean(augshift[seed] - other[seed] for seed in both):+.1f}'
-        for other in others if (both := augshift.keys() & other.keys()))
-      both = near.keys() & far.keys()
-      near, far = (statistics.fmean(x[seed] for seed in both) for x in (near, far))
-      yield (f'On {dataset} AugShift is {over_alone} points more consistent than the network alone '
-             f'and {over_control} than two crops without the loss, and its features of two shifts '
-             f'are {far / near:.1f} times as close as theirs.')
+    pairs = [[found.get((dataset, network, metric), {}) for network in ('augshift', other)]
+             for other, metric in ((alone, 'consistency'), ('two_crops', 'consistency'),
+                                   ('two_crops', 'feature_distance'))]
+    seeds = [one.keys() & other.keys() for one, other in pairs]
+    if not all(seeds) or _is_sweep(source):
+      continue
+    over_alone, over_control, (near, far) = (
+      [statistics.fmean(values[seed] for seed in both) for values in pair]
+      for pair, both in zip(pairs, seeds, strict=True))
+    over_alone, over_control = (f'{100 * (one - other):+.1f}'
+                                for one, other in (over_alone, over_control))
+    n = [f'({len(both)} seed{"s" * (len(both) > 1)})' for both in seeds]
+    yield (f'On {dataset} AugShift is {over_alone} points {n[0]} more consistent than the network '
+           f'alone and {over_control} {n[1]} than two crops without the loss, and its features of '
+           f'two shifts are {far / near:.1f} times {n[2]} as close as theirs.')
 
 
 def _compared(source):
   """Sentences on the networks beside AugShift, as far as they are there."""
   networks = {cell.network for cell in source.cells}
   others = [words for name, words in recipes.SHIFT_OTHERS.items() if name in networks]
-  if others:
+  if others and any(name.startswith('resnet') for name in networks):
     yield f'It is compared with the plain network and with {", and with ".join(others)}.'
   if 'two_crops' in networks:
     yield ('AugShift sees each image twice, so the fair control is two crops at weight 0: the same '

@@ -29,7 +29,14 @@ from gapjax.speed.inputs import step_flops
 from gapjax.tasks import TASKS
 from gapjax.training import build, workdirs
 from gapjax.training.plan import Plan
-from gapjax.training.system import StopSignals, commit, is_large, keep_freed_memory, versions
+from gapjax.training.system import (
+  StopSignals,
+  commit,
+  describe_devices,
+  is_large,
+  keep_freed_memory,
+  versions,
+)
 from gapjax.training.train import train
 from gapjax.weights.files import require_torch
 
@@ -83,13 +90,7 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
     records = read_own(path, every)
     for name in dict.fromkeys(record['cell'] for record in records):
       log.warning('%s is known from %s', name, path)
-    left = [(seed, cell, parts) for seed in range(seeds) for cell in cells  # a value of each first
-            if (parts := missing(records, cell, seed, twin=with_torch))]
-    here = commit()
-    for _, cell, parts in left:
-      if 'trained' in parts:
-        check_commit([r['commit'] for r in records if r['cell'] == cell.name], here,
-                     name=cell.name)
+    left = to_train(records, cells, seeds=seeds, twin=with_torch)
     _train(left, records, suite=suite, scale=scale, workdir=workdir, data_dir=data_dir,
            command=command, progress=progress, at_once=at_once, pace=pace or Pace(None, data_dir))
     return report.build(workdir) if path.exists() else None
@@ -108,8 +109,8 @@ def checked(suite, scale, changes, only, *, data_dir):
   return every, cells
 
 
-def run_several(suites, *, scale: str, workdir, command, data_dir=None, only=None, minutes=None,
-                changes=(), **how) -> dict[str, str]:
+def run_several(suites, *, scale: str, seeds: int, workdir, command, data_dir=None, only=None,
+                minutes=None, changes=(), with_torch: bool = False, **how) -> dict[str, str]:
   """`run` of some suites: one in workdir itself, several each in `workdir/SUITE`, and their cells
   in an order of worth (suites.by_worth).
 
@@ -131,14 +132,38 @@ def run_several(suites, *, scale: str, workdir, command, data_dir=None, only=Non
     parts = by_worth(suites, scale, only)
     whole = {suite: patterns if only else None for suite, patterns in parts}
     for suite, patterns in whole.items():
-      every, _ = checked(suite, scale, changes, patterns, data_dir=data_dir)
-      read_own(folders[suite] / 'results.json', every)
+      every, cells = checked(suite, scale, changes, patterns, data_dir=data_dir)
+      to_train(read_own(folders[suite] / 'results.json', every), cells, seeds=seeds,
+               twin=with_torch)
   with build.datasets_kept():
     for suite, patterns in parts:
-      if page := run(suite, scale=scale, data_dir=data_dir, command=command(suite), only=patterns,
-                     workdir=folders[suite], changes=changes, pace=pace, **how):
+      if page := run(suite, scale=scale, seeds=seeds, data_dir=data_dir, command=command(suite),
+                     only=patterns, workdir=folders[suite], changes=changes, pace=pace,
+                     with_torch=with_torch, **how):
         pages[suite] = page
   return pages
+
+
+def to_train(records, cells, *, seeds: int, twin: bool) -> list[tuple]:
+  """[(seed, cell, what is `missing`)], a value of each cell first.
+
+  Raises UsageError where a seed would be averaged with those of another commit.
+  """
+  left = [(seed, cell, parts) for seed in range(seeds) for cell in cells
+          if (parts := missing(records, cell, seed, twin=twin))]
+  for _, cell, parts in left:
+    check_code(records, cell, parts)
+  return left
+
+
+def check_code(records, cell, parts) -> None:
+  """Raises UsageError where parts of one more seed are trained by other code than those there."""
+  own = [record for record in records if record['cell'] == cell.name]
+  if 'trained' in parts:
+    check_commit([record['commit'] for record in own], commit(), name=cell.name)
+  if 'twinned' in parts:
+    check_commit([twin.get('commit') for record in own if (twin := record.get('torch'))], commit(),
+                 name=f'the PyTorch twin of {cell.name}')
 
 
 def missing(records, cell, seed: int, *, twin: bool) -> set[str]:
@@ -151,7 +176,7 @@ def missing(records, cell, seed: int, *, twin: bool) -> set[str]:
 
 
 class Pace:
-  """Which cells still end in time, judging by what those that are finished took.
+  """Which cells still end in time, judging by what those took that were begun here from nothing.
 
   A cell of so many floating-point operations takes as long for each as the finished one did whose
   number is nearest, compilation and evaluation included. The first is always begun.
@@ -161,19 +186,21 @@ class Pace:
     self.until = math.inf if minutes is None else time.monotonic() + 60 * minutes
     self.data_dir, self._finished = data_dir, []
 
-  def in_time(self, items):
-    """Yields those of (number, (seed, cell, parts)) that do."""
+  def in_time(self, items, workdir):
+    """Yields those of (number, (seed, cell, parts)) that do, to be trained in workdir."""
     for number, (seed, cell, parts) in items:
       if math.isinf(self.until):
         yield number, (seed, cell, parts)
         continue
       work, begin = self._work(cell.config), time.monotonic()
+      anew = not (_folder(workdir, cell, seed) / 'config.json').exists()  # else a part is done
       rates = sorted((abs(math.log(work / other)), seconds / other)
                      for other, seconds in self._finished)
       if begin + work * (rates[0][1] if rates else 0) > self.until:
         continue
       yield number, (seed, cell, parts)
-      self._finished.append((work, time.monotonic() - begin))
+      if anew:
+        self._finished.append((work, time.monotonic() - begin))
 
   def _work(self, config):
     train_set, _, task = build.load_data(config, data_dir=self.data_dir)
@@ -183,40 +210,40 @@ class Pace:
 
 def _train(left, records, *, suite, scale, workdir, data_dir, command, progress, at_once, pace):
   """Trains what is left, and writes results.json and run.json after each."""
-  start, done = time.perf_counter(), set()
-  previous = paths.read_json(workdir / 'run.json') if (workdir / 'run.json').exists() else {}
+  done, note = set(), _diary(workdir / 'run.json', command)
 
   def work(item, **how):
     number, (seed, cell, parts) = item
+    check_code(records, cell, parts)  # again: an earlier seed may have been resumed
     log.warning('%s seed %d (%d of %d)', cell.name, seed, number, len(left))
-    return _work(cell, seed, parts, folder=workdir / 'cells' / cell.name / f'seed{seed}',
-                 data_dir=data_dir, until=pace.until, **how)
+    return _work(cell, seed, parts, folder=_folder(workdir, cell, seed), data_dir=data_dir,
+                 until=pace.until, **how)
 
   try:
     for (_, (seed, cell, parts)), (folder, summary, attacked) in _several(
-        work, pace.in_time(enumerate(left, 1)), at_once=at_once, progress=progress):
+        work, pace.in_time(enumerate(left, 1), workdir), at_once=at_once, progress=progress):
       about = dict(seed=seed, summary=summary, suite=suite, scale=scale)
       if 'trained' in parts:
         records = add(records, cell, lines=paths.read_lines(folder / 'metrics.jsonl'), **about)
       if attacked:
         pictures.save(folder, *attacked)
         records = add_attack(records, cell, sweep=attacked.sweep, **about)
+      if summary:  # of gapjax's own; before results.json, which is not read without run.json
+        note(summary)
       write(workdir / 'results.json', records)
       for line in report.told([record for record in records if record['cell'] == cell.name]):
         log.warning('  %s', line)
       if 'twinned' in parts:
         from gapjax.pytorch import train as twin
-        summary = twin.train(replaced(cell.config, seed=seed), workdir=folder / 'torch',
+        twinned = twin.train(replaced(cell.config, seed=seed), workdir=folder / 'torch',
                              data_dir=data_dir, progress=progress)
-        records = add_torch(records, cell, seed=seed, summary=summary)
+        records = add_torch(records, cell, seed=seed, summary=twinned)
+        note(twinned)
         write(workdir / 'results.json', records)
-      done.add((seed, cell.name))
-      today = datetime.date.today().isoformat()
-      paths.write_json(workdir / 'run.json', joined(previous, {
-        'began': today, 'ended': today, 'command': command, 'device': summary['device'],
-        'versions': summary.get('versions', versions()),
-        'wall_seconds': time.perf_counter() - start}))
+      if attacked or 'attacked' not in parts:
+        done.add((seed, cell.name))
   except Interrupted:
+    note()
     if time.monotonic() < pace.until:
       raise
   if unfinished := [f'{cell.name} seed {seed}' for seed, cell, _ in left
@@ -224,13 +251,40 @@ def _train(left, records, *, suite, scale, workdir, data_dir, command, progress,
     log.warning('not finished in time: %s; the same command goes on', ', '.join(unfinished))
 
 
-def _work(cell, seed, parts, *, folder, data_dir, **how):
-  """Trains and attacks a cell's seed: (folder, summary, attack), None where not in `parts`."""
+def _folder(workdir, cell, seed):
+  """Where a cell's seed is trained."""
+  return workdir / 'cells' / cell.name / f'seed{seed}'
+
+
+def _diary(path, command):
+  """`note`, which writes run.json: what it said before, and this command."""
+  run = paths.read_json(path) if path.exists() else {}
+  began, mark = datetime.date.today().isoformat(), time.perf_counter()
+
+  def note(summary=None):
+    """Adds the time since the last note, and what trained: a summary's machine and versions, or
+    those here, of a cell that was cut off and has none."""
+    nonlocal run, mark
+    about, now = {'device': describe_devices(jax.devices()), 'versions': versions(),
+                  **(summary or {})}, time.perf_counter()
+    run = joined(run, {'began': began, 'ended': datetime.date.today().isoformat(),
+                       'command': command, 'device': about['device'],
+                       'versions': about['versions'], 'wall_seconds': now - mark})
+    mark = now
+    paths.write_json(path, run)
+
+  return note
+
+
+def _work(cell, seed, parts, *, folder, data_dir, until, **how):
+  """Trains and attacks a cell's seed: (folder, summary, attack), None where not in `parts`. No
+  attack begins after `until`: nothing stops it."""
   summary = attacked = None
   if parts & {'trained', 'attacked'}:
-    summary = train(replaced(cell.config, seed=seed), workdir=folder, data_dir=data_dir, **how,
+    summary = train(replaced(cell.config, seed=seed), workdir=folder, data_dir=data_dir,
+                    until=until, **how,
                     alike=[folder.with_name(f'seed{earlier}') for earlier in range(seed)])
-  if 'attacked' in parts:
+  if 'attacked' in parts and time.monotonic() < until:
     attacked = attack_run(folder, data_dir=data_dir)
   return folder, summary, attacked
 

@@ -23,13 +23,19 @@ def write(path, records) -> None:
 
 
 def joined(earlier: dict, later: dict) -> dict:
-  """run.json of two trainings of one suite, the first of which may be {}."""
+  """run.json of two trainings of one suite, the first of which may be {}. What differs between them
+  is listed: '0.10.2, 0.11.2'."""
+  def both(one, other, mark):
+    return mark.join(dict.fromkeys(filter(None, [*one.split(mark), *other.split(mark)])))
+
+  versions = [run.get('versions', {}) for run in (earlier, later)]
   return {
-    'began': earlier.get('began', later['began']), 'ended': later['ended'],
-    **{key: mark.join(dict.fromkeys(filter(None, [
-      *earlier.get(key, '').split(mark), *later[key].split(mark)])))
-      for key, mark in (('command', '\n'), ('device', '; '))},
-    'versions': {**earlier.get('versions', {}), **later['versions']},
+    'began': min(run['began'] for run in (earlier, later) if 'began' in run),
+    'ended': max(run['ended'] for run in (earlier, later) if 'ended' in run),
+    **{key: both(earlier.get(key, ''), later[key], mark)
+       for key, mark in (('command', '\n'), ('device', '; '))},
+    'versions': {name: both(*(some.get(name, '') for some in versions), ', ')
+                 for name in {**versions[0], **versions[1]}},
     'wall_seconds': earlier.get('wall_seconds', 0.0) + later['wall_seconds']}
 
 
@@ -86,7 +92,8 @@ def add_torch(records, cell, *, seed: int, summary) -> list[dict]:
   for record in records:
     if record['cell'] == cell.name and 'N' not in record and record['metric'] in values:
       old, commit = record.get('torch') or {}, summary.get('commit')
-      check_commit([old['commit']] if old else [], commit, name=f'the PyTorch twin of {cell.name}')
+      check_commit([old.get('commit')] if old else [], commit,  # of an old twin not written down
+                   name=f'the PyTorch twin of {cell.name}')
       numbers = [*old.get('values', []), values[record['metric']]]
       record = {**record, 'torch': {'values': numbers, 'seeds': [*torch_seeds(record), seed],
                                     **spread(numbers), 'commit': commit}}

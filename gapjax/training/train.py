@@ -99,7 +99,7 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True, alike=
       workdirs.claim(workdir, config, identities)
     if found:
       log.info('resumed from step %d of %d', step, plan.total_steps)
-    clock = Clock(meta['wall_seconds'])
+    clock, code = Clock(meta['wall_seconds']), commits(meta)
     writer = stack.enter_context(Writer(workdir, step=step))
     feed = build.create_feed(config, task, train_set, plan)
     if is_first():
@@ -143,7 +143,8 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True, alike=
       # ---- Checkpoint --------------------------------------------------------------------------
       if plan.saves(step) or stopping:
         writer.upload()  # a run that goes on from here has the lines up to here
-        checkpoints.save(step, devices.to_host(state), {'wall_seconds': clock.wall_seconds()})
+        checkpoints.save(step, devices.to_host(state),
+                         {'wall_seconds': clock.wall_seconds(), 'commit': code})
       if stopping:
         checkpoints.wait()
         raise Interrupted(f'stopped at step {step} of {plan.total_steps}, saved in {workdir}; '
@@ -179,10 +180,20 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True, alike=
       config, evaluation, train_set, final, writer.lines, clock, step=step,
       device=describe_devices(devices.devices),
       parameters=sum(x.size for x in jax.tree.leaves(state.params)))
+    finished['commit'] = code
     if is_first():
       paths.write_json(workdir / 'summary.json', finished)
     wait_for_all('finished')
     return finished
+
+
+def commits(meta: dict) -> str | None:
+  """The commits that train a run: 'A, B' where B goes on with what A began, so that it is averaged
+  with no run of B alone. meta: its checkpoint's, which of old ones does not say."""
+  here = commit()
+  then = meta.get('commit', here)
+  return here if then == here else ', '.join(dict.fromkeys(
+    [*(then or 'unknown').split(', '), here or 'unknown']))
 
 
 def summary(config, evaluation, train_set, final: dict, lines: list[dict], clock: Clock, *,
