@@ -1,5 +1,6 @@
 """VOC 2012's, Cityscapes' and CamVid's files: every layout, the labels' meaning, refusals."""
 
+import hashlib
 import io
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import scene_files
 from cifar_files import fails
 from prepared_files import encoded
+from tensorflow_datasets.core import shuffle
 
 from gapjax import data
 
@@ -77,6 +79,21 @@ def test_voc_augmented(tmp_path, data_dir, name):
         image=lambda id: f'JPEGImages/{id}.jpg', label=lambda id: 20 - np.minimum(masks[id], 20))
   check('voc2012', data_dir, split='train', ids=scene_files.VOC_SPLITS['train'], files=files,
         image=lambda id: f'JPEGImages/{id}.jpg', label=masks.get)
+
+
+def test_a_split_larger_than_tfds_holds_in_memory(tmp_path, data_dir, monkeypatch):
+  """Beyond that TFDS needs TensorFlow. The scenes are all there, in the order of small sets: that
+  of the MD5 of split and id."""
+  monkeypatch.setattr(shuffle, 'MAX_MEM_BUFFER_SIZE', 1000)
+  monkeypatch.setattr(shuffle, 'tf', None)
+  files, masks = scene_files.voc_files(aug='trainaug')
+  data.prepare('voc2012', source=scene_files.write(tmp_path / 'VOC2012', files), data_dir=data_dir)
+  for split, ids in {**scene_files.VOC_SPLITS, 'train_aug': list(masks)[:4]}.items():
+    label = (lambda id: 20 - np.minimum(masks[id], 20)) if split == 'train_aug' else masks.get
+    check('voc2012', data_dir, split=split, ids=ids, files=files, label=label,
+          image=lambda id: f'JPEGImages/{id}.jpg')
+    found = [scene['id'] for scene in data.load_scenes('voc2012', split=split, data_dir=data_dir)]
+    assert found == sorted(ids, key=lambda id: hashlib.md5((split + id).encode()).digest())
 
 
 ID = scene_files.VOC_SPLITS['train'][1]

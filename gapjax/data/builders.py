@@ -5,13 +5,16 @@ folder that either prepared serves both.
 """
 
 import contextlib
+import functools
 import io
 import os
 import pathlib
 import tempfile
+import unittest.mock
 
 import requests
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import shuffle
 from tensorflow_datasets.core.download import checksums, resource
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
@@ -118,6 +121,28 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                          'label': io.BytesIO(png(scene.label()))}
 
 
+class _Shuffler(shuffle.Shuffler):
+  """TFDS' own order, of examples that wait in a file: of each, memory holds where it is.
+
+  TFDS holds a split in memory, and one of more than 1,000 MiB in files opened by TensorFlow.
+  """
+
+  def __init__(self, file, **how):
+    super().__init__(**how)
+    self._file = file
+    file.seek(0)
+    file.truncate()  # of the split before
+
+  def _add_to_mem_buffer(self, hkey, data):
+    self._mem_buffer.append((hkey, self._file.tell(), len(data)))
+    self._file.write(data)
+
+  def _iter_mem(self):
+    for hkey, start, size in sorted(self._mem_buffer):
+      self._file.seek(start)
+      yield hkey, self._file.read(size)
+
+
 def prepare(name, *, source=None, data_dir=None, quiet=False):
   """Builds the dataset `name` unless it is there already.
 
@@ -172,6 +197,9 @@ def _build(name, content, *, root, quiet):
   """
   root.mkdir(parents=True, exist_ok=True)
   with (tempfile.TemporaryDirectory(dir=root, prefix='incomplete.') as temporary,
+        tempfile.TemporaryFile(dir=temporary) as examples,
+        # TFDS' writer makes its own shuffler, and takes no other.
+        unittest.mock.patch.object(shuffle, 'Shuffler', functools.partial(_Shuffler, examples)),
         # What TFDS prints names the temporary folder; its progress bars go to stderr.
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext()):
