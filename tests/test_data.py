@@ -1,7 +1,9 @@
 """Prepared folders, the embedded digits, resizing, normalisation. Nothing needs the network."""
 
+import errno
 import itertools
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -14,10 +16,11 @@ import pytest
 import tensorflow_datasets as tfds
 from cifar_files import fails
 from conftest import ROOT, python
+from disks import mount_tmpfs
 from prepared_files import encoded, write
 from sklearn import datasets as sklearn_datasets
 
-from gapjax import data
+from gapjax import cli, data, paths
 from gapjax.data import builders, prepared, sources
 
 
@@ -55,6 +58,27 @@ def test_default_data_dir(monkeypatch, tmp_path):
   assert data.prepare('digits') == tmp_path / 'env' / 'digits' / '1.0.0'
   monkeypatch.delenv('TFDS_DATA_DIR')
   assert prepared.data_root(None) == pathlib.Path('~/tensorflow_datasets').expanduser()
+
+
+@pytest.mark.parametrize('size', ['64k', '600k'])
+def test_full_disk(tmp_path, capsys, size):
+  """One line, whether it is we, or array_record, that cannot write; nothing half-built is left."""
+  if refused := mount_tmpfs(tmp_path, f'size={size}'):
+    pytest.skip(f'cannot mount a tmpfs here: {refused}')
+  try:
+    assert cli.main(['prepare', 'digits', f'--data_dir={tmp_path}']) == 2
+    said = capsys.readouterr().err
+    assert f'gapjax: No space left on device `{tmp_path}`\n' in said
+    assert 'Traceback' not in said and not list(tmp_path.iterdir())
+  finally:
+    subprocess.run(['umount', '-l', tmp_path], check=True)
+
+
+def test_a_full_quota_is_told_as_what_it_is():
+  """In the words of array_record."""
+  with pytest.raises(OSError, match='quota exceeded') as error, paths.full_disk('here'):
+    raise RuntimeError(f'INTERNAL: write() failed: {os.strerror(errno.EDQUOT)}')
+  assert (error.value.errno, error.value.filename) == (errno.EDQUOT, 'here')
 
 
 # ---- Prepared folders. ----

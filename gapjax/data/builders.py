@@ -18,7 +18,7 @@ from tensorflow_datasets.core import shuffle
 from tensorflow_datasets.core.download import checksums, resource
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-from gapjax import errors
+from gapjax import errors, paths
 from gapjax.data import digit_scenes, prepared, scenes_sources, sources
 from gapjax.data.scenes_sources import png
 
@@ -196,7 +196,8 @@ def _build(name, content, *, root, quiet):
   seed would write into one. It also leaves empty folders behind when it fails.
   """
   root.mkdir(parents=True, exist_ok=True)
-  with (tempfile.TemporaryDirectory(dir=root, prefix='incomplete.') as temporary,
+  with (paths.full_disk(root),
+        tempfile.TemporaryDirectory(dir=root, prefix='incomplete.') as temporary,
         tempfile.TemporaryFile(dir=temporary) as examples,
         # TFDS' writer makes its own shuffler, and takes no other.
         unittest.mock.patch.object(shuffle, 'Shuffler', functools.partial(_Shuffler, examples)),
