@@ -244,6 +244,18 @@ def test_cityscapes_refused(tmp_path, data_dir, change, parts, layout):
   refused('cityscapes', source, data_dir, *parts)
 
 
+def test_two_cities_with_an_image_of_one_name(tmp_path, data_dir):
+  """Such as a city that is there a second time as a link. No image needs to be read for it."""
+  files, _ = scene_files.cityscapes_files([7, 8])
+  files[IMAGE] = b'not to be read'
+  scene_files.write(tmp_path, files)
+  for part in ('leftImg8bit', 'gtFine'):
+    (tmp_path / part / 'train' / 'basel').symlink_to('aachen')
+  again = 'leftImg8bit/train/basel/aachen_000000_000019_leftImg8bit.png'
+  refused('cityscapes', tmp_path, data_dir, f'{tmp_path}/{again} have one name',
+          f'{tmp_path}/{again.replace("basel", "aachen")} and')
+
+
 def test_camvid_is_not_cityscapes(tmp_path, data_dir):
   files, _ = scene_files.cityscapes_files([7, 12])
   refused('camvid', scene_files.write(tmp_path, files), data_dir,

@@ -297,14 +297,28 @@ def _cityscapes(tree, name):
       raise errors.UsageError(f'{LABELS[name].title} needs '
                               f'leftImg8bit/{split}/CITY/NAME_leftImg8bit.png, and there is none; '
                               'unpack it again')
+    images = {(city, stem): f'leftImg8bit/{split}/{city}/{stem}_leftImg8bit.png'
+              for city, stem in kinds}
+    _check_names(tree, images)
     scenes = [
-        _scene(tree, name, id=stem, image=f'leftImg8bit/{split}/{city}/{stem}_leftImg8bit.png',
+        _scene(tree, name, id=stem, image=image,
                mask=f'gtFine/{split}/{city}/{stem}_gtFine_labelIds.png', listed='')
-        for city, stem in kinds]
+        for (city, stem), image in images.items()]
     # Cityscapes' own test masks are dummies without any class.
     if split != 'test' or any((scene.label() != VOID).any() for scene in scenes):
       splits[split] = scenes
   return splits
+
+
+def _check_names(tree, images):
+  """Raises UsageError where two cities have an image of the same name: TFDS would complain after
+  all are read, without the names. images: (city, name) -> path."""
+  first = {}
+  for (_, stem), path in images.items():
+    if stem in first:
+      raise errors.UsageError(f'{tree.where(first[stem])} and {tree.where(path)} have one name, '
+                              'and a split takes it once: take one of them and its mask away')
+    first[stem] = path
 
 
 def _scene(tree, name, *, id, image, mask, listed):
