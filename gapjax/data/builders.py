@@ -7,6 +7,7 @@ folder that either prepared serves both.
 import contextlib
 import functools
 import io
+import logging
 import os
 import pathlib
 import tempfile
@@ -21,6 +22,8 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 from gapjax import errors, paths
 from gapjax.data import digit_scenes, prepared, scenes_sources, sources
 from gapjax.data.scenes_sources import png
+
+log = logging.getLogger(__name__)
 
 _KRIZHEVSKY = '''@techreport{krizhevsky2009learning,
   author = {Alex Krizhevsky},
@@ -163,6 +166,9 @@ def prepare(name, *, source=None, data_dir=None, quiet=False):
   root = prepared.data_root(data_dir)
   folder, problem = prepared.newest(root / name)
   if folder:
+    if source:
+      log.warning('%s is prepared already, and nothing is taken from %s; to build it from there, '
+                  'remove %s and run this again', name, source, folder)
     return folder
   if problem:
     raise errors.UsageError(prepared.explain(name, data_dir, problem=problem))
