@@ -149,7 +149,7 @@ def test_damaged_shard(data_dir):
           'is damaged')
 
 
-def test_newest_readable_version(data_dir):
+def test_newest_readable_version(data_dir, caplog):
   path = tiny_cifar10(data_dir)
   for version in ('3.0.10', '3.0.9', '3.1.0'):
     shutil.copytree(path, path.parent / version)
@@ -158,6 +158,8 @@ def test_newest_readable_version(data_dir):
   (path.parent / '3.1.0' / 'features.json').unlink()
   assert pathlib.Path(prepared.open_named('cifar10', data_dir).data_dir).name == '3.0.10'
   assert data.prepare('cifar10', data_dir=data_dir).name == '3.0.10'
+  assert caplog.messages == [f'{path.parent}/3.1.0 is incomplete (no features.json): remove it; '
+                             f'{path.parent}/3.0.10 is read instead']
   assert data.load_images(data_dir / 'cifar10', split='test').name == 'cifar10'
 
 

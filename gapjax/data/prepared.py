@@ -1,6 +1,8 @@
 """Folders that TFDS prepared: where they are, which version, and whether they can be read."""
 
+import functools
 import json
+import logging
 import os
 import pathlib
 import shlex
@@ -8,6 +10,8 @@ import shlex
 import tensorflow_datasets as tfds
 
 from gapjax import errors
+
+log = logging.getLogger(__name__)
 
 # Made of what scikit-learn ships: prepared on first use, without a source.
 EMBEDDED = ('digits', 'digit_scenes')
@@ -60,7 +64,16 @@ def newest(path):
   candidates = [path] if (path / 'dataset_info.json').exists() else _versions(path)
   problems = {folder: _problem(folder) for folder in candidates}
   readable = [folder for folder, problem in problems.items() if not problem]
-  return (readable[0], '') if readable else (None, next(iter(problems.values()), ''))
+  problem = next(iter(problems.values()), '')
+  if readable and problem:
+    _warn(f'{problem}; {readable[0]} is read instead')
+  return (readable[0], '') if readable else (None, problem)
+
+
+@functools.cache
+def _warn(message):
+  """Once: every split that is read asks for the newest version again."""
+  log.warning(message)
 
 
 def explain(name, data_dir, *, problem):
