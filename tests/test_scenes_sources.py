@@ -244,6 +244,22 @@ def test_cityscapes_refused(tmp_path, data_dir, change, parts, layout):
   refused('cityscapes', source, data_dir, *parts)
 
 
+@pytest.mark.parametrize(('field', 'value', 'parts'), [
+  (4, 99, ['.zip: Python cannot unpack', 'zip file version 9.9']),
+  (6, 1, [f'.zip: {MASK}: Python cannot unpack', 'password']),
+  (8, 9, [f'.zip: {MASK}: Python cannot unpack', 'not supported'])],
+  ids=['a newer version', 'a password', 'Deflate64'])
+def test_archives_that_python_cannot_unpack(tmp_path, data_dir, field, value, parts):
+  """The two bytes at `field` of a member's header, and two later in the table of contents."""
+  files, _ = scene_files.cityscapes_files([7, 8])
+  labels = scene_files.zips(files, tmp_path) / 'gtFine_trainvaltest.zip'
+  content, name = bytearray(labels.read_bytes()), MASK.encode()
+  for start in (content.index(name) - 30, content.rindex(name) - 46 + 2):
+    content[start + field:start + field + 2] = value.to_bytes(2, 'little')
+  labels.write_bytes(content)
+  refused('cityscapes', tmp_path, data_dir, *parts, 'another program and pass the folder')
+
+
 def test_two_cities_with_an_image_of_one_name(tmp_path, data_dir):
   """Such as a city that is there a second time as a link. No image needs to be read for it."""
   files, _ = scene_files.cityscapes_files([7, 8])

@@ -26,6 +26,7 @@ from gapjax import errors
 from gapjax.data.catalogue import VOID
 
 _LARGEST = 1 << 28  # bytes of a file; Cityscapes' images have 3 million
+_FOREIGN = 'Python cannot unpack this ({}); unpack it with another program and pass the folder'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,6 +247,8 @@ def _zips(paths, name):
       except (zipfile.BadZipFile, EOFError) as error:
         raise errors.UsageError(f'{path} is not a whole zip archive ({errors.first_line(error)}); '
                                 f'download it again from {ORIGINS[name]}') from error
+      except NotImplementedError as error:  # of a newer version of the format
+        raise errors.UsageError(f'{path}: {_FOREIGN.format(errors.first_line(error))}') from error
       members |= {name: functools.partial(archive.open, name) for name in archive.namelist()}
     yield _Tree(members, where=lambda name: f'{paths[name.partition("/")[0]]}: {name}')
 
@@ -347,6 +350,9 @@ def _reading(tree, path):
   try:
     with tree.files[path]() as file:
       yield file
+  except RuntimeError as error:  # zipfile's, of a password or a method that it does not have
+    message = _FOREIGN.format(errors.first_line(error))
+    raise errors.UsageError(f'{tree.where(path)}: {message}') from error
   except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, tarfile.TarError,
           zipfile.BadZipFile, PIL.Image.DecompressionBombError) as error:
     if isinstance(error, OSError) and error.errno is not None:
