@@ -138,6 +138,18 @@ def test_partial_folder_is_not_a_data_set(data_dir, damage):
     fails(call, f'{path} is incomplete', 'remove it, then run `gapjax prepare cifar10')
 
 
+@pytest.mark.parametrize(('file', 'content'), [
+  ('dataset_info.json', '[]'), ('dataset_info.json', 'null'), ('dataset_info.json', '{}'),
+  ('dataset_info.json', '{"name": "cifar10", "of a newer TFDS": 1}'), ('features.json', 'null'),
+  ('features.json', '{"type": "no.such.Feature"}')])
+def test_json_that_is_not_tfds(data_dir, file, content):
+  path = tiny_cifar10(data_dir)
+  (path / file).write_text(content)
+  for call in (lambda: data.load_images('cifar10', split='train', data_dir=data_dir),
+               lambda: data.prepare('cifar10', data_dir=data_dir)):
+    fails(call, f'{path} cannot be read by TFDS (', 'move it away, then run `gapjax prepare')
+
+
 def test_damaged_shard(data_dir):
   path = data.prepare('digits', data_dir=data_dir)
   shard = path / 'digits-train.array_record-00000-of-00001'

@@ -112,6 +112,16 @@ def _problem(folder):
       return partial.format(f'no {file}')
     except ValueError:
       return partial.format(f'{file} is cut short')
+  try:
+    return _problem_of_content(folder, partial)
+  except OSError:  # the disk's complaint
+    raise
+  except Exception as error:  # TFDS raises nearly anything for JSON that is not its own
+    return f'{folder} cannot be read by TFDS ({errors.first_line(error)}): move it away'
+
+
+def _problem_of_content(folder, partial):
+  """`_problem` of a folder whose JSON files are whole."""
   info = tfds.builder_from_directory(folder).info
   if _FORMAT not in info.available_file_formats():
     return (f'{folder} is stored as {info.file_format.value}, not array_record: have its builder '
