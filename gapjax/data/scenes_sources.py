@@ -286,7 +286,8 @@ def _read_list(tree, file):
 def _cityscapes(tree, name):
   """split -> scenes: train, val, and test when its masks are no dummies."""
   pairs = {split: {} for split in ('train', 'val', 'test')}  # split -> (city, stem) -> kinds
-  pattern = re.compile(r'(leftImg8bit|gtFine)/(train|val|test)/([^/]+)/([^/]+)_'
+  # No name with a dot first: macOS puts a file ._NAME beside each on a disk of another system.
+  pattern = re.compile(r'(leftImg8bit|gtFine)/(train|val|test)/([^/.][^/]*)/([^/.][^/]*)_'
                        r'(leftImg8bit|gtFine_labelIds)\.png')
   for path in sorted(tree.files):
     match = pattern.fullmatch(path)
