@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -292,6 +293,43 @@ def test_killed_prepare_is_not_taken_for_a_data_set(data_dir):
   assert run(script, check=False).returncode == -9
   assert [child.name.partition('.')[0] for child in data_dir.iterdir()] == ['incomplete']
   assert len(data.load_images('digits', split='test', data_dir=data_dir).labels) == 400
+
+
+@pytest.mark.parametrize(('name', 'code'), [('SIGTERM', 143), ('SIGHUP', 129), ('SIGINT', 130)])
+def test_a_signal_that_ends_prepare_leaves_nothing(data_dir, name, code):
+  """Sent a second time while that is removed, as by a terminal that closes."""
+  script = f'''
+      import signal, sys
+      from gapjax import cli
+      from gapjax.data import builders
+      whole = builders.Builder._generate_examples
+      def stopped(self, split):
+        for i, example in enumerate(whole(self, split)):
+          if split == 'test' and i == 5:
+            signal.raise_signal(signal.{name})
+          yield example
+      builders.Builder._generate_examples = stopped
+      rmdir = builders.os.rmdir
+      def removed(*args, **how):
+        if {name!r} != 'SIGINT':
+          signal.raise_signal(signal.{name})
+        rmdir(*args, **how)
+      builders.os.rmdir = removed
+      sys.exit(cli.main(['prepare', 'digits', {f'--data_dir={data_dir}'!r}]))'''
+  done = run(script, check=False)
+  assert done.returncode == code and 'Traceback' not in done.stderr, done.stderr
+  assert not list(data_dir.iterdir())
+
+
+def test_an_ignored_signal_stays_ignored():
+  """Under nohup a dataset is built though the terminal closes."""
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    with builders._ended_by_signals():
+      signal.raise_signal(signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+  finally:
+    signal.signal(signal.SIGHUP, before)
 
 
 def test_two_processes_prepare_the_digits_at_once(data_dir, tmp_path):

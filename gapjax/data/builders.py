@@ -10,7 +10,9 @@ import io
 import logging
 import os
 import pathlib
+import signal
 import tempfile
+import threading
 import unittest.mock
 
 import requests
@@ -202,7 +204,7 @@ def _build(name, content, *, root, quiet):
   seed would write into one. It also leaves empty folders behind when it fails.
   """
   root.mkdir(parents=True, exist_ok=True)
-  with (paths.full_disk(root),
+  with (_ended_by_signals(), paths.full_disk(root),
         tempfile.TemporaryDirectory(dir=root, prefix='incomplete.') as temporary,
         tempfile.TemporaryFile(dir=temporary) as examples,
         # TFDS' writer makes its own shuffler, and takes no other.
@@ -221,6 +223,31 @@ def _build(name, content, *, root, quiet):
       if prepared.newest(folder.parent)[0] != folder:
         raise
   return folder
+
+
+@contextlib.contextmanager
+def _ended_by_signals():
+  """Inside, SIGTERM and SIGHUP end the process as Ctrl-C does: what is half-built is removed.
+
+  The exit code is a shell's for the signal, 143 and 129. Where somebody handles or ignores them,
+  as training does and nohup, that stays.
+  """
+  main = threading.current_thread() is threading.main_thread()  # no other may set a handler
+  ours = [number for number in (signal.SIGTERM, signal.SIGHUP)
+          if main and signal.getsignal(number) is signal.SIG_DFL]
+
+  def end(number, _):
+    for each in ours:  # a terminal that closes sends two
+      signal.signal(each, signal.SIG_IGN)
+    raise SystemExit(128 + number)
+
+  for number in ours:
+    signal.signal(number, end)
+  try:
+    yield
+  finally:
+    for number in ours:
+      signal.signal(number, signal.SIG_DFL)
 
 
 def _download(name, root):
