@@ -9,6 +9,7 @@ one process: see `write_bytes`, `Staged`, `move` and `workdirs.lock`.
 """
 
 import contextlib
+import errno
 import importlib.util
 import io
 import json
@@ -82,6 +83,19 @@ def kept(results):
     yield
   except Exception:
     print(json.dumps(results))
+    raise
+
+
+@contextlib.contextmanager
+def full_disk(folder):
+  """Turns what a library makes of a full disk or quota, such as a RuntimeError, or an OSError
+  without its number, into the OSError that it is, of `folder`."""
+  try:
+    yield
+  except (OSError, RuntimeError, ValueError) as error:
+    for number in (errno.ENOSPC, errno.EDQUOT):
+      if os.strerror(number) in str(error):
+        raise OSError(number, os.strerror(number), str(folder)) from error
     raise
 
 

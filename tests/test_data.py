@@ -1,9 +1,12 @@
 """Prepared folders, the embedded digits, resizing, normalisation. Nothing needs the network."""
 
+import errno
 import itertools
 import json
+import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -14,10 +17,11 @@ import pytest
 import tensorflow_datasets as tfds
 from cifar_files import fails
 from conftest import ROOT, python
+from disks import mount_tmpfs
 from prepared_files import encoded, write
 from sklearn import datasets as sklearn_datasets
 
-from gapjax import data
+from gapjax import cli, data, paths
 from gapjax.data import builders, prepared, sources
 
 
@@ -55,6 +59,27 @@ def test_default_data_dir(monkeypatch, tmp_path):
   assert data.prepare('digits') == tmp_path / 'env' / 'digits' / '1.0.0'
   monkeypatch.delenv('TFDS_DATA_DIR')
   assert prepared.data_root(None) == pathlib.Path('~/tensorflow_datasets').expanduser()
+
+
+@pytest.mark.parametrize('size', ['64k', '600k'])
+def test_full_disk(tmp_path, capsys, size):
+  """One line, whether it is we, or array_record, that cannot write; nothing half-built is left."""
+  if refused := mount_tmpfs(tmp_path, f'size={size}'):
+    pytest.skip(f'cannot mount a tmpfs here: {refused}')
+  try:
+    assert cli.main(['prepare', 'digits', f'--data_dir={tmp_path}']) == 2
+    said = capsys.readouterr().err
+    assert f'gapjax: No space left on device `{tmp_path}`\n' in said
+    assert 'Traceback' not in said and not list(tmp_path.iterdir())
+  finally:
+    subprocess.run(['umount', '-l', tmp_path], check=True)
+
+
+def test_a_full_quota_is_told_as_what_it_is():
+  """In the words of array_record."""
+  with pytest.raises(OSError, match='quota exceeded') as error, paths.full_disk('here'):
+    raise RuntimeError(f'INTERNAL: write() failed: {os.strerror(errno.EDQUOT)}')
+  assert (error.value.errno, error.value.filename) == (errno.EDQUOT, 'here')
 
 
 # ---- Prepared folders. ----
@@ -114,6 +139,18 @@ def test_partial_folder_is_not_a_data_set(data_dir, damage):
     fails(call, f'{path} is incomplete', 'remove it, then run `gapjax prepare cifar10')
 
 
+@pytest.mark.parametrize(('file', 'content'), [
+  ('dataset_info.json', '[]'), ('dataset_info.json', 'null'), ('dataset_info.json', '{}'),
+  ('dataset_info.json', '{"name": "cifar10", "of a newer TFDS": 1}'), ('features.json', 'null'),
+  ('features.json', '{"type": "no.such.Feature"}')])
+def test_json_that_is_not_tfds(data_dir, file, content):
+  path = tiny_cifar10(data_dir)
+  (path / file).write_text(content)
+  for call in (lambda: data.load_images('cifar10', split='train', data_dir=data_dir),
+               lambda: data.prepare('cifar10', data_dir=data_dir)):
+    fails(call, f'{path} cannot be read by TFDS (', 'move it away, then run `gapjax prepare')
+
+
 def test_damaged_shard(data_dir):
   path = data.prepare('digits', data_dir=data_dir)
   shard = path / 'digits-train.array_record-00000-of-00001'
@@ -125,7 +162,7 @@ def test_damaged_shard(data_dir):
           'is damaged')
 
 
-def test_newest_readable_version(data_dir):
+def test_newest_readable_version(data_dir, caplog):
   path = tiny_cifar10(data_dir)
   for version in ('3.0.10', '3.0.9', '3.1.0'):
     shutil.copytree(path, path.parent / version)
@@ -134,6 +171,8 @@ def test_newest_readable_version(data_dir):
   (path.parent / '3.1.0' / 'features.json').unlink()
   assert pathlib.Path(prepared.open_named('cifar10', data_dir).data_dir).name == '3.0.10'
   assert data.prepare('cifar10', data_dir=data_dir).name == '3.0.10'
+  assert caplog.messages == [f'{path.parent}/3.1.0 is incomplete (no features.json): remove it; '
+                             f'{path.parent}/3.0.10 is read instead']
   assert data.load_images(data_dir / 'cifar10', split='test').name == 'cifar10'
 
 
@@ -254,6 +293,43 @@ def test_killed_prepare_is_not_taken_for_a_data_set(data_dir):
   assert run(script, check=False).returncode == -9
   assert [child.name.partition('.')[0] for child in data_dir.iterdir()] == ['incomplete']
   assert len(data.load_images('digits', split='test', data_dir=data_dir).labels) == 400
+
+
+@pytest.mark.parametrize(('name', 'code'), [('SIGTERM', 143), ('SIGHUP', 129), ('SIGINT', 130)])
+def test_a_signal_that_ends_prepare_leaves_nothing(data_dir, name, code):
+  """Sent a second time while that is removed, as by a terminal that closes."""
+  script = f'''
+      import signal, sys
+      from gapjax import cli
+      from gapjax.data import builders
+      whole = builders.Builder._generate_examples
+      def stopped(self, split):
+        for i, example in enumerate(whole(self, split)):
+          if split == 'test' and i == 5:
+            signal.raise_signal(signal.{name})
+          yield example
+      builders.Builder._generate_examples = stopped
+      rmdir = builders.os.rmdir
+      def removed(*args, **how):
+        if {name!r} != 'SIGINT':
+          signal.raise_signal(signal.{name})
+        rmdir(*args, **how)
+      builders.os.rmdir = removed
+      sys.exit(cli.main(['prepare', 'digits', {f'--data_dir={data_dir}'!r}]))'''
+  done = run(script, check=False)
+  assert done.returncode == code and 'Traceback' not in done.stderr, done.stderr
+  assert not list(data_dir.iterdir())
+
+
+def test_an_ignored_signal_stays_ignored():
+  """Under nohup a dataset is built though the terminal closes."""
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    with builders._ended_by_signals():
+      signal.raise_signal(signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+  finally:
+    signal.signal(signal.SIGHUP, before)
 
 
 def test_two_processes_prepare_the_digits_at_once(data_dir, tmp_path):

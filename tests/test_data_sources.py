@@ -116,11 +116,15 @@ def test_pickles_written_again_by_this_python(tmp_path, data_dir, protocol):
                                 truth.images['train'][3])
 
 
-def test_prepare_again_does_nothing(binary, data_dir):
+def test_prepare_again_does_nothing(binary, data_dir, caplog):
+  """And says so where another source is given."""
   path = data.prepare('cifar10', source=binary, data_dir=data_dir)
+  assert data.prepare('cifar10', data_dir=data_dir) == path and not caplog.messages
   before = (path / 'dataset_info.json').stat().st_mtime_ns
   assert data.prepare('cifar10', source='no such source', data_dir=data_dir) == path
   assert (path / 'dataset_info.json').stat().st_mtime_ns == before
+  assert caplog.messages == ['cifar10 is prepared already, and nothing is taken from no such '
+                             f'source; to build it from there, remove {path} and run this again']
 
 
 # ---- Bad sources: named, refused, and nothing left behind. ----

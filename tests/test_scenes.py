@@ -10,6 +10,7 @@ import PIL.ImageFile
 import pytest
 import scene_files
 from cifar_files import fails
+from prepared_files import encoded, write_scenes
 
 from gapjax import data
 from gapjax.data import digit_scenes, sources
@@ -105,6 +106,15 @@ def test_damaged_shard(digits, scenes_dir, tmp_path):
   batches = data.training_batches(scenes, batch_size=20, seed=0, crop_size=(8, 8), scale=(1, 1),
                                   flip=False, fill=FILL)
   fails(lambda: list(itertools.islice(batches.iterate(), 5)), str(path), 'is damaged')
+
+
+def test_a_broken_png(tmp_path):
+  """Its second chunk of pixels has no name."""
+  mask = encoded(np.random.default_rng(0).integers(0, 256, (300, 300), np.uint8))
+  second = mask.rindex(b'IDAT')
+  assert second > mask.index(b'IDAT')
+  folder = write_scenes(tmp_path, [mask[:second] + bytes(4) + mask[second + 4:]])
+  fails(lambda: data.load_scenes(folder, split='train')[0], f'{folder} is damaged (broken PNG file')
 
 
 # ---- digit_scenes. ----

@@ -1,5 +1,6 @@
 """VOC 2012's, Cityscapes' and CamVid's files: every layout, the labels' meaning, refusals."""
 
+import hashlib
 import io
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import scene_files
 from cifar_files import fails
 from prepared_files import encoded
+from tensorflow_datasets.core import shuffle
 
 from gapjax import data
 
@@ -77,6 +79,21 @@ def test_voc_augmented(tmp_path, data_dir, name):
         image=lambda id: f'JPEGImages/{id}.jpg', label=lambda id: 20 - np.minimum(masks[id], 20))
   check('voc2012', data_dir, split='train', ids=scene_files.VOC_SPLITS['train'], files=files,
         image=lambda id: f'JPEGImages/{id}.jpg', label=masks.get)
+
+
+def test_a_split_larger_than_tfds_holds_in_memory(tmp_path, data_dir, monkeypatch):
+  """Beyond that TFDS needs TensorFlow. The scenes are all there, in the order of small sets: that
+  of the MD5 of split and id."""
+  monkeypatch.setattr(shuffle, 'MAX_MEM_BUFFER_SIZE', 1000)
+  monkeypatch.setattr(shuffle, 'tf', None)
+  files, masks = scene_files.voc_files(aug='trainaug')
+  data.prepare('voc2012', source=scene_files.write(tmp_path / 'VOC2012', files), data_dir=data_dir)
+  for split, ids in {**scene_files.VOC_SPLITS, 'train_aug': list(masks)[:4]}.items():
+    label = (lambda id: 20 - np.minimum(masks[id], 20)) if split == 'train_aug' else masks.get
+    check('voc2012', data_dir, split=split, ids=ids, files=files, label=label,
+          image=lambda id: f'JPEGImages/{id}.jpg')
+    found = [scene['id'] for scene in data.load_scenes('voc2012', split=split, data_dir=data_dir)]
+    assert found == sorted(ids, key=lambda id: hashlib.md5((split + id).encode()).digest())
 
 
 ID = scene_files.VOC_SPLITS['train'][1]
@@ -164,6 +181,9 @@ def train_ids(mask, meaning):
   ('camvid', CAMVID, [0, *(number for number, _ in CAMVID.values())])])
 def test_cityscapes_layout(tmp_path, data_dir, layout, name, meaning, numbers):
   files, masks = scene_files.cityscapes_files(numbers, test=26)
+  for path in list(files):  # what macOS and others hide there
+    split, city, file = path.rsplit('/', 2)
+    files[f'{split}/{city}/._{file}'] = files[f'{split}/.hidden/{file}'] = b'not to be read'
   source = (scene_files.zips if layout == 'zips' else
             lambda files, folder: scene_files.write(folder, files))(files, tmp_path)
   data.prepare(name, source=source, data_dir=data_dir)
@@ -225,6 +245,34 @@ def test_cityscapes_refused(tmp_path, data_dir, change, parts, layout):
   else:
     scene_files.write(source, files)
   refused('cityscapes', source, data_dir, *parts)
+
+
+@pytest.mark.parametrize(('field', 'value', 'parts'), [
+  (4, 99, ['.zip: Python cannot unpack', 'zip file version 9.9']),
+  (6, 1, [f'.zip: {MASK}: Python cannot unpack', 'password']),
+  (8, 9, [f'.zip: {MASK}: Python cannot unpack', 'not supported'])],
+  ids=['a newer version', 'a password', 'Deflate64'])
+def test_archives_that_python_cannot_unpack(tmp_path, data_dir, field, value, parts):
+  """The two bytes at `field` of a member's header, and two later in the table of contents."""
+  files, _ = scene_files.cityscapes_files([7, 8])
+  labels = scene_files.zips(files, tmp_path) / 'gtFine_trainvaltest.zip'
+  content, name = bytearray(labels.read_bytes()), MASK.encode()
+  for start in (content.index(name) - 30, content.rindex(name) - 46 + 2):
+    content[start + field:start + field + 2] = value.to_bytes(2, 'little')
+  labels.write_bytes(content)
+  refused('cityscapes', tmp_path, data_dir, *parts, 'another program and pass the folder')
+
+
+def test_two_cities_with_an_image_of_one_name(tmp_path, data_dir):
+  """Such as a city that is there a second time as a link. No image needs to be read for it."""
+  files, _ = scene_files.cityscapes_files([7, 8])
+  files[IMAGE] = b'not to be read'
+  scene_files.write(tmp_path, files)
+  for part in ('leftImg8bit', 'gtFine'):
+    (tmp_path / part / 'train' / 'basel').symlink_to('aachen')
+  again = 'leftImg8bit/train/basel/aachen_000000_000019_leftImg8bit.png'
+  refused('cityscapes', tmp_path, data_dir, f'{tmp_path}/{again} have one name',
+          f'{tmp_path}/{again.replace("basel", "aachen")} and')
 
 
 def test_camvid_is_not_cityscapes(tmp_path, data_dir):

@@ -330,7 +330,7 @@ def run_suites(suites, arguments, *, command, **rest):
 def main(argv=None) -> int:
   """Runs a verb. Exit codes: 0 done, or stopped by SIGTERM; 1 training or a check failed, or a
   bucket is out of reach; 2 bad input, a full disk or too little memory (one line); 3 training
-  diverged; 130 Ctrl-C."""
+  diverged; 130 Ctrl-C; 143 or 129 a dataset was being prepared when SIGTERM or SIGHUP came."""
   argv = sys.argv[1:] if argv is None else list(argv)
   sys.stderr = Unbreakable(sys.stderr)
   if hasattr(sys.stdout, 'reconfigure'):  # a terminal without our signs must not cost the work

@@ -5,19 +5,27 @@ folder that either prepared serves both.
 """
 
 import contextlib
+import functools
 import io
+import logging
 import os
 import pathlib
+import signal
 import tempfile
+import threading
+import unittest.mock
 
 import requests
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import shuffle
 from tensorflow_datasets.core.download import checksums, resource
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-from gapjax import errors
+from gapjax import errors, paths
 from gapjax.data import digit_scenes, prepared, scenes_sources, sources
 from gapjax.data.scenes_sources import png
+
+log = logging.getLogger(__name__)
 
 _KRIZHEVSKY = '''@techreport{krizhevsky2009learning,
   author = {Alex Krizhevsky},
@@ -118,6 +126,28 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                          'label': io.BytesIO(png(scene.label()))}
 
 
+class _Shuffler(shuffle.Shuffler):
+  """TFDS' own order, of examples that wait in a file: of each, memory holds where it is.
+
+  TFDS holds a split in memory, and one of more than 1,000 MiB in files opened by TensorFlow.
+  """
+
+  def __init__(self, file, **how):
+    super().__init__(**how)
+    self._file = file
+    file.seek(0)
+    file.truncate()  # of the split before
+
+  def _add_to_mem_buffer(self, hkey, data):
+    self._mem_buffer.append((hkey, self._file.tell(), len(data)))
+    self._file.write(data)
+
+  def _iter_mem(self):
+    for hkey, start, size in sorted(self._mem_buffer):
+      self._file.seek(start)
+      yield hkey, self._file.read(size)
+
+
 def prepare(name, *, source=None, data_dir=None, quiet=False):
   """Builds the dataset `name` unless it is there already.
 
@@ -138,6 +168,9 @@ def prepare(name, *, source=None, data_dir=None, quiet=False):
   root = prepared.data_root(data_dir)
   folder, problem = prepared.newest(root / name)
   if folder:
+    if source:
+      log.warning('%s is prepared already, and nothing is taken from %s; to build it from there, '
+                  'remove %s and run this again', name, source, folder)
     return folder
   if problem:
     raise errors.UsageError(prepared.explain(name, data_dir, problem=problem))
@@ -171,7 +204,11 @@ def _build(name, content, *, root, quiet):
   seed would write into one. It also leaves empty folders behind when it fails.
   """
   root.mkdir(parents=True, exist_ok=True)
-  with (tempfile.TemporaryDirectory(dir=root, prefix='incomplete.') as temporary,
+  with (_ended_by_signals(), paths.full_disk(root),
+        tempfile.TemporaryDirectory(dir=root, prefix='incomplete.') as temporary,
+        tempfile.TemporaryFile(dir=temporary) as examples,
+        # TFDS' writer makes its own shuffler, and takes no other.
+        unittest.mock.patch.object(shuffle, 'Shuffler', functools.partial(_Shuffler, examples)),
         # What TFDS prints names the temporary folder; its progress bars go to stderr.
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext()):
@@ -186,6 +223,31 @@ def _build(name, content, *, root, quiet):
       if prepared.newest(folder.parent)[0] != folder:
         raise
   return folder
+
+
+@contextlib.contextmanager
+def _ended_by_signals():
+  """Inside, SIGTERM and SIGHUP end the process as Ctrl-C does: what is half-built is removed.
+
+  The exit code is a shell's for the signal, 143 and 129. Where somebody handles or ignores them,
+  as training does and nohup, that stays.
+  """
+  main = threading.current_thread() is threading.main_thread()  # no other may set a handler
+  ours = [number for number in (signal.SIGTERM, signal.SIGHUP)
+          if main and signal.getsignal(number) is signal.SIG_DFL]
+
+  def end(number, _):
+    for each in ours:  # a terminal that closes sends two
+      signal.signal(each, signal.SIG_IGN)
+    raise SystemExit(128 + number)
+
+  for number in ours:
+    signal.signal(number, end)
+  try:
+    yield
+  finally:
+    for number in ours:
+      signal.signal(number, signal.SIG_DFL)
 
 
 def _download(name, root):

@@ -1,6 +1,8 @@
 """Folders that TFDS prepared: where they are, which version, and whether they can be read."""
 
+import functools
 import json
+import logging
 import os
 import pathlib
 import shlex
@@ -8,6 +10,8 @@ import shlex
 import tensorflow_datasets as tfds
 
 from gapjax import errors
+
+log = logging.getLogger(__name__)
 
 # Made of what scikit-learn ships: prepared on first use, without a source.
 EMBEDDED = ('digits', 'digit_scenes')
@@ -60,7 +64,16 @@ def newest(path):
   candidates = [path] if (path / 'dataset_info.json').exists() else _versions(path)
   problems = {folder: _problem(folder) for folder in candidates}
   readable = [folder for folder, problem in problems.items() if not problem]
-  return (readable[0], '') if readable else (None, next(iter(problems.values()), ''))
+  problem = next(iter(problems.values()), '')
+  if readable and problem:
+    _warn(f'{problem}; {readable[0]} is read instead')
+  return (readable[0], '') if readable else (None, problem)
+
+
+@functools.cache
+def _warn(message):
+  """Once: every split that is read asks for the newest version again."""
+  log.warning(message)
 
 
 def explain(name, data_dir, *, problem):
@@ -99,6 +112,16 @@ def _problem(folder):
       return partial.format(f'no {file}')
     except ValueError:
       return partial.format(f'{file} is cut short')
+  try:
+    return _problem_of_content(folder, partial)
+  except OSError:  # the disk's complaint
+    raise
+  except Exception as error:  # TFDS raises nearly anything for JSON that is not its own
+    return f'{folder} cannot be read by TFDS ({errors.first_line(error)}): move it away'
+
+
+def _problem_of_content(folder, partial):
+  """`_problem` of a folder whose JSON files are whole."""
   info = tfds.builder_from_directory(folder).info
   if _FORMAT not in info.available_file_formats():
     return (f'{folder} is stored as {info.file_format.value}, not array_record: have its builder '

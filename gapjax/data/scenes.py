@@ -85,7 +85,7 @@ class Scenes(Sequence):
     """Inside, what a damaged file raises is a UsageError."""
     try:
       yield
-    except (RuntimeError, OSError) as error:  # array_record's, Pillow's
+    except (RuntimeError, OSError, SyntaxError) as error:  # array_record's, Pillow's
       raise errors.UsageError(f'{self._folder} is damaged ({error}): remove it and prepare the '
                               'dataset again') from error
 

@@ -26,6 +26,7 @@ from gapjax import errors
 from gapjax.data.catalogue import VOID
 
 _LARGEST = 1 << 28  # bytes of a file; Cityscapes' images have 3 million
+_FOREIGN = 'Python cannot unpack this ({}); unpack it with another program and pass the folder'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,6 +247,8 @@ def _zips(paths, name):
       except (zipfile.BadZipFile, EOFError) as error:
         raise errors.UsageError(f'{path} is not a whole zip archive ({errors.first_line(error)}); '
                                 f'download it again from {ORIGINS[name]}') from error
+      except NotImplementedError as error:  # of a newer version of the format
+        raise errors.UsageError(f'{path}: {_FOREIGN.format(errors.first_line(error))}') from error
       members |= {name: functools.partial(archive.open, name) for name in archive.namelist()}
     yield _Tree(members, where=lambda name: f'{paths[name.partition("/")[0]]}: {name}')
 
@@ -283,7 +286,8 @@ def _read_list(tree, file):
 def _cityscapes(tree, name):
   """split -> scenes: train, val, and test when its masks are no dummies."""
   pairs = {split: {} for split in ('train', 'val', 'test')}  # split -> (city, stem) -> kinds
-  pattern = re.compile(r'(leftImg8bit|gtFine)/(train|val|test)/([^/]+)/([^/]+)_'
+  # No name with a dot first: macOS puts a file ._NAME beside each on a disk of another system.
+  pattern = re.compile(r'(leftImg8bit|gtFine)/(train|val|test)/([^/.][^/]*)/([^/.][^/]*)_'
                        r'(leftImg8bit|gtFine_labelIds)\.png')
   for path in sorted(tree.files):
     match = pattern.fullmatch(path)
@@ -297,14 +301,28 @@ def _cityscapes(tree, name):
       raise errors.UsageError(f'{LABELS[name].title} needs '
                               f'leftImg8bit/{split}/CITY/NAME_leftImg8bit.png, and there is none; '
                               'unpack it again')
+    images = {(city, stem): f'leftImg8bit/{split}/{city}/{stem}_leftImg8bit.png'
+              for city, stem in kinds}
+    _check_names(tree, images)
     scenes = [
-        _scene(tree, name, id=stem, image=f'leftImg8bit/{split}/{city}/{stem}_leftImg8bit.png',
+        _scene(tree, name, id=stem, image=image,
                mask=f'gtFine/{split}/{city}/{stem}_gtFine_labelIds.png', listed='')
-        for city, stem in kinds]
+        for (city, stem), image in images.items()]
     # Cityscapes' own test masks are dummies without any class.
     if split != 'test' or any((scene.label() != VOID).any() for scene in scenes):
       splits[split] = scenes
   return splits
+
+
+def _check_names(tree, images):
+  """Raises UsageError where two cities have an image of the same name: TFDS would complain after
+  all are read, without the names. images: (city, name) -> path."""
+  first = {}
+  for (_, stem), path in images.items():
+    if stem in first:
+      raise errors.UsageError(f'{tree.where(first[stem])} and {tree.where(path)} have one name, '
+                              'and a split takes it once: take one of them and its mask away')
+    first[stem] = path
 
 
 def _scene(tree, name, *, id, image, mask, listed):
@@ -333,6 +351,9 @@ def _reading(tree, path):
   try:
     with tree.files[path]() as file:
       yield file
+  except RuntimeError as error:  # zipfile's, of a password or a method that it does not have
+    message = _FOREIGN.format(errors.first_line(error))
+    raise errors.UsageError(f'{tree.where(path)}: {message}') from error
   except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, tarfile.TarError,
           zipfile.BadZipFile, PIL.Image.DecompressionBombError) as error:
     if isinstance(error, OSError) and error.errno is not None:
