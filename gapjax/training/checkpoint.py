@@ -1,6 +1,5 @@
 """Checkpoints with orbax: saved on any number of devices, restored on any, checked when read."""
 
-import contextlib
 import errno
 import hashlib
 import logging
@@ -55,7 +54,7 @@ class Checkpoints:
 
   def __exit__(self, kind, *_):
     if is_first():
-      with self._disk():
+      with paths.full_disk(self.directory):  # of tensorstore a ValueError
         self.manager.close()
     if kind is None or not issubclass(kind, OSError | ValueError):
       sys.unraisablehook = self._hook  # else threads of a write that failed may still speak up
@@ -78,7 +77,7 @@ class Checkpoints:
     if not is_first() or step in self.manager.all_steps():
       return
     self._check_space(state)
-    with self._disk():
+    with paths.full_disk(self.directory):
       self.manager.save(step, args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
         meta=ocp.args.JsonSave({**meta, 'digest': digest(state), 'optax': versions()['optax']})))
@@ -86,7 +85,7 @@ class Checkpoints:
   def wait(self) -> None:
     """Returns when the last save is on disk; raises what went wrong with it."""
     if is_first():
-      with self._disk():
+      with paths.full_disk(self.directory):
         self.manager.wait_until_finished()
 
   def _check_space(self, state):
@@ -96,18 +95,6 @@ class Checkpoints:
     needed = 1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2 ** 20
     if shutil.disk_usage(self.directory).free < needed:
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory))
-
-  @contextlib.contextmanager
-  def _disk(self):
-    """Turns tensorstore's report of a disk or a quota that is full, a ValueError, into the OSError
-    that it is."""
-    try:
-      yield
-    except ValueError as error:
-      for full in (errno.ENOSPC, errno.EDQUOT):
-        if os.strerror(full) in str(error):
-          raise OSError(full, os.strerror(full), str(self.directory)) from error
-      raise
 
   def restore(self, like, *, any_shape: bool = False):
     """The newest checkpoint that is whole, as (step, state, meta), or None if there is none at all.
