@@ -112,13 +112,14 @@ def cut(network, example: np.ndarray, *, layer: str | None = None) -> Callable:
   if layer is not None:
     check_choice(layer, layers, what='layer')
   # Whose device and dtype images are given: a half or a double network takes no others.
-  weights = next(filter(torch.is_floating_point, network.parameters()), None)
+  weights = next((x for x in network.parameters() if x.dtype.is_floating_point), None)
+  like = () if weights is None else (weights.device, weights.dtype)
 
   def run(images):
     batch = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2)
     try:
       with torch.no_grad():
-        network(batch if weights is None else batch.to(weights))
+        network(batch.to(*like) if like else batch)
     except Exception as error:
       raise UsageError(f'the network cannot take images {(*batch.shape,)} ({type(error).__name__}: '
                        f'{first_line(error)}); give images of a size that it takes, and a network '
