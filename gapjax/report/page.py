@@ -47,6 +47,7 @@ NOTES = {
                        'are trained as in table 1 at this scale.',
   ('attack', 'pretrained'): 'This run uses CamVid in place of Cityscapes, at half the size, and '
                             f'EfficientNet-Lite0 in place of ResNet-50, {COMPARE}',
+  ('attack', 'full'): 'This run uses CamVid in place of Cityscapes.',
   ('ablations', 'small'): 'This run uses small handwritten digits in place of CIFAR-10, a narrow '
                           'network and a few hundred steps.',
   ('table2', 'small'): NARROW, ('augshift_sweep', 'small'): NARROW,
