@@ -200,9 +200,9 @@ def test_whole_calls_are_taken():
 def test_the_verb(capsys, data_dir, tmp_path):
   """On eight devices: table, JSON and trace; the figures agree with each other."""
   output = tmp_path / 'bench.json'
-  assert cli.main(['bench', *TINY, '--config.task=classification', '--config.augshift.crops=2',
-                   '--config.augshift.max_shift=2', '--config.eval.shift=2',
-                   '--config.eval.max_shift=2', '--steps=2', '--rounds=2',
+  assert cli.main(['bench', *(x for x in TINY if 'canvas' not in x), '--config.task=classification',
+                   '--config.augshift.crops=2', '--config.augshift.max_shift=2',
+                   '--config.eval.shift=2', '--config.eval.max_shift=2', '--steps=2', '--rounds=2',
                    f'--data_dir={data_dir}', f'--output={output}',
                    f'--profile={tmp_path / "trace"}']) == 0
   found = json.loads(output.read_text())

@@ -104,7 +104,7 @@ def test_several_suites_take_turns_by_worth(monkeypatch, tmp_path, capsys):
   assert names[:6] == ['permutenet/location/3x3', 'gapnet/image/3x3', 'permutenet/image/3x3',
                        'gapnet/location/3x3', 'resnet18/cifar10', 'augshift/cifar10']
   assert names[8:10] == ['gapnet/location/7x7', 'permutenet/location/7x7']
-  assert len(names) == len({*names}) == 12 + 22
+  assert len(names) == len({*names}) == 12 + 24
   assert capsys.readouterr().out.count('\nreport: ') == 2
   assert {r['suite'] for r in schema.read(tmp_path / 'table1/results.json')} == {'table1'}
   refused(lambda: suites.by_worth(['table1', 'table2'], 'small', 'gapnet/* augshfit/*'), 'augshfit')
