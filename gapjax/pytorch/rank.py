@@ -125,19 +125,7 @@ def cut(network, example: np.ndarray, *, layer: str | None = None) -> Callable:
                        f'{first_line(error)}); give images of a size that it takes, and a network '
                        'that takes any number of them, again and again') from error
 
-  shapes, size = {}, (1, 3, *example.shape[1:3])  # name -> shape, in the order of their ends
-
-  def note(name):
-    def hook(_, __, output):
-      shapes.pop(name, None)
-      if isinstance(output, torch.Tensor) and output.ndim == 4:
-        shapes[name] = output.shape[1:]
-    return hook
-
-  hooks = [part.register_forward_hook(note(name)) for name, part in layers.items()]
-  run(example)
-  for one in hooks:
-    one.remove()
+  shapes, size = _maps_of(layers, lambda: run(example)), (1, 3, *example.shape[1:3])
   if layer is None:
     layer = next((name for name in reversed(shapes) if shapes[name][1:].numel() > 1), None)
   if layer not in shapes:
@@ -160,6 +148,26 @@ def cut(network, example: np.ndarray, *, layer: str | None = None) -> Callable:
     return found[-1]
 
   return features
+
+
+def _maps_of(layers, run):
+  """{name: (c, h, w)} of the layers that return feature maps in `run`, in the order of their
+  ends."""
+  import torch
+  shapes = {}
+
+  def note(name):
+    def hook(_, __, output):
+      shapes.pop(name, None)
+      if isinstance(output, torch.Tensor) and output.ndim == 4:
+        shapes[name] = output.shape[1:]
+    return hook
+
+  hooks = [part.register_forward_hook(note(name)) for name, part in layers.items()]
+  run()
+  for one in hooks:
+    one.remove()
+  return shapes
 
 
 def _size(picture):
