@@ -177,8 +177,8 @@ def drawing(path, *, size, handles=(), **pads):
     figure.get_layout_engine().set(**pads)
     yield figure
     if handles:
-      figure.legend(handles=handles, loc='outside upper left', ncols=_legend_columns(handles),
-                    handlelength=2.2)
+      figure.legend(handles=handles, loc='outside upper left', handlelength=2.2,
+                    ncols=_legend_columns(handles, size[0]))
     canvas.draw()
   image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
   with paths.opened(path) as file:
@@ -191,14 +191,14 @@ def handles_of(look, name_of=str):
           for name, style in look.items()]
 
 
-def _legend_columns(handles):
-  """As many as 7.8 inches hold, of which a letter takes about .067 and a sample line .62."""
+def _legend_columns(handles, width):
+  """As many as so many inches hold, 7.8 at most; a letter takes about .067, a sample line .62."""
   widths = [.62 + .067 * len(handle.get_label()) for handle in handles]
   return next((n for n in range(len(handles), 1, -1)
-               if sum(map(max, np.array_split(widths, n))) < 7.8), 1)
+               if sum(map(max, np.array_split(widths, n))) < min(width, 7.8)), 1)
 
 
-def legend_height(handles):
-  """Inches that a legend takes."""
-  return .15 + .2 * -(-len(handles) // _legend_columns(handles))
+def legend_height(handles, width=7.8):
+  """Inches that a legend takes above a picture of so many."""
+  return .15 + .2 * -(-len(handles) // _legend_columns(handles, width))
 

@@ -64,7 +64,8 @@ def consistency_curves(cells, path):
   names = sorted(protocols, key=[*PROTOCOLS, *protocols].index)
   look = plots.looks([cell for row in rows for cell in row])
   handles = plots.handles_of(look)
-  size = (7.8 if len(names) > 1 else 4.2, 2.75 * len(rows) + plots.legend_height(handles))
+  width = 7.8 if len(names) > 1 else 4.2
+  size = (width, 2.75 * len(rows) + plots.legend_height(handles, width))
   with plots.drawing(path, size=size, handles=handles, w_pad=.06, h_pad=.07,
                      wspace=.03) as figure:
     axes = figure.subplots(len(rows), len(names), squeeze=False, sharex=True, sharey='row')
@@ -193,7 +194,8 @@ def at_accuracy(cells, path):
   groups = plots.rows_of(cells)
   look = plots.looks([cell for group in groups for cell in group])
   handles = plots.handles_of(look)
-  size = (7.8 if len(groups) > 1 else 5.2, 3.5 + plots.legend_height(handles))
+  width = 7.8 if len(groups) > 1 else 5.2
+  size = (width, 3.5 + plots.legend_height(handles, width))
   with plots.drawing(path, size=size, handles=handles, w_pad=.08, h_pad=.08) as figure:
     axes = figure.subplots(1, len(groups), squeeze=False)[0]
     for axis, group in zip(axes, groups, strict=True):
