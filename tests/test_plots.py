@@ -1,6 +1,7 @@
 """Pictures: pixels against what was drawn."""
 
 import numpy as np
+import pytest
 from conftest import python
 from pixels import pixels, where
 
@@ -70,3 +71,12 @@ def test_drawing_leaves_no_global_state(tmp_path):
     'assert "matplotlib.pyplot" not in sys.modules\n'
     'assert state() == before')
   python(code, tmp_path / 'x.png')
+
+
+@pytest.mark.parametrize('width', [4.2, 5.2, 7.8])
+def test_a_legend_stays_in_its_picture(tmp_path, width):
+  names = ('ResNet-18', 'Unshifted images', 'BlurPool', 'Two crops, weight 0', 'AugShift')
+  handles = plots.handles_of({name: {} for name in names})
+  with plots.drawing(tmp_path / 'x.png', size=(width, 3), handles=handles) as figure:
+    figure.subplots()
+  assert figure.legends[0].get_window_extent().x1 <= figure.bbox.x1
