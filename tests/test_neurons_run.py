@@ -170,7 +170,7 @@ def test_other_regions_and_lists_of_ids(attacked, data_dir, tmp_path, capsys, ca
   orders = json.loads((workdir / 'ranking.json').read_text())
   assert set(orders) == {'overall', *(side + centred for side in ('left', 'right', 'top')
                                       for centred in ('', '_centred'))}
-  assert 'correlate by +1.00, centred by +1.00' in caplog.text
+  assert 'correlate by +1.00, centred by +1.00 (+1.00 by chance' in caplog.text
   (tmp_path / 'Person.txt').write_text('\n'.join(same) + '\n')  # the authors' list: one a line
   assert cli.main(['rank', f'--workdir={workdir}', f'--data_dir={data_dir}', '--regions', 'left',
                    f'--ids=left={tmp_path}/Person.txt']) == 0

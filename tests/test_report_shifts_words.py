@@ -8,7 +8,7 @@ from conftest import ROOT
 from test_report import _markdown, _run
 from test_report_shifts import _detail, _shift_records
 
-from gapjax import config
+from gapjax import config, recipes
 from gapjax.records import runs, schema
 from gapjax.report import page as report
 from gapjax.report import shifts
@@ -32,6 +32,9 @@ def test_differences_are_over_the_seeds_that_both_have():
     'On cifar10 AugShift is +7.5 points (2 seeds) more consistent than the network alone and +25.0 '
     '(1 seed) than two crops without the loss, and its features of two shifts are 4.5 times '
     '(1 seed) as close as theirs.')
+  equal = {**records[-1], 'values': [0, 0]}
+  *_, here = shifts.lead(Source(None, records=[*records[:-1], equal]))
+  assert here.endswith('its features of two shifts are equal (1 seed).')
   for i in range(5):  # without one of them
     assert len(shifts.lead(Source(None, records=records[:i] + records[i + 1:]))) == 2
 
@@ -48,7 +51,8 @@ def test_a_comparison_is_said_where_there_are_two():
   (('augshift.crops=2', 'augshift.weight=1.', 'model.downsample=blur'), 'AugShift + BlurPool'),
   (('augshift.crops=2', 'augshift.weight=0.'), 'Two crops, weight 0'),
   (('augshift.crops=2', 'augshift.weight=0.', 'model.downsample=blur'), 'two_crops_blurpool'),
-  (('augshift.crops=1', 'augshift.weight=1.', 'model.downsample=polyphase'), 'APS'),
+  (('augshift.crops=1', 'augshift.weight=1.', 'model.downsample=polyphase',
+    'model.blur_size=1'), 'APS'),
   (('augshift.crops=1', 'model.name=resnet34'), 'ResNet-34')])
 def test_title_of_a_single_run(tmp_path, fields, name):
   _run(tmp_path, 'task=classification', *fields, final={'image_accuracy': .5})
@@ -109,9 +113,15 @@ def test_scale_notes_depend_on_the_suite():
    'circular_unshifted'),
   ({'task': 'classification', 'model.padding': 'full'}, 'full_padding'),
   ({'task': 'classification', 'model.downsample': 'blur', 'model.blur_size': 4}, 'blurpool_4'),
-  ({'task': 'classification', 'model.downsample': 'learned_polyphase'}, 'lps'),
-  ({'task': 'classification', 'model.padding': 'circular', 'model.downsample': 'polyphase'}, 'aps'),
-  ({'task': 'classification', 'model.padding': 'circular', 'augshift.crops': 2}, 'augshift'),
+  ({'task': 'classification', 'model.downsample': 'learned_polyphase', 'model.blur_size': 1},
+   'lps'),
+  ({'task': 'classification', 'model.padding': 'circular', 'model.downsample': 'polyphase'},
+   'aps_blur_3_circular'),
+  ({'task': 'classification', 'model.padding': 'circular', 'augshift.crops': 2},
+   'augshift_circular'),
+  ({'task': 'classification', 'augshift.crops': 2, 'augshift.weight': 0., 'model.blur_size': 2,
+    'model.downsample': 'blur'}, 'two_crops_blurpool_2'),
+  ({'task': 'classification', 'model.padding': 'reflect'}, 'reflect_padding'),
   ({'task': 'segmentation', 'model.name': 'deeplabv3', 'model.padding': 'circular'}, 'deeplabv3'),
   ({'model.head': 'permuted'}, 'permutenet'),
   ({'model.head': 'permuted', 'model.permutation': 'fixed'}, 'permutenet_fixed'),
@@ -119,4 +129,10 @@ def test_scale_notes_depend_on_the_suite():
 def test_a_run_alone_is_called_after_what_makes_it_another_network(fields, name):
   c = config.default()
   c.update_from_flattened_dict(fields)
+  assert runs.network_of(config.as_json(c)) == name
+
+
+@pytest.mark.parametrize('name', recipes.SHIFT_NETWORKS)
+def test_a_row_of_table_2_trained_alone_has_its_name(name):
+  c = recipes.shifted(name, recipes.cifar('cifar10'))
   assert runs.network_of(config.as_json(c)) == name

@@ -239,6 +239,21 @@ def test_centred_halves_have_half_of_the_region_each():
   assert abs(yardstick.centred(sample, np.arange(40), np.arange(80)).agreement) < .15
 
 
+@pytest.mark.parametrize('images', [[10, 10], [10, 16], [3, 7]])
+def test_what_centred_scores_correlate_by_where_places_do_not_matter(images):
+  """By many channels of noise; of 20 images the second pair and the first share some or none."""
+  labels = np.arange(20)
+  one, other = labels < images[0], labels >= 20 - images[1]
+  everywhere = np.ones(20, bool)
+  sample = draw.normal(size=(20, 40_000))
+  scores = [sample[inside].mean(0) - sample.mean(0) for inside in (one, other)]
+  chance = yardstick.chance_correlation(one, other, everywhere)
+  assert chance == pytest.approx(np.corrcoef(*scores)[0, 1], abs=.02)
+  if images == [10, 10]:  # every image is of one or the other
+    assert chance == pytest.approx(-1)
+    assert yardstick.chance_correlation(everywhere, other, everywhere) == 0
+
+
 # --- a shift -------------------------------------------------------------------------------------
 
 
@@ -274,7 +289,14 @@ def test_a_stride_alone_makes_the_mirror_and_a_shift_change_alike():
   (lambda: yardstick.agreement(np.ones(3)), r'\(n, c\)'),
   (lambda: yardstick.threshold(np.ones((5, 3)), flips=18), 'use 19 or more'),
   (lambda: yardstick.centred(np.ones((5, 3)), [0, 1], range(5), draws=18), 'use 19 or more'),
-  (lambda: yardstick.centred(np.ones((5, 3)), [0, 0], range(5)), 'of 5 images 1 are inside'),
+  (lambda: yardstick.centred(np.ones((5, 3)), [0], range(5)), 'of 5 images 1 are inside'),
+  (lambda: yardstick.centred(np.ones((5, 3)), [], range(5)), 'of 5 images 0 are inside'),
+  (lambda: yardstick.centred(np.ones((5, 3)), [1, 1, 0, 0, 0], range(5)), 'a mask of 5 booleans'),
+  (lambda: yardstick.centred(np.ones((5, 3)), np.ones(4, bool), range(5)), 'np.flatnonzero'),
+  (lambda: yardstick.centred(np.ones((5, 3)), [0, 1], range(6)), 'different indices below 5'),
+  (lambda: yardstick.centred(np.ones((5, 3)), [-1, 1], range(5)), 'different indices below 5'),
+  (lambda: yardstick.threshold(np.full((5, 3), np.nan)), 'infinities or NaN'),
+  (lambda: yardstick.measure(rows(), moved=rows(5), averages=rows(5)), r'give np.abs\(rows\)'),
   (lambda: yardstick.centred(np.ones((5, 3)), [0, 1, 2, 3], range(5)), 'two or more others'),
   (lambda: list(yardstick.shifts(len, np.ones((1, 2, 2, 3)), axis='horizontl')), 'did you mean')])
 def test_mistakes(call, message, unchecked):

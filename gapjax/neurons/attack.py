@@ -154,15 +154,14 @@ def check_orders(orders: Mapping[str, Any], counts: Iterable[int], *,
 
 
 def predictions(network: Network, features: dict, *, orders: Mapping[str, Any],
-                counts: Sequence[int], one_pass: bool = True) -> Iterator:
+                counts: Sequence[int]) -> Iterator:
   """The classes predicted after removing the first N channels, for every order and N.
 
   Args:
-    network: cut where channels are removed; in one pass where it has `branches`.
+    network: cut where channels are removed. With `branches` all N take one pass; with `head` alone
+      everything behind the cut is run again for every N, the slow way to the same numbers.
     features: network.features of a batch.
     orders, counts: as `check_orders` takes them.
-    one_pass: False re-runs everything behind the cut for every N, as a network that has `head`
-      only always does.
 
   Yields:
     (name, repeat, N), (b, ...) integers on the device; first ('clean', 0, 0) and each order's N in
@@ -174,7 +173,7 @@ def predictions(network: Network, features: dict, *, orders: Mapping[str, Any],
   orders, counts = check_orders(orders, counts,
                                 num_channels=features[network.stage].shape[-1])
   rows = [(name, i, row) for name, rows in orders.items() for i, row in enumerate(rows)]
-  if network.branches is None or not one_pass:
+  if network.branches is None:
     yield (CLEAN, 0, 0), network.without(features)
     for name, i, row in rows:
       for count in reversed(counts):
@@ -239,8 +238,7 @@ def piece_size(sizes: Sequence[int]) -> int:
 
 
 def sweep(network: Network, batches: Iterable[Mapping], *, orders: Mapping[str, Any],
-          counts: Sequence[int], regions: Sequence[str] = ATTACK_REGIONS,
-          one_pass: bool = True) -> Sweep:
+          counts: Sequence[int], regions: Sequence[str] = ATTACK_REGIONS) -> Sweep:
   """mIoU of a segmentation network after removing channels, by region.
 
   Args:
@@ -251,7 +249,6 @@ def sweep(network: Network, batches: Iterable[Mapping], *, orders: Mapping[str, 
     orders: {name: (n,) or (repeats, n)} channels, the first to be removed first.
     counts: N_1, ..., N_m: how many to remove.
     regions: names of segmentation.REGIONS, or rectangles 'TOP,LEFT,BOTTOM,RIGHT' in fractions.
-    one_pass: False zeroes and re-runs for every N: the slow way to the same numbers.
 
   Returns:
     A Sweep with the metrics 'miou' (region 'all') and 'miou_REGION'.
@@ -274,7 +271,7 @@ def sweep(network: Network, batches: Iterable[Mapping], *, orders: Mapping[str, 
     return lambda predicted: _confusions(predicted, regional, classes)
 
   counts, matrices = _sums(network, batches, confusions_of, orders=orders, counts=counts,
-                           one_pass=one_pass, advice='resize its logits to the labels')
+                           advice='resize its logits to the labels')
   metrics = {metric: {name: np.array([[segmentation.iou(m[r])[1] for m in row] for row in rows])
                       for name, rows in matrices.items()}
              for r, metric in enumerate(names)}
@@ -287,8 +284,7 @@ _confusions = jax.jit(segmentation.confusions, static_argnums=2)
 
 
 def accuracy_sweep(network: Network, batches: Iterable[Mapping], *, orders: Mapping[str, Any],
-                   counts: Sequence[int], metric: str = 'accuracy',
-                   one_pass: bool = True) -> Sweep:
+                   counts: Sequence[int], metric: str = 'accuracy') -> Sweep:
   """Top-1 accuracy of a classifier after removing channels.
 
   To see two networks side by side: Sweep(a.counts, {**a.metrics, **b.metrics}).
@@ -297,7 +293,7 @@ def accuracy_sweep(network: Network, batches: Iterable[Mapping], *, orders: Mapp
     network: cut where channels are removed; its logits are (b, K).
     batches: dicts of 'images' (b, h, w, 3) as the network takes them, 'labels' (b,), and 'mask'
       (b,), if there, False where the batch is filled up.
-    orders, counts, one_pass: as for `sweep`.
+    orders, counts: as for `sweep`.
     metric: its name, such as 'location_accuracy' or 'image_accuracy'.
 
   Returns:
@@ -315,7 +311,7 @@ def accuracy_sweep(network: Network, batches: Iterable[Mapping], *, orders: Mapp
                        f'has {classes} classes, counted from 0')
     return lambda predicted: (((np.asarray(predicted) == labels) & mask).sum(), mask.sum())
 
-  counts, sums = _sums(network, batches, hits_of, orders=orders, counts=counts, one_pass=one_pass,
+  counts, sums = _sums(network, batches, hits_of, orders=orders, counts=counts,
                        advice='it should return one row of logits an image')
   return Sweep(counts, {metric: {name: rows[..., 0] / np.maximum(rows[..., 1], 1)
                                  for name, rows in sums.items()}})
@@ -329,7 +325,7 @@ def _checked(batch):
   return batch
 
 
-def _sums(network, batches, counter, *, orders, counts, one_pass, advice):
+def _sums(network, batches, counter, *, orders, counts, advice):
   """Counts (0, ...) and {name: (repeats, counts, ...) int64}, sums over the batches.
 
   counter: (batch, features) -> a function of the predicted classes, the array that is summed.
@@ -339,8 +335,7 @@ def _sums(network, batches, counter, *, orders, counts, one_pass, advice):
   for number, batch in enumerate(batches):
     features = network.features(_checked(batch)['images'], number)
     count = counter(batch, features)
-    for key, predicted in predictions(network, features, orders=orders, counts=counts,
-                                      one_pass=one_pass):
+    for key, predicted in predictions(network, features, orders=orders, counts=counts):
       if predicted.shape != np.shape(batch['labels']):
         raise UsageError(f'the network predicts classes {predicted.shape} for labels '
                          f'{np.shape(batch["labels"])}; {advice}')

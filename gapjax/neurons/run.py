@@ -102,7 +102,8 @@ def rank_subject(subject, workdir, regions, ids) -> Ranking:
     features, subject.batches(needed), axis=axis)))  # (needed, c)
     for axis in dict.fromkeys(['horizontal', *map(rank.mirror_axis, regions)])}
   sizes = np.abs(by_axis['horizontal'][:most])
-  scores, measured = {'overall': sizes.mean(0)}, {}
+  scores, measured, masks = {'overall': sizes.mean(0)}, {}, {}
+  everywhere = np.arange(len(needed)) < most
   if most > 1:
     some = np.unique(np.linspace(0, most - 1, min(most, yardstick.SHIFTED)).round().astype(int))
     moved = np.concatenate(list(yardstick.shifts(features, subject.batches(some))))
@@ -113,19 +114,21 @@ def rank_subject(subject, workdir, regions, ids) -> Ranking:
     log.info('%s: %d images', name, len(indices))
     differences, inside = by_axis[rank.mirror_axis(name)], np.searchsorted(needed, indices)
     scores[name] = differences[inside].mean(0)
+    masks[name] = np.isin(np.arange(len(needed)), inside)
     scores[f'{name}_centred'] = scores[name] - differences[:most].mean(0)
     if len(indices) > 1:
       measured[name] = yardstick.measure(differences[inside])
       if len(set(range(most)) - set(indices)) > 1:
-        measured[f'{name}_centred'] = yardstick.centred(differences, inside, np.arange(most))
+        measured[f'{name}_centred'] = yardstick.centred(differences, masks[name], everywhere)
   orders, activations = {name: rank.order(values) for name, values in scores.items()}, {}
   with paths.kept({name: order.tolist() for name, order in orders.items()}):
     rank.save(workdir / RANKING, **orders)
     yardstick.write_json(workdir / YARDSTICK, measured, step=subject.step)
   if set(SIDES) <= set(regions):
     log.info('scores of left and right, opposite if they tell the sides apart, correlate by %+.2f, '
-             'centred by %+.2f', *(rank.correlation(*(scores[name] for name in pair))
-                                   for pair in (SIDES, CENTRED)))
+             'centred by %+.2f (%+.2f by chance, as both are less the same mean)',
+             *(rank.correlation(*(scores[name] for name in pair)) for pair in (SIDES, CENTRED)),
+             yardstick.chance_correlation(*(masks[name] for name in SIDES), everywhere))
     activations = {name: rank.mean_activations(features, subject.batches(chosen[name]))
                    for name in SIDES}
   return Ranking(orders, activations, measured)

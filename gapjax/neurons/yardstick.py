@@ -102,7 +102,7 @@ def interval(rows: Float[np.ndarray, 'n c']) -> tuple[np.ndarray, np.ndarray]:
   return rows.mean(0), quantile * rows.std(0, ddof=1) / np.sqrt(len(rows))
 
 
-def agreement(rows: Float[np.ndarray, 'n c'], *, seed: int = 0) -> float:
+def agreement(rows: Float[np.ndarray, 'n c']) -> float:
   """Spearman's rank correlation of the scores of two halves of the images, from -1 to 1.
 
   The mean over SPLITS random splits: one alone, such as even and odd, is a matter of luck. Overall
@@ -111,7 +111,7 @@ def agreement(rows: Float[np.ndarray, 'n c'], *, seed: int = 0) -> float:
   Raises UsageError for fewer than two images.
   """
   rows = _checked(rows)
-  first = _halves(len(rows), np.random.default_rng(seed))
+  first = _halves(len(rows), np.random.default_rng(0))
   return _agreement(first @ rows, ~first @ rows)
 
 
@@ -126,19 +126,19 @@ def _agreement(*scores):
   return float(np.mean([rank.correlation(a, b) for a, b in zip(*ranks, strict=True)]))
 
 
-def threshold(rows: Float[np.ndarray, 'n c'], *, flips: int = DRAWS,
-              seed: int = 0) -> Float[np.ndarray, ' c']:
+def threshold(rows: Float[np.ndarray, 'n c'], *,
+              flips: int = DRAWS) -> Float[np.ndarray, ' c']:
   """What a channel's |mean| must exceed, (c,), so that by chance any channel does in 5% of draws.
 
   The null: an image is as likely as its mirror image, so that the sign of a row may be flipped, all
   channels of an image together. Of every flip the largest |t| over the channels counts (max-T:
   Westfall and Young 1993; for images Nichols and Holmes 2002), so the rate of 5% is that of one or
   more false channels among all, and a channel is measured by its own spread. From fewer than six
-  images no channel exceeds it.
+  images 1,000 flips let no channel exceed it.
 
   Args:
     rows: z - z'.
-    flips: how many are drawn, from `seed`; 19 or more.
+    flips: how many are drawn; 19 or more.
 
   Raises:
     UsageError: there are fewer than two images or 19 flips.
@@ -147,7 +147,7 @@ def threshold(rows: Float[np.ndarray, 'n c'], *, flips: int = DRAWS,
   # |t| grows with |sum| / norm, and no flip changes the norm: one product serves all flips.
   norm = np.linalg.norm(rows, axis=0)
   unit = rows / np.where(norm, norm, 1)
-  draw = np.random.default_rng(seed)
+  draw = np.random.default_rng(0)
   limit = _limit(lambda k: np.abs(draw.choice([-1.0, 1.0], (k, len(rows))) @ unit), flips)
   return limit * (1 + 1e-9) * norm / len(rows)  # of few images a flip may be the data's own signs
 
@@ -164,8 +164,8 @@ def _limit(statistics, draws):
 
 def centred(differences: Float[np.ndarray, 'n c'],
             inside: Int[np.ndarray, ' m'] | Bool[np.ndarray, ' n'],
-            everywhere: Int[np.ndarray, ' k'] | Bool[np.ndarray, ' n'], *, draws: int = DRAWS,
-            seed: int = 0) -> Yardstick:
+            everywhere: Int[np.ndarray, ' k'] | Bool[np.ndarray, ' n'], *,
+            draws: int = DRAWS) -> Yardstick:
   """The Yardstick of the mean over the images `inside` a region, less that over `everywhere`.
 
   The threshold's null: which of these images are the region's is chance. Every draw relabels them,
@@ -180,23 +180,21 @@ def centred(differences: Float[np.ndarray, 'n c'],
 
   Args:
     differences: z - z'.
-    inside, everywhere: indices of images, of which each counts once, or masks (n,) of booleans.
-    draws: how many are drawn, from `seed`; 19 or more.
+    inside, everywhere: indices of images, all different, or masks (n,) of booleans.
+    draws: how many are drawn; 19 or more.
 
   Raises:
-    UsageError: there are fewer than two images inside, two others everywhere, or 19 draws.
+    UsageError: there are fewer than two images inside, two others everywhere, or 19 draws; or a
+      choice of images is neither.
   """
   rows = _checked(differences)
-  inside, everywhere = (np.asarray(chosen) for chosen in (inside, everywhere))
-  inside, everywhere = (chosen if chosen.dtype == bool and len(chosen) == len(rows)
-                        else np.isin(np.arange(len(rows)), chosen)
-                        for chosen in (inside, everywhere))
+  inside, everywhere = (_mask(chosen, len(rows)) for chosen in (inside, everywhere))
   rows, inside, everywhere = (x[inside | everywhere] for x in (rows, inside, everywhere))
   groups = [inside, ~inside]
   if min(group.sum() for group in groups) < 2:
     raise UsageError(f'of {len(rows)} images {inside.sum()} are inside the region; a centred score '
                      'needs two or more inside, and two or more others')
-  draw, scale = np.random.default_rng(seed), rows.std(0)
+  draw, scale = np.random.default_rng(0), rows.std(0)
   unit = (rows - rows.mean(0)) / np.where(scale, scale, 1)
   first = np.zeros((SPLITS, len(rows)), bool)
   for group in groups:
@@ -218,6 +216,33 @@ def centred(differences: Float[np.ndarray, 'n c'],
   # Of few images a draw may be the data's own labels.
   limit = _limit(relabelled, draws) * (1 + 1e-6) * _error(variance)
   return Yardstick(int(inside.sum()), agree, scale * mean, scale * half, threshold=scale * limit)
+
+
+def chance_correlation(one: Bool[np.ndarray, ' n'], other: Bool[np.ndarray, ' n'],
+                       everywhere: Bool[np.ndarray, ' n']) -> float:
+  """What the centred scores of two regions correlate by where no image's place matters.
+
+  Both are less the mean over `everywhere`, so that their weights of the images are opposite in
+  part, and the scores with them: -1 where every image is of one region or the other. Of images
+  that are alike in distribution this is the cosine of the weights. Masks of images; 0 where a
+  region is everywhere.
+  """
+  a, b = (_weights(inside, everywhere) for inside in (one, other))
+  norm = np.linalg.norm(a) * np.linalg.norm(b)
+  return float(a @ b / norm) if norm else 0.0
+
+
+def _mask(chosen, n):
+  """The images of a choice, (n,) booleans."""
+  chosen = np.asarray(chosen)
+  if chosen.dtype == bool and chosen.shape == (n,):
+    return chosen
+  if chosen.size and not (chosen.ndim == 1 and chosen.dtype.kind in 'iu' and chosen.min() >= 0
+                          and chosen.max() < n and len(np.unique(chosen)) == len(chosen)):
+    raise UsageError(f'images of a region are a mask of {n} booleans, or different indices below '
+                     f'{n}; not {chosen.dtype} of shape {chosen.shape} (np.flatnonzero makes '
+                     'indices of a mask)')
+  return np.isin(np.arange(n), chosen)
 
 
 def _weights(inside, everywhere):
@@ -272,11 +297,14 @@ def measure(rows: Float[np.ndarray, 'n c'], *, moved: Float[np.ndarray, 'k c'] |
   images, and z of them.
 
   averages: z of the images that `moved` is of (`rank.mean_activations`), which goes with it.
-  some: their indices; None is all. Raises UsageError for fewer than two rows, or `moved` alone.
+  some: their indices; None is all. Raises UsageError for fewer than two rows, `moved` alone, or
+  with signed rows.
   """
   if (moved is None) != (averages is None):
     raise UsageError('`moved` and `averages` go together: yardstick.shifts and '
                      'rank.mean_activations of the same images')
+  if moved is not None and np.min(rows) < 0:
+    raise UsageError('with `moved`, rows are |z - z\'|, but some are negative; give np.abs(rows)')
   mean, half = interval(rows)
   found = Yardstick(len(rows), agreement(rows), mean, half)
   if moved is None:
@@ -290,6 +318,9 @@ def _checked(rows):
   if rows.ndim != 2 or len(rows) < 2:
     raise UsageError(f'differences are of shape {rows.shape}; give those of two images or more, '
                      '(n, c)')
+  if not np.isfinite(rows).all():
+    raise UsageError('differences hold infinities or NaN, which would hide every channel; rank a '
+                     'network that did not diverge, in float32')
   return rows
 
 

@@ -25,7 +25,7 @@ from gapjax.tasks.protocol import Counter
 from gapjax.training import build, optimizer, workdirs
 from gapjax.training.log import Writer, progress_bar
 from gapjax.training.plan import Plan
-from gapjax.training.system import Clock, StopSignals, describe_devices, usable_cores
+from gapjax.training.system import Clock, StopSignals, commit, describe_devices, usable_cores
 from gapjax.training.train import check_finite, summary
 from gapjax.weights import files as weights
 from gapjax.weights import names
@@ -141,7 +141,7 @@ def train(config, *, workdir, data_dir=None, progress=True) -> dict:
     weights.write(workdir / WEIGHTS, arrays)
     finished = summary(
       config, evaluation, train_set, final, writer.lines, clock, step=step,
-      device=f'gpu x 1 ({torch.cuda.get_device_name()})' if device.type == 'cuda'
+      code=commit(), device=f'gpu x 1 ({torch.cuda.get_device_name()})' if device.type == 'cuda'
       else describe_devices(jax.devices('cpu')[:1]),
       parameters=sum(arrays[name].size for name in names.names(config.model)
                      if 'running' not in name))

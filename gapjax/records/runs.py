@@ -61,14 +61,17 @@ def network_of(config) -> str:
   plain = DOWNSAMPLING.get(model['downsample'])
   if TASKS[config['task']].dense:
     return plain or model['name']
-  if augshift['crops'] == 1:
-    if plain == 'blurpool' and model['blur_size'] == 4:
-      plain = 'blurpool_4'
-    name = plain or PADDING.get(model['padding'])
-    if augshift['max_shift']:
-      return name or model['name']
-    return f'{name}_unshifted' if name else 'unshifted'
-  return '_'.join(['augshift' if augshift['weight'] else 'two_crops', *([plain] if plain else [])])
+  # What differs from the plain network, so that no other network has the name of a table's row.
+  blur, padding = model['blur_size'], model['padding']
+  if plain == 'blurpool' and blur != 3:
+    plain = f'blurpool_{blur}'
+  elif plain in ('aps', 'lps') and blur > 1:
+    plain += f'_blur_{blur}'
+  pairs = 'augshift' if augshift['weight'] else 'two_crops'
+  return '_'.join([
+    *([pairs] if augshift['crops'] > 1 else []), *([plain] if plain else []),
+    *([] if padding == 'zero' else [PADDING.get(padding, f'{padding}_padding')]),
+    *([] if augshift['crops'] > 1 or augshift['max_shift'] else ['unshifted'])]) or model['name']
 
 
 def metrics_of(summary) -> dict[str, float]:

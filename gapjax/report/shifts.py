@@ -127,9 +127,11 @@ def _here(source):
     over_alone, over_control = (f'{100 * (one - other):+.1f}'
                                 for one, other in (over_alone, over_control))
     n = [f'({len(both)} seed{"s" * (len(both) > 1)})' for both in seeds]
+    closer = (f'{far / near:.1f} times {n[2]} as close as theirs' if near else
+              f'equal {n[2]}')  # of a network that answers every image alike
     yield (f'On {dataset} AugShift is {over_alone} points {n[0]} more consistent than the network '
            f'alone and {over_control} {n[1]} than two crops without the loss, and its features of '
-           f'two shifts are {far / near:.1f} times {n[2]} as close as theirs.')
+           f'two shifts are {closer}.')
 
 
 def _compared(source):

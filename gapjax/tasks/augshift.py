@@ -51,7 +51,8 @@ def augshift_loss(logits: Float[ArrayLike, '*pairs k'], features: Float[ArrayLik
     The loss, a scalar: mean over b of the two cross entropies' sum, plus weight times the mean of
     (z1 - z2)^2 over b and c. And its parts, scalars: 'cross_entropy', 'distance' (that mean) and
     'relative_distance', the distance over the features' variance, since shrinking all features
-    makes the distance small too.
+    makes the distance small too. The variance is of this batch, or of what one device sees of it:
+    an image or two say little.
 
   Raises:
     UsageError: the shapes are not those of two crops of b images; under jit, while tracing.

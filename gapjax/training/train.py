@@ -178,9 +178,8 @@ def train(config, *, workdir, data_dir=None, devices=None, progress=True, alike=
     writer.write(step, 'final', **final)
     finished = summary(
       config, evaluation, train_set, final, writer.lines, clock, step=step,
-      device=describe_devices(devices.devices),
+      code=code, device=describe_devices(devices.devices),
       parameters=sum(x.size for x in jax.tree.leaves(state.params)))
-    finished['commit'] = code
     if is_first():
       paths.write_json(workdir / 'summary.json', finished)
     wait_for_all('finished')
@@ -197,15 +196,15 @@ def commits(meta: dict) -> str | None:
 
 
 def summary(config, evaluation, train_set, final: dict, lines: list[dict], clock: Clock, *,
-            step: int, device: str, parameters: int) -> dict:
+            step: int, code: str | None, device: str, parameters: int) -> dict:
   """What summary.json says of a finished run: `lines` are those of metrics.jsonl, `final` the last
-  evaluation."""
+  evaluation, `code` the commits that trained it."""
   task = evaluation.task
   return {
     'config': configs.as_json(config), 'step': step,
     **evaluation.summary(final, [line for line in lines if line['split'] == 'eval']),
     'wall_seconds': clock.wall_seconds(), 'images_per_second': clock.images_per_second(),
-    'device': device, 'versions': versions(), 'commit': commit(),
+    'device': device, 'versions': versions(), 'commit': code,
     'sizes': {'train_images': len(train_set), 'test_images': len(evaluation.test_set),
               'input_size': task.input_shape(train_set)[1], 'chance': 1 / task.num_classes,
               'parameters': parameters}}
