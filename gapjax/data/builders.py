@@ -23,6 +23,7 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 
 from gapjax import errors, paths
 from gapjax.data import digit_scenes, prepared, scenes_sources, sources
+from gapjax.data.labels import ORIGINS
 from gapjax.data.scenes_sources import png
 
 log = logging.getLogger(__name__)
@@ -193,7 +194,7 @@ def _open_source(name, source, root):
       yield scenes
   else:
     raise errors.UsageError(f'gapjax does not download {name}: get '
-                            f'{scenes_sources.ORIGINS[name]}, then run '
+                            f'{ORIGINS[name]}, then run '
                             f'`gapjax prepare {name} --source=PATH`')
 
 

