@@ -9,6 +9,7 @@ commands, machines and the sum of their times. samples.png of the first seeds ar
 """
 
 import functools
+import itertools
 import pathlib
 import shutil
 import sys
@@ -43,11 +44,11 @@ def main(out, *workdirs):
         raise UsageError(f'{folder} holds no {name}; give workdirs of gapjax reproduce')
   records = merged([schema.read(folder / 'results.json') for folder in folders])
   runs = [paths.read_json(folder / 'run.json') for folder in folders]
-  for folder in folders:
-    for picture in folder.glob('cells/**/seed0/samples.png') if folder != out else ():
-      to = out / picture.relative_to(folder)
-      to.parent.mkdir(parents=True, exist_ok=True)
-      shutil.copyfile(picture, to)
+  for cell, folder in itertools.product({record['cell'] for record in records}, folders):
+    of_cell = pathlib.Path('cells', cell, 'seed0', 'samples.png')
+    if folder != out and (folder / of_cell).exists():  # not of a cell that was cut off
+      (out / of_cell).parent.mkdir(parents=True, exist_ok=True)
+      shutil.copyfile(folder / of_cell, out / of_cell)
   out.mkdir(parents=True, exist_ok=True)
   write(out / 'results.json', records)
   paths.write_json(out / 'run.json', functools.reduce(joined, runs, {}))
