@@ -10,7 +10,8 @@
 #   --dry-run       print every command, run none
 #
 # Every line is printed with its process's number. When one process fails the others are stopped,
-# and its exit code is this script's. Ctrl-C and SIGTERM reach all of them.
+# and its exit code is this script's. Ctrl-C and SIGTERM reach all of them, and saving may take as
+# long as it needs; a second one ends them at once.
 
 set -euo pipefail
 # shellcheck source=launch/common.sh
@@ -76,14 +77,13 @@ send() {
   [ -z "$SENT" ] || return 0
   SENT=1
   for pid in "${PIDS[@]}"; do kill "-$1" -- "-$pid" 2>/dev/null || true; done
-  END=$((SECONDS + GRACE))
 }
 
 # A process group for each, so that a signal reaches gapjax and what it started.
 set -m
 PIDS=() CODE=0 END=''
-trap 'CODE=130; [ -z "$SENT" ] || END=0; send INT' INT  # a second Ctrl-C: at once
-trap 'send TERM' TERM
+trap 'CODE=130; [ -z "$SENT" ] || END=0; send INT' INT  # a second signal: at once
+trap '[ -z "$SENT" ] || END=0; send TERM' TERM
 trap 'for pid in ${PIDS[@]+"${PIDS[@]}"}; do kill -KILL -- "-$pid" 2>/dev/null || true; done' EXIT
 for ((i = 0; i < PROCESSES; i++)); do
   command_of "$i" "$@"
@@ -100,6 +100,7 @@ while [ ${#RUNNING[@]} -gt 0 ]; do
     wait "$pid" 2>/dev/null || code=$?
     if [ "$code" = 0 ]; then continue; fi
     [ "$CODE" != 0 ] || CODE=$code
+    END=${END:-$((SECONDS + GRACE))}  # the others may wait for it, and never hear the signal
     if [ -z "$SENT" ]; then
       note "a process ended with exit code $code: stopping the others"
       send TERM
