@@ -26,7 +26,7 @@ complain() { echo "restart.sh: $1" >&2; exit "$2"; }
 # After a reboot the number in `pid` may be another process's.
 is_running() {
   [ -s "$FOLDER/pid" ] &&
-    [[ "$(ps -o args= -p "$(cat "$FOLDER/pid")" 2>/dev/null)" == *'restart.sh loop '* ]]
+    [[ "$(tr '\0' ' ' 2>/dev/null <"/proc/$(cat "$FOLDER/pid")/cmdline")" == *'restart.sh loop '* ]]
 }
 
 how_it_ended() {
@@ -77,7 +77,7 @@ loop() {
     [ -n "$stopping" ] || attend sleep "$pause"
     pause=$((pause * 2 < LONGEST_WAIT ? pause * 2 : LONGEST_WAIT))
   done
-  say "ended with exit code ${outcome:-0}"
+  say "${stopping:+stopped; }ended with exit code ${outcome:-0}"
   echo "${outcome:-0}" >"$FOLDER/exit_code"
 }
 
@@ -116,7 +116,8 @@ status() {
     echo 'not started'
     return
   fi
-  tail -n 3 "$FOLDER/log"
+  # A bar of progress is one line, as long as the run.
+  tail -c 4000 "$FOLDER/log" | tr '\r' '\n' | tail -n 3
 }
 
 stop() {

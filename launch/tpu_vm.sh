@@ -223,7 +223,7 @@ logs() {
     "${ON[@]}" || code=$?
   fi
   case $code in
-    0) note 'the run has ended well'; ENDED=1; return ;;
+    0) note 'the run has ended well, or was stopped and saved'; ENDED=1; return ;;
     90) ENDED=1; fail 'the run has ended, and not well' ;;
   esac
   look_for_vm
