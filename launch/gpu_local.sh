@@ -77,8 +77,13 @@ OR=''
 jax-cuda$CUDA-pjrt && $PYTHON -m pip install 'jax[$FITTING]'"
 ((${DRIVER%%.*} >= $(oldest_driver "$CUDA"))) || fail "jax's CUDA $CUDA needs a driver of version" \
   "$(oldest_driver "$CUDA") at least, and this one is $DRIVER: update it$OR"
-SEEN=$("$PYTHON" -c "$COUNT_GPUS") || fail "jax sees no GPU, though the driver $DRIVER does;" \
-  "an LD_LIBRARY_PATH with another CUDA is a common reason"
+REASON='an LD_LIBRARY_PATH with another CUDA is a common reason'
+case ${JAX_PLATFORMS:-cuda} in
+  *cuda* | *gpu*) ;;
+  *) REASON="JAX_PLATFORMS=$JAX_PLATFORMS hides it: unset JAX_PLATFORMS" ;;
+esac
+SEEN=$("$PYTHON" -c "$COUNT_GPUS") ||
+  fail "jax sees no GPU, though the driver $DRIVER does; $REASON"
 ((SEEN == GPUS)) || fail "jax sees $SEEN GPUs, the driver $GPUS: say which with" \
   "CUDA_VISIBLE_DEVICES"
 note "$SEEN GPUs, driver $DRIVER, CUDA $CUDA, $(quote "${MEMORY[@]}")"

@@ -41,7 +41,7 @@ SCRIPTS = ('tpu_vm.sh', 'gpu_local.sh', 'slurm.sbatch', 'cpu_processes.sh', 'res
    ['XLA_PYTHON_CLIENT_MEM_FRACTION=.9', 'gapjax evaluate --workdir=runs/a\n']),
   (('slurm.sbatch', '--dry-run', *TRAIN),
    ['srun --kill-on-bad-exit=1 ', '--ignore-signals=TERM gapjax train --distributed ',
-    'scancel --signal=TERM ', 'scontrol requeue ']),
+    'scancel --signal=TERM ', 'scontrol requeue ', 'scontrol show job ']),
   (('cpu_processes.sh', '--processes=3', '--devices=2', '--port=4321', '--dry-run', *TRAIN),
    ['--xla_force_host_platform_device_count=2 ',
     *(f'--distributed=127.0.0.1:4321,3,{i} ' for i in range(3))]),
@@ -171,6 +171,22 @@ def test_restart_passes_one_signal_on(desk):
   assert desk.run('restart.sh', 'logs', desk.folder / 'r').stdout.splitlines().count('told') == 1
 
 
+def test_restart_knows_its_run_without_ps_and_shows_the_end_of_a_bar(desk):
+  """Small images have no ps; a bar of progress is one line of the log."""
+  (desk.bin / 'ps').write_text('#!/bin/sh\nexit 127\n')
+  (desk.bin / 'ps').chmod(0o755)
+  script = 'for i in $(seq 2000); do printf "\\r%d of 2000" $i; done; touch $STUB/waiting; sleep 60'
+  desk.run('restart.sh', 'start', desk.folder / 'r', 'bash', '-c', script)
+  while not desk.waits(''):
+    time.sleep(0.02)
+  assert desk.run('restart.sh', 'running', desk.folder / 'r').returncode == 0
+  ran = desk.run('restart.sh', 'status', desk.folder / 'r')
+  assert ran.stdout.splitlines() == ['running', '1998 of 2000', '1999 of 2000', '2000 of 2000']
+  assert desk.run('restart.sh', 'stop', desk.folder / 'r').stdout == 'stopped\n'
+  assert 'stopped; ended with exit code' in (desk.folder / 'r' / 'log').read_text()
+  assert desk.left_behind() == []
+
+
 # ---- gpu_local.sh ----------------------------------------------------------------------------
 
 @pytest.mark.parametrize(('stubs', 'expected'), [
@@ -182,7 +198,10 @@ def test_restart_passes_one_signal_on(desk):
    "BIN/python -m pip uninstall jax-cuda13-plugin jax-cuda13-pjrt && "
    "BIN/python -m pip install 'jax[cuda12]'"),
   ({'STUB_DRIVERS': '470.1', 'STUB_CUDA': '12'}, 'CUDA 12 needs a driver of version 525 at least'),
-  ({'STUB_DRIVERS': '550.54.14', 'STUB_CUDA': '12'}, 'jax sees no GPU, though the driver'),
+  *(({'STUB_DRIVERS': '550.54.14', 'STUB_CUDA': '12', **platforms},
+     f'jax sees no GPU, though the driver 550.54.14 does; {reason}') for platforms, reason in (
+       ({}, 'an LD_LIBRARY_PATH with'), ({'JAX_PLATFORMS': 'cuda,cpu'}, 'an LD_LIBRARY_PATH with'),
+       ({'JAX_PLATFORMS': 'cpu'}, 'JAX_PLATFORMS=cpu hides it: unset JAX_PLATFORMS'))),
   ({'STUB_DRIVERS': '550.1 550.1', 'STUB_CUDA': '12', 'STUB_SEEN': '1'},
    'jax sees 1 GPUs, the driver 2'),
   ({'STUB_DRIVERS': '550.1 550.1', 'STUB_CUDA': '12', 'STUB_SEEN': '2',
@@ -235,19 +254,22 @@ def test_slurm_ends_as_srun_does(desk, code):
   ran = desk.run('slurm.sbatch', '--config=configs/digits.py', '--workdir=/shared/a',
                  **in_job(STUB_SRUN_ENDS='1', STUB_SRUN_CODE=code))
   assert ran.returncode == int(code) and 'this srun has no --ignore-signals' in ran.stderr
-  assert desk.calls() == [SRUN.format('')]
+  assert desk.calls() == [SRUN.format(''), *(['scontrol show job 42'] if code == '0' else [])]
 
 
-@pytest.mark.parametrize(('number', 'code', 'after'), [
-  (signal.SIGUSR1, '0', ['scancel --signal=TERM 42', 'scontrol requeue 42']),
-  (signal.SIGUSR1, '2', ['scancel --signal=TERM 42']),
-  (signal.SIGUSR1, '3', ['scancel --signal=TERM 42']),
+@pytest.mark.parametrize(('number', 'code', 'preempted', 'after'), [
+  (signal.SIGUSR1, '0', '', ['scancel --signal=TERM 42', 'scontrol requeue 42']),
+  (signal.SIGUSR1, '2', '', ['scancel --signal=TERM 42']),
+  (signal.SIGUSR1, '3', '', ['scancel --signal=TERM 42']),
   # Of preemption and scancel the processes hear from SLURM itself.
-  (signal.SIGTERM, '0', [])])
-def test_slurm_signals(desk, number, code, after):
+  (signal.SIGTERM, '0', '', ['scontrol show job 42']),
+  # Within a time of grace SLURM would take the job, which has saved and ended, for completed.
+  (signal.SIGTERM, '0', '2026-11-28T06:09:12', ['scontrol show job 42', 'scontrol requeue 42'])])
+def test_slurm_signals(desk, number, code, preempted, after):
   process = desk.start('slurm.sbatch', 'train', '--config=configs/digits.py', '--workdir=/shared/a',
                        until=lambda: desk.waits(''),
-                       **in_job(STUB_SRUN_CODE=code, STUB_SRUN_HELP='--ignore-signals=<signals>'))
+                       **in_job(STUB_SRUN_CODE=code, STUB_SRUN_HELP='--ignore-signals=<signals>',
+                            STUB_PREEMPTED=preempted))
   process.send_signal(number)
   if number == signal.SIGTERM:
     time.sleep(0.3)
@@ -294,12 +316,24 @@ def test_cpu_processes_are_all_stopped(desk, number, word, code):
   assert desk.left_behind() == []
 
 
-def test_cpu_processes_end_at_once_at_a_second_ctrl_c(desk):
+def test_cpu_processes_save_for_as_long_as_they_need(desk):
+  """--grace is for the others when one has failed: they may wait for it, and never save."""
+  process = desk.start('cpu_processes.sh', '--grace=1', *TRAIN, STUB_GAPJAX='0:slow 1:slow',
+                       until=lambda: desk.waits('0', '1'))
+  process.send_signal(signal.SIGTERM)
+  output = process.communicate(timeout=20)[0]
+  assert process.returncode == 0
+  assert '[0] saved' in output and '[1] saved' in output
+  assert desk.left_behind() == []
+
+
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 137)])
+def test_cpu_processes_end_at_once_at_a_second_signal(desk, number, code):
   process = desk.start('cpu_processes.sh', '--grace=1000', *TRAIN, STUB_GAPJAX='0:deaf 1:deaf',
                        until=lambda: desk.waits('0', '1'))
   for _ in range(2):
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     time.sleep(0.5)
   process.communicate(timeout=20)
-  assert process.returncode == 130
+  assert process.returncode == code
   assert desk.left_behind() == []

@@ -21,6 +21,7 @@ def test_tpu_from_nothing_to_done_to_nothing(desk):
   assert ran.returncode == 0, ran.stderr
   assert ('<train><--distributed><--config=configs/digits.py><--workdir=gs://bucket/a run>'
           '<--config.x=it\'s "a" $HOME>\n') in ran.stdout
+  assert 'the run has ended well, or was stopped and saved' in ran.stderr
   assert './gapjax-src[tpu,gcs]' in (desk.folder / 'uv').read_text()
   assert (desk.folder / 'home' / 'gapjax-src' / 'configs' / 'digits.py').exists()
   assert [line for line in ran.stderr.splitlines() if 'my-tpu: ' in line] == [
