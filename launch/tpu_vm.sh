@@ -23,7 +23,7 @@
 #   --ref=COMMIT                what to install (default HEAD)
 #   --source=URL                install from this git repository rather than from here
 #   --extras=NAMES              what to install of setup.py's extras (default tpu,gcs)
-#   --local-workdir             accept a --workdir that is not gs://
+#   --local-workdir             accept a --workdir on the TPU VM's disk: /FOLDER or ~/FOLDER there
 #   --delete-on-failure         if something fails, or Ctrl-C comes, before the run has started,
 #                               delete the TPU that this command has created
 #   --delete-when-done          all, logs: delete the TPU once the run has ended, well or not

@@ -86,19 +86,37 @@ check_source() {
 check_gapjax_arguments() {
   [ -n "$VERB" ] || bad_input "$COMMAND what? e.g. train --config=FILE --workdir=gs://BUCKET/FOLDER"
   [ "$COMMAND" != all ] || check_verb "$TYPE"
-  local word before='' workdir='' config=''
+  local word before='' workdir='' output='' data_dir='' config='' path
   for word in "${GAPJAX_ARGS[@]:1}" ''; do
-    case $before in --workdir) workdir=$word ;; --config) config=$word ;; esac
-    case $word in --workdir=*) workdir=${word#*=} ;; --config=*) config=${word#*=} ;; esac
+    case $before in --workdir | --output | --data_dir | --config) word=$before=$word ;; esac
+    case $word in --workdir=*) workdir=${word#*=} ;; --output=*) output=${word#*=} ;; esac
+    case $word in --data_dir=*) data_dir=${word#*=} ;; --config=*) config=${word#*=} ;; esac
     before=$word
   done
   case "$workdir:$LOCAL_WORKDIR" in
-    gs://*) ;;
-    :*) case $VERB in train | reproduce) bad_input "give --workdir=gs://BUCKET/FOLDER" ;; esac ;;
-    *:1) [ -z "$DELETE_WHEN_DONE" ] || bad_input "--delete-when-done would delete $workdir too" ;;
+    gs://* | ?*:1) ;;
+    :*) case $VERB in
+      train | reproduce | quickstart) bad_input "give --workdir=gs://BUCKET/FOLDER" ;;
+    esac ;;
     *) bad_input "--workdir=$workdir is on the TPU VM's disk: lost with it, and not shared by" \
       "several workers. Give gs://BUCKET/FOLDER, or --local-workdir" ;;
   esac
+  # gapjax runs in the folder that `install` removes.
+  for path in "$workdir" "$output" "$data_dir"; do
+    case $path in
+      '' | gs://* | /* | \~/*) ;;
+      *) bad_input "$path would lie in gapjax-src, which the next install removes: give a path" \
+        "that begins with / or ~/" ;;
+    esac
+  done
+  if [ -n "$DELETE_WHEN_DONE" ]; then
+    [ -z "$output" ] || bad_input "--delete-when-done would delete $output too"
+    case "$VERB:$workdir" in
+      prepare: | bench: | *:gs://*) ;; # bench prints what it found
+      *) bad_input "--delete-when-done would delete ${workdir:-what $VERB writes} too: leave it" \
+        "out, or give --workdir=gs://BUCKET/FOLDER" ;;
+    esac
+  fi
   if [ -n "$config" ] && [ -z "$SOURCE" ] && [ "$COMMAND" = all ]; then
     config=${config%%:*}
     git cat-file -e "$REF:$config" 2>/dev/null ||
