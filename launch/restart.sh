@@ -23,10 +23,10 @@ LONG_RUN=600
 
 complain() { echo "restart.sh: $1" >&2; exit "$2"; }
 
-# After a reboot the number in `pid` may be another process's.
+# Whether it is; its number in PID. After a reboot the one in `pid` may be another process's.
 is_running() {
-  [ -s "$FOLDER/pid" ] &&
-    [[ "$(tr '\0' ' ' 2>/dev/null <"/proc/$(cat "$FOLDER/pid")/cmdline")" == *'restart.sh loop '* ]]
+  PID=$(cat "$FOLDER/pid" 2>/dev/null) &&
+    [[ "$(tr '\0' ' ' 2>/dev/null <"/proc/$PID/cmdline")" == *'restart.sh loop '* ]]
 }
 
 how_it_ended() {
@@ -100,7 +100,7 @@ start() {
 logs() {
   [ -e "$FOLDER/log" ] || complain "no run was started in $FOLDER" 1
   if is_running; then
-    tail -n +1 -s 0.2 -F --pid="$(cat "$FOLDER/pid")" "$FOLDER/log"
+    tail -n +1 -s 0.2 -F --pid="$PID" "$FOLDER/log"
   else
     cat "$FOLDER/log"
   fi
@@ -122,12 +122,11 @@ status() {
 
 stop() {
   if ! is_running; then echo 'nothing is running'; return; fi
-  local pid waited=0
-  pid=$(cat "$FOLDER/pid")
-  kill -TERM "$pid"
-  while kill -0 "$pid" 2>/dev/null; do
+  local waited=0
+  kill -TERM "$PID"
+  while kill -0 "$PID" 2>/dev/null; do
     if ((waited++ >= STOP_SECONDS * 5)); then
-      kill -KILL -- "-$pid" # the whole session
+      kill -KILL -- "-$PID" # the whole session
       complain "it did not stop in $STOP_SECONDS s and was killed; its last checkpoint stands" 1
     fi
     sleep 0.2
