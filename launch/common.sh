@@ -48,3 +48,31 @@ find_gapjax() {
     ".venv && .venv/bin/pip install '.$1' (or say where it is: GAPJAX=PATH $SCRIPT ...)"
   printf '%s\n' "$found"
 }
+
+# The Python that this gapjax runs with: its neighbour. Its path is absolute.
+python_of() {
+  local found
+  found=$(cd "$(dirname "$(command -v "$1")")" && pwd)/python
+  [ -x "$found" ] || found=python3
+  printf '%s\n' "$found"
+}
+
+# What a script that takes variables in place of flags does first, given its arguments. Sets OUT and
+# GAPJAX_DATA, absolute since it goes on in another folder, and PYTHON: python3 where gapjax is not
+# installed, but the project is there.
+# shellcheck disable=SC2034  # the scripts use it
+take_variables() {
+  case ${1:-} in
+    '') ;;
+    -h | --help) help; exit ;;
+    *) bad_input "takes variables and no \`$1\` ($SCRIPT --help)" ;;
+  esac
+  [ -n "${OUT:-}" ] || bad_input "OUT=FOLDER is needed, for what is measured ($SCRIPT --help)"
+  mkdir -p "$OUT" || exit 2
+  OUT=$(realpath "$OUT") GAPJAX_DATA=${GAPJAX_DATA:+$(realpath -m "$GAPJAX_DATA")}
+  PYTHON=python3
+  if [ -n "${GAPJAX:-}" ] || find_gapjax '' >/dev/null 2>&1; then
+    GAPJAX=$(find_gapjax '') || exit 2
+    PYTHON=$(python_of "$GAPJAX")
+  fi
+}

@@ -39,9 +39,7 @@ done
 [ $# -gt 0 ] || bad_input "run what? e.g. train --config=FILE --workdir=FOLDER ($SCRIPT --help)"
 
 GAPJAX=$(find_gapjax '[cuda]')
-# The Python that gapjax runs with: its neighbour.
-PYTHON=$(dirname "$(command -v "$GAPJAX")")/python
-[ -x "$PYTHON" ] || PYTHON=python3
+PYTHON=$(python_of "$GAPJAX")
 QUERY=(nvidia-smi --query-gpu=driver_version '--format=csv,noheader')
 
 if [ -n "$SHARE" ]; then

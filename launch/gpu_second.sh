@@ -11,18 +11,20 @@
 # a minute; the tables stand at the end. benchmarks/merge_results.py joins workdirs of one suite.
 
 set -uo pipefail
-OUT=${OUT:?a folder for what is measured} MINUTES=${MINUTES:-8}
+here=$(cd "$(dirname "$0")/.." && pwd)
+[ -d "$here/gapjax" ] || here=$PWD  # the script was copied elsewhere: run in the project's root
+# shellcheck source=launch/common.sh
+. "$here/launch/common.sh" || exit 2
+take_variables "$@"
+cd "$here" || exit 2
+MINUTES=${MINUTES:-8}
 LANES=${LANES:-'table2 3 augshift/cifar10; table2 3 two_crops/cifar10
 table2 3 resnet18/cifar10 blurpool/cifar10; table1 1 permutenet/image/3x3
 table1 1 gapnet/location/3x3; table1 3 permutenet/location/3x3'}
-mkdir -p "$OUT"
-here=$(cd "$(dirname "$0")/.." && pwd)
-[ -d "$here/gapjax" ] || here=$PWD  # the script was copied elsewhere: run in the project's root
-cd "$here" || exit 2
 work=$(mktemp -d)
-end=$((SECONDS + $(python3 -c "print(int(60 * $MINUTES) - 20)")))  # the last reports and copy
+end=$((SECONDS + $("$PYTHON" -c "print(int(60 * $MINUTES) - 20)")))  # the last reports and copy
 export TQDM_DISABLE=1 JAX_LOG_COMPILES=1
-XLA_PYTHON_CLIENT_MEM_FRACTION=$(python3 -c "print(.9 / $(wc -l <<<"$LANES"))")
+XLA_PYTHON_CLIENT_MEM_FRACTION=$("$PYTHON" -c "print(.9 / $(wc -l <<<"$LANES"))")
 export XLA_PYTHON_CLIENT_MEM_FRACTION
 [ -n "${TINY:-}" ] && FIELDS="--config.model.width=4 --config.data.train_images=500 --config.num_epochs=1 \
   --config.eval.images=100 --config.batch_size=50"
@@ -39,8 +41,8 @@ lane() { # LINE
     read -r suite seeds cells <<<"$part"
     name=${cells%% *} name=$suite-${name//\//_}
     [ $((end - SECONDS)) -gt 20 ] || return
-    python3 -m gapjax reproduce "$suite" --scale=full --cells="$cells" --seeds="$seeds" \
-      --minutes="$(python3 -c "print($((end - SECONDS)) / 60)")" --workdir="$work/$name" \
+    "$PYTHON" -m gapjax reproduce "$suite" --scale=full --cells="$cells" --seeds="$seeds" \
+      --minutes="$("$PYTHON" -c "print($((end - SECONDS)) / 60)")" --workdir="$work/$name" \
       ${GAPJAX_DATA:+--data_dir="$GAPJAX_DATA"} "${fields[@]}" 2>&1 </dev/null |
       while IFS= read -r line; do
         printf '%(%H:%M:%S)T %s\n' -1 "$line"

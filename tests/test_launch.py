@@ -14,7 +14,8 @@ import pytest
 from conftest import ROOT
 from launch_desk import STUBS, TPU, TRAIN, V5E
 
-SCRIPTS = ('tpu_vm.sh', 'gpu_local.sh', 'slurm.sbatch', 'cpu_processes.sh', 'restart.sh')
+LENT = ('gpu_first.sh', 'gpu_second.sh')  # of a machine that is lent for minutes
+SCRIPTS = ('tpu_vm.sh', 'gpu_local.sh', 'slurm.sbatch', 'cpu_processes.sh', 'restart.sh', *LENT)
 
 
 # ---- All of them -----------------------------------------------------------------------------
@@ -109,6 +110,8 @@ def test_help(desk, script):
   (('gpu_local.sh', '--prealocate', 'train'), 'unknown flag `--prealocate`'),
   (('gpu_local.sh', '--preallocate=1.5', 'train'), 'a share above 0 and up to 1, not `1.5`'),
   (('gpu_local.sh', '--workdir=w'), "`--workdir=w` is gapjax's"),
+  *(case for script in LENT for case in (
+    ((script,), 'OUT=FOLDER is needed'), ((script, '--dry-run'), 'takes variables and no'))),
   (('slurm.sbatch',), 'train what?'),
   (('slurm.sbatch', '--node=3'), 'unknown flag `--node=3`'),
   (('slurm.sbatch', 'reproduce', 'table1'), 'not `reproduce`'),
@@ -251,6 +254,29 @@ def test_gpu_without_a_driver(desk):
   ran = subprocess.run([path / 'bash', 'launch/gpu_local.sh', *TRAIN], cwd=desk.checkout, text=True,
                        env={'PATH': f'{desk.bin}:{path}'}, capture_output=True, check=False)
   assert ran.returncode == 1 and 'no nvidia-smi here' in ran.stderr
+
+
+# Stands in for the Python of an environment: computes numbers, shows all else that it is to run.
+PYTHON = '''#!/bin/sh
+case $2 in *print*/*|*print*int*) exec python3 "$@" ;; esac
+echo "ran $*" >>"$STUB/calls"
+'''
+
+
+@pytest.mark.parametrize('script', LENT)
+def test_lent_gpu_is_told_folders_from_where_one_stands(desk, script):
+  """And runs the Python that is gapjax's neighbour."""
+  root = desk.folder / 'root'
+  shutil.copytree(desk.checkout / 'launch', root / 'launch')
+  (root / 'gapjax').mkdir()
+  (desk.bin / 'python').write_text(PYTHON)
+  subprocess.run(['bash', root / 'launch' / script], cwd=desk.folder, check=False, timeout=60,
+                 env=desk.environment(OUT='out', GAPJAX_DATA='data', GAPJAX='bin/gapjax',
+                                      LANES='table1 1 a/b'))
+  archive = script.replace('gpu_', '').replace('sh', 'tgz')
+  assert (desk.folder / 'out' / archive).is_file()
+  assert any(f'--data_dir={desk.folder}/data' in call for call in desk.calls())
+  assert desk.left_behind() == []
 
 
 # ---- slurm.sbatch ----------------------------------------------------------------------------
