@@ -205,22 +205,18 @@ def from_flags(argv: list[str]) -> ConfigDict:
   if not files:
     raise UsageError('which config? give --config=FILE, such as gapnet_cifar10')
   set_here = [argument for argument in argv if argument not in files]
-  c = with_fields(from_file(files[-1].partition('=')[2]), set_here)
-  for name in named_fields(set_here):
-    if name.startswith(NOT_READ[c.task]):
-      raise UsageError(f'config field `{name}` is not read in the task {c.task} of this config, so '
-                       'it would change nothing; leave it out')
-  return c
+  return with_fields(from_file(files[-1].partition('=')[2]), set_here)
 
 
-def with_fields(c: ConfigDict, argv: list[str], *, of: str = '') -> ConfigDict:
+def with_fields(c: ConfigDict, argv: list[str], *, of: str = '', tasks=()) -> ConfigDict:
   """A config with `--config.FIELD=VALUE` flags, validated.
 
   Args:
     of: 'neurons.' for those of a run that is trained, whose other fields are what it is.
+    tasks: one of these must read each field; without any, the config's own.
 
-  Raises UsageError on any other flag, a field that is unknown or not one of those, or a value that
-  cannot be.
+  Raises UsageError on any other flag, a field that is unknown, not one of those or not read, or a
+  value that cannot be.
   """
   c = replaced(c)
   fields = [name for name in flatten_dict(c.to_dict(), sep='.') if name.startswith(of)]
@@ -229,13 +225,18 @@ def with_fields(c: ConfigDict, argv: list[str], *, of: str = '') -> ConfigDict:
       raise UsageError(f'config field `{name}` cannot be set for a run that is trained; these can: '
                        f'{", ".join(fields)}' if of else
                        f'unknown config field `{name}`{nearest(name, fields)}; {ALL_FIELDS}')
-  values, argv = flags.FlagValues(), ['gapjax', *argv]
-  config_flags.DEFINE_config_dict('config', c, flag_values=values, sys_argv=argv)
+  values, line = flags.FlagValues(), ['gapjax', *argv]
+  config_flags.DEFINE_config_dict('config', c, flag_values=values, sys_argv=line)
   try:
-    values(argv)
+    values(line)
   except flags.Error as error:
     raise UsageError(str(error).strip().splitlines()[-1]) from None
   validate(c)
+  tasks = tasks or (c.task,)
+  for name in named_fields(argv):
+    if all(name.startswith(NOT_READ[task]) for task in tasks):
+      raise UsageError(f'config field `{name}` is not read in the task {" or ".join(tasks)}, so it '
+                       'would change nothing; leave it out')
   return c
 
 

@@ -192,7 +192,7 @@ def test_every_command_of_the_pages_is_understood(capsys):
     verb, *flags = words[verbs[0]:]
     known, of_config = options(verb, capsys), [f for f in flags if f.startswith('--config')]
     if verb in ('rank', 'attack'):  # of a run's own config
-      config.with_fields(config.default(), of_config, of='neurons.')
+      config.with_fields(config.from_file('deeplab_camvid'), of_config, of='neurons.')
     elif of_config:
       config.from_flags([f.replace('--config=', f'--config={ROOT}/') for f in of_config])
     strange = [f for f in flags if f.startswith('--') and f not in of_config

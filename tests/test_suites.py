@@ -188,11 +188,19 @@ def test_a_change_is_of_every_cell_and_told(tmp_path):
   (['--config=configs/digits.py'], None, 'unexpected argument `--config=configs/digits.py`'),
   (['--config.seed=3'], None, 'use --seeds'),
   (['--config.canvas.grid=4'], '*/3x3', 'the names of the cells say it'),
+  (['--config.augshift.weight=3'], None, '`augshift.weight` is not read in the task canvas'),
   (['--config.num_epochs=2'], None, r'the cells differ in it \(10, 6, 4\)'),
   (['--config.num_epochs=2'], '*/3x3 */5x5', r'the cells differ in it \(10, 6\)')])
 def test_a_change_that_cannot_be(changes, only, message):
   """Also of what the cells are there to compare."""
   refused(lambda: suites.changed(suites.table1('small'), changes, only=only), message)
+
+
+def test_a_change_must_be_read_by_a_chosen_cell():
+  field = ['--config.model.separable=true']
+  assert suites.changed(suites.attack('small'), field)[0].config.model.separable
+  refused(lambda: suites.changed(suites.attack('small'), field, only='*/3x3'),
+          '`model.separable` is not read in the task canvas')
 
 
 @pytest.mark.parametrize(('suite', 'only', 'field'), [

@@ -94,8 +94,8 @@ def by_worth(suites, scale: str, only: str | None) -> list[tuple[str, str]]:
 def changed(cells, changes, *, only=None) -> list[Cell]:
   """The cells with the fields that flags '--config.FIELD=VALUE' set.
 
-  Raises UsageError on what cannot be, on the seed, on a field that the names of the cells that
-  `only` chooses say, and on one in which those differ: that is what the suite compares.
+  Raises UsageError on what cannot be, on the seed, on a field that none of the cells that `only`
+  chooses reads, that their names say, or in which they differ: that is what the suite compares.
   """
   fields, some = configs.named_fields(changes), chosen(cells, only)
   if 'seed' in fields:
@@ -106,8 +106,9 @@ def changed(cells, changes, *, only=None) -> list[Cell]:
       raise UsageError(f'--config.{name}: the names of the cells say it, so a row would be called '
                        'what it is not; choose cells with --cells, or train one network of your '
                        'own with gapjax train')
+  tasks = list(dict.fromkeys(cell.config.task for cell in some))
   new = [dataclasses.replace(
-    cell, config=configs.with_fields(cell.config, changes),
+    cell, config=configs.with_fields(cell.config, changes, tasks=tasks),
     changes=tuple(change.partition('config.')[2] for change in changes)) for cell in cells]
   for name in fields:
     values = dict.fromkeys(repr(operator.attrgetter(name)(cell.config)) for cell in some)
