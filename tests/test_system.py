@@ -1,6 +1,7 @@
 """The machine and the process."""
 
 import importlib.metadata
+import subprocess
 import sys
 
 import pytest
@@ -67,6 +68,25 @@ def test_the_first_lap_compiles_also_after_an_evaluation(monkeypatch):
     else:
       rates.append(clock.lap(100))
   assert rates == [None, 50.0] and clock.images_per_second() == 50.0
+
+
+def test_a_clone_differs_from_its_commit_where_its_code_does(monkeypatch, tmp_path):
+  """A page that was edited trains nothing else."""
+  monkeypatch.delenv('GAPJAX_COMMIT', raising=False)
+  files = ['README.md', 'gapjax/config.py', 'gapjax/training/system.py', 'configs/digits.py']
+  for file in files:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text('')
+  for command in ('init -q', 'add .', 'commit -q -m all'):
+    subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a@b',
+                    '-c', 'commit.gpgsign=false', *command.split()], cwd=tmp_path, check=True)
+  monkeypatch.setattr(system, '__file__', str(tmp_path / 'gapjax' / 'training' / 'system.py'))
+  told = {}
+  for file in files:
+    (tmp_path / file).write_text('x = 1')
+    told[file] = system.commit.__wrapped__()
+    (tmp_path / file).write_text('')
+  assert [file for file in files if told[file].endswith('+')] == files[1:]
 
 
 def test_installed_code_is_known_by_its_files(monkeypatch, tmp_path):

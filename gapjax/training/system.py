@@ -151,9 +151,9 @@ def versions() -> dict[str, str]:
 @functools.cache
 def commit() -> str:
   """What the environment variable GAPJAX_COMMIT says, for code that is a copy of a commit; else the
-  commit of the clone that gapjax runs from, with '+' where files differ from it; where it is
-  installed, its version and a digest of its files, such as '0.2.0-1f6c0b7a92d4'. Asked once: a
-  process runs the code that it has loaded."""
+  commit of the clone that gapjax runs from, with '+' where its Python files or those of configs/
+  differ from it; where it is installed, its version and a digest of these files, such as
+  '0.2.0-1f6c0b7a92d4'. Asked once: a process runs the code that it has loaded."""
   if told := os.environ.get('GAPJAX_COMMIT'):
     return told
   here = pathlib.Path(__file__).resolve().parent
@@ -165,7 +165,7 @@ def commit() -> str:
   try:
     if git('ls-files', '--error-unmatch', __file__):
       return git('rev-parse', '--short=12', 'HEAD') + '+' * bool(
-        git('status', '--porcelain', '--untracked-files=no'))
+        git('status', '--porcelain', '--untracked-files=no', '--', '../*.py', '../../configs/*.py'))
   except (OSError, subprocess.CalledProcessError):
     pass
   package, sums = here.parent, hashlib.blake2b(digest_size=6)
