@@ -23,6 +23,10 @@ MOVED = ('--config.task=classification', '--config.model.stem=cifar', '--config.
   (['train', '--workdir=w', '--config.model.width=8'], 'which config? give --config=FILE'),
   (['evaluate', '--workdir=w', '--data_dir=gs://bucket/data'], 'give a local path'),
   (['prepare', 'cifar10', '--source=gs://bucket/x'], 'give a local path'),
+  (['bench', '--config.augshift.weight=3'], '`augshift.weight` is not read in the task canvas'),
+  (['bench', '--torch=compiled'], '--torch says how the twin of --against=torch runs, which is'),
+  (['convert', '--check', '--wrap=net'], '--wrap is for a file of weights, and --check draws its'),
+  (['convert', 'a.pth', 'w', '--output=f.json'], '--output is for --check'),
   (['bench', '--output=.'], '--output=. is a folder; name a file in it'),
   (['train', GAPNET], '--workdir'),
   (['train', GAPNET, '--workdir='], 'is empty; name a file or folder'),
@@ -152,6 +156,12 @@ def test_overrides_and_variants_reach_the_config():
                          '--config.schedule.step_epochs=(1,2)', '--config.data.flip=false'])
   assert (c.canvas.grid, c.canvas.target) == (7, 'image')
   assert (c.optimizer.lr, tuple(c.schedule.step_epochs), c.data.flip) == (3e-4, (1, 2), False)
+
+
+def test_a_run_is_ranked_by_fields_that_its_task_reads():
+  field = '--config.neurons.split=val'
+  refused(lambda: config.with_fields(config.default(), [field], of='neurons.'),
+          '`neurons.split` is not read in the task canvas')
 
 
 def test_a_config_file_is_executed_once(tmp_path):

@@ -241,12 +241,16 @@ def convert(arguments, chosen):
   if arguments.check:
     if arguments.source:
       raise UsageError('--check draws its own weights; leave SRC and DST out')
+    if arguments.wrap:
+      raise UsageError('--wrap is for a file of weights, and --check draws its own; leave it out')
     check_output(arguments.output)
     require_torch('--check', 'leave it out')
     from gapjax.pytorch import reference
     return reference.check(config.from_flags(chosen) if chosen else None, output=arguments.output)
   if not arguments.target:
     raise UsageError('convert what to what? give SRC and DST, or --check (gapjax convert --help)')
+  if arguments.output:
+    raise UsageError('--output is for --check, whose table it keeps; leave it out')
   if chosen and os.path.isdir(arguments.source):
     raise UsageError(f'{arguments.source} is a workdir, whose config.json says the network; leave '
                      f'{" ".join(chosen)} out')
@@ -280,21 +284,23 @@ def compile(arguments, chosen):
            'about 5 seconds)'),
       flag('--rounds', type=positive, default=5, help='how often to measure (default 5)'),
       flag('--against', help='torch: the same network in PyTorch, in turns with gapjax'),
-      flag('--torch', default='plain', help='how PyTorch runs: plain (float32, the default), '
+      flag('--torch', help='how PyTorch runs: plain (float32, the default), '
            'compiled (channels_last, autocast to bfloat16, torch.compile)'),
       flag('--profile', metavar='DIR', type=local, help='a folder for a trace of a few calls'),
       fields='')
 def bench(arguments, chosen):
   """Times training; with --against=torch the last line is the ratio to the PyTorch twin."""
   from gapjax import config
+  if arguments.torch and not arguments.against:
+    raise UsageError('--torch says how the twin of --against=torch runs, which is missing')
   chosen_config = (config.from_flags(chosen) if arguments.config else
                    config.with_fields(config.default(), chosen))
   keep_freed_memory(large=is_large(chosen_config))
   check_output(arguments.output)
   from gapjax.speed import bench
   result = bench.bench(chosen_config, steps_per_round=arguments.steps, rounds=arguments.rounds,
-                       against=arguments.against, mode=arguments.torch, profile=arguments.profile,
-                       data_dir=arguments.data_dir)
+                       against=arguments.against, mode=arguments.torch or 'plain',
+                       profile=arguments.profile, data_dir=arguments.data_dir)
   print('\n'.join(bench.lines(result)))
   if arguments.output:
     paths.write_json(arguments.output, result)
