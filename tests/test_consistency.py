@@ -60,7 +60,7 @@ def test_crops_of_bfloat16_images_are_where_those_of_float32_are():
 
 
 def moving_config(**changes):
-  return tiny_config(**{'task': 'classification', 'model.head': 'linear', 'eval.shift': 2,
+  return tiny_config(seed=1, **{'task': 'classification', 'model.head': 'linear', 'eval.shift': 2,
                         'eval.max_shift': 3, 'eval.map_step': 2, 'eval.shift_images': 20,
                         **changes})
 
@@ -103,9 +103,9 @@ def evaluate(network, *, devices, batch_size, **changes):
 
 
 def views_by_hand(network, protocol, s, count, *, times=1):
-  """Classes and features (2, times * count, ...) of the pairs that seed 0 draws."""
+  """Classes and features (2, times * count, ...) of the pairs that seed 1 draws."""
   *_, task, test_set, forward = network
-  rng = np.random.default_rng((0, PROTOCOLS.index(protocol), s))
+  rng = np.random.default_rng((1, PROTOCOLS.index(protocol), s))
   offsets = rng.integers(-s, s, endpoint=True, size=(times, 30, 2, 2))
   images = np.asarray(task.normalised(test_set.images), np.float64)
   views = np.stack([[by_hand(images[i], protocol, offsets[j, i, v], s)

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import SCENES, python, tiny_config
+from conftest import SCENES, python, same, tiny_config
 
+from gapjax.errors import Interrupted
 from gapjax.training import build, steps, workdirs
 from gapjax.training.devices import Devices
 from gapjax.training.plan import Plan
+from gapjax.training.train import train
 
 
 def steps_of(config, train_set, task, *, devices, count):
@@ -115,14 +117,15 @@ def test_programs_are_kept_for_accelerators(platform, chosen, kept, monkeypatch)
 
 def test_every_step_and_batch_draws_anew():
   """Augmentation by example and step; PermuteNet's order by step and, evaluated, by batch: as the
-  keys say that a task and a network are given."""
+  keys say that a task and a network are given. A loss that warms up is told the step."""
   def apply(_, images, *, rngs, mutable=(), **__):
     order = jax.random.key_data(rngs['permutation'])
     return ((order, {}), {'batch_stats': {}}) if mutable else (order, {})
 
   task = types.SimpleNamespace(
     train_batch=lambda keys, data, examples: jax.random.key_data(keys),
-    loss=lambda network, batch, step: (0.0, {'examples': batch, 'order': network(batch)[0]}),
+    loss=lambda network, batch, step: (
+      0.0, {'examples': batch, 'order': network(batch)[0], 'step': step}),
     eval_inputs=lambda data, common, batch: batch, eval_counts=lambda order, *_: order)
   model, rule, params = types.SimpleNamespace(apply=apply), optax.sgd(0.1), {'w': jnp.ones(())}
   train, evaluate = (jax.vmap(made, axis_name='devices', in_axes=axes) for made, axes in (
@@ -133,9 +136,37 @@ def test_every_step_and_batch_draws_anew():
   for number in range(4):
     state = steps.TrainState(jnp.int32(number), params, {}, rule.init(params))
     metrics = train(state, key, {}, some)[1]['batch']
+    assert metrics['step'][0] == number
     examples |= {*map(tuple, np.asarray(metrics['examples'][0]).tolist())}
     orders.add(tuple(np.asarray(metrics['order'][0]).tolist()))
     for batch in range(2):
       found = evaluate(jnp.zeros(2, jnp.uint32), state, key, {}, {'number': batch}, some)
       evaluated.add(tuple(np.asarray(found[0]).tolist()))
   assert (len(examples), len(orders), len(evaluated)) == (32, 4, 8)
+
+
+@pytest.mark.parametrize('changes', [{}, SCENES], ids=['images', 'scenes'])
+def test_seeds_share_nothing(data_dir, changes):
+  """Neither the first weights, nor the first batch, nor what an evaluation draws."""
+  def drawn(seed):
+    config = tiny_config(**changes, seed=seed)
+    train_set, test_set, task = build.load_data(config, data_dir=data_dir)
+    plan = Plan.of(workdirs.settled(config, platform='cpu'), num_images=len(train_set))
+    model, state, *_ = build.create_learner(config, task, train_set, plan)
+    evaluation = build.create_evaluation(config, model, task, test_set,
+                                         Devices(jax.local_devices()[:1]))
+    kernel = next(x for x in jax.tree.leaves(state.params) if x.ndim == 4)
+    return [kernel, next(build.create_feed(config, task, train_set, plan).batches(0)),
+            jax.random.key_data(evaluation.counter.key)]
+
+  assert [*map(same, drawn(0), drawn(1))] == [False] * 3
+
+
+def test_training_draws_by_the_seed(data_dir, tmp_path, monkeypatch):
+  def first(state, key, *_):
+    assert same(*map(jax.random.key_data, (key, steps.stream(1, steps.TRAIN))))
+    raise Interrupted('before the first step', code=1)
+  monkeypatch.setattr(build, 'create_train_steps', lambda *_: first)
+  with pytest.raises(Interrupted):
+    train(tiny_config(seed=1), workdir=tmp_path, data_dir=data_dir,
+          devices=jax.local_devices()[:1], progress=False)

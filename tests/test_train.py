@@ -89,17 +89,22 @@ def test_exact_evaluation_is_every_image_at_every_location(run, data_dir):
   np.testing.assert_allclose(summary['final']['location_accuracy'], grid.mean(), atol=1e-12)
 
   here = Devices(jax.local_devices()[:4])
-  other = tiny_config(**{'eval.batch_size': 28})
+  other = tiny_config(seed=1, **{'eval.batch_size': 28})
   evaluation = build.create_evaluation(other, model, task, test_set, here)
+  count, numbers = evaluation.counter.step, []
+  evaluation.counter.step = lambda *a: (numbers.append(int(a[4]['number'])), count(*a))[1]
   exact = evaluation.exact(here.replicate(state))
+  assert numbers == [*range(5)]  # each batch has a permutation of its own
   np.testing.assert_allclose(exact['per_location'], grid, atol=1e-12)
   assert exact['canvases'] == 120
   passes = evaluation.random(here.replicate(state), passes=3)
   assert passes['canvases'] == 90
-  index, location = random_locations(30, 4, passes=3, seed=(0, 20))
+  index, location = random_locations(30, 4, passes=3, seed=(1, 20))
   canvases = task.canvases(test_set.images[index], location)
   predicted = np.concatenate([forward(canvas[None]) for canvas in canvases]).argmax(1)
   assert passes['accuracy'] == (predicted == location).mean()
+  by_authors = evaluation.report(here.replicate(state))['location_accuracy_random']
+  assert by_authors == evaluation.random(here.replicate(state), passes=4)['accuracy']
 
 
 def test_evaluate_a_workdir(run, data_dir, tmp_path):
