@@ -15,6 +15,7 @@ from gapjax.tasks.canvas import (
   paste,
   random_locations,
 )
+from gapjax.training.feeds import HostFeed
 from gapjax.training.plan import Plan
 from gapjax.training.workdirs import settled
 
@@ -123,6 +124,21 @@ def test_plan_is_the_same_however_many_steps_a_call_takes():
   assert [call.stop for call in itertools.islice(gpu.calls(0), 5) if gpu.logs(call)] == [
     32, 59, 117]
   assert [s for s in range(1, 118) if cpu.logs(range(s - 1, s))] == [1, 50, 100]
+
+
+@pytest.mark.parametrize('start', [0, 4, 5])
+def test_a_call_that_ends_early_takes_no_batch_of_the_next_one(start):
+  """Four steps a call, five an epoch: a batch goes to its own step, wherever a run goes on."""
+  class Source:
+    def iterate(self, step):
+      return ({'x': np.full(2, n)} for n in itertools.count(step))
+
+  plan = Plan.of(tiny_config(batch_size=32, steps_per_call=4, num_epochs=2), num_images=160)
+  assert [len(call) for call in itertools.islice(plan.calls(0), 4)] == [4, 1, 4, 1]
+  batches = HostFeed(plan, {}, Source()).batches(start)
+  for call, batch in zip(itertools.islice(plan.calls(start), 3), batches, strict=False):
+    assert batch['x'].shape == (4, 2)
+    assert batch['x'][:len(call), 0].tolist() == [*call]
 
 
 def test_every_location_takes_each_image_to_each_location_once():
