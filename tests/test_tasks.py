@@ -4,9 +4,11 @@ import inspect
 
 import numpy as np
 import pytest
-from conftest import SCENES, tiny_config
+from conftest import SCENES, same, tiny_config
 
 from gapjax import config as configs
+from gapjax import data
+from gapjax.models import IMAGENET
 from gapjax.tasks import TASKS, protocol
 from gapjax.training import build
 from gapjax.training.evaluator import DeviceCounter
@@ -95,10 +97,18 @@ def test_fields_reach_the_task(data_dir):
   """Those whose defaults are a task's own defaults, too, or another field's."""
   *_, task = loaded('classification', data_dir, **{
     'augshift.crops': 2, 'augshift.max_shift': 1, 'augshift.stacked': False, 'augshift.weight': 2.,
-    'eval.shift': 2, 'eval.max_shift': 3, 'eval.map_step': 3, 'data.flip': True})
+    'eval.shift': 2, 'eval.max_shift': 3, 'eval.map_step': 3, 'data.flip': False})
   assert (task.crops, task.max_shift, task.stacked, task.weight) == (2, 1, False, 2.)
-  assert task.map_offsets == (-3, 0, 3) and task.flip
-  *_, task = loaded('segmentation', data_dir, **{
-    'segmentation.loss': 'focal', 'segmentation.gamma': 1.5, 'segmentation.scale': (.8, 1.1),
+  assert task.map_offsets == (-3, 0, 3) and not task.flip
+  *_, task = loaded('canvas', data_dir, **{
+    'canvas.fill': 'black', 'canvas.grid': 3, 'canvas.target': 'image', 'data.flip': False})
+  assert (task.fill, task.grid, task.target, task.flip) == ('black', 3, 'image', False)
+  assert all(loaded(name, data_dir, **{'eval.shift': 2, 'eval.max_shift': 3, 'data.flip': True}
+                    )[-1].flip for name in ('canvas', 'classification'))
+  _, train_set, _, task = loaded('segmentation', data_dir, **{
+    'segmentation.loss': 'focal', 'segmentation.gamma': 1.5, 'segmentation.scale': (.3, .5),
     'segmentation.flip': False})
-  assert (task.loss_name, task.gamma, task.scale, task.flip) == ('focal', 1.5, (.8, 1.1), False)
+  assert (task.loss_name, task.gamma, task.scale, task.flip) == ('focal', 1.5, (.3, .5), False)
+  assert same(task.host_batches(train_set, batch_size=4, seed=3).at(5), data.training_batches(
+    train_set, batch_size=4, seed=3, crop_size=(24, 32), scale=(.3, .5), flip=False,
+    fill=np.rint(255 * np.array(IMAGENET[0]))).at(5))
