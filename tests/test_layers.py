@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from conftest import refused
+from conftest import refused, same, trained
 
 from gapjax import config, models
 from gapjax.models import convolution, layers, on_cpu
+from gapjax.models.deeplab import DeepLab
 from gapjax.training.devices import AXIS, Devices
 
 draw = np.random.default_rng(0)
@@ -248,3 +249,29 @@ def test_full_padding_counts_every_position_alike():
   kernel = np.asarray(variables['params']['kernel'], np.float64)
   found = np.asarray(conv.apply(variables, x), np.float64).sum((1, 2))
   np.testing.assert_allclose(found, x.sum((1, 2)) @ kernel.sum((0, 1)), rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_keeps_the_mean_and_depends_on_the_place_in_the_global_batch():
+  x = jnp.ones((8, 50, 10))
+  rngs = {'dropout': jax.random.key(3)}
+  alone = layers.Dropout(0.25).apply({}, x, train=True, rngs=rngs)
+  assert set(np.unique(alone)) == {0, np.float32(1 / 0.75)}
+  assert abs(float(alone.mean()) - 1) < 0.05
+  assert not np.array_equal(alone[0], alone[1])
+  np.testing.assert_array_equal(layers.Dropout(0.25).apply({}, x, train=False), x)
+  parts = jax.pmap(
+    lambda x, places: layers.Dropout(0.25).apply({'step': {'places': places}}, x, train=True,
+                                                 rngs=rngs),
+    axis_name=AXIS)(x.reshape(4, 2, 50, 10), jnp.arange(8).reshape(4, 2))
+  np.testing.assert_array_equal(parts.reshape(x.shape), alone)
+
+
+def test_training_drops_channels_before_the_last_convolutions():
+  x = draw.normal(size=(2, 16, 16, 3)).astype(np.float32)
+  for rate in (0., .5):
+    model = DeepLab('deeplabv3', 5, 'resnet10', width=4, dropout=rate)
+    variables = trained(model, x)
+    forward = jax.jit(lambda key, model=model, variables=variables: model.apply(
+      variables, x, train=True, mutable=['batch_stats'], rngs={'dropout': key})[0][0])
+    one, other = (forward(jax.random.key(i)) for i in range(2))
+    assert same(one, other) == (rate == 0)

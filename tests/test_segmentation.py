@@ -16,8 +16,9 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 from gapjax import config as configs
 from gapjax.models import resnet
 from gapjax.models.deeplab import DeepLab, resize
-from gapjax.models.layers import Conv, Dropout
+from gapjax.models.layers import Conv
 from gapjax.tasks import segmentation
+from gapjax.tasks.protocol import Counter
 from gapjax.tasks.segmentation import SegmentationTask
 from gapjax.training import build, optimizer, workdirs
 from gapjax.training import devices as devices_module
@@ -177,20 +178,6 @@ def test_upsampling_is_pytorchs():
   np.testing.assert_allclose(resize(jnp.asarray(x), (11, 9)), expected.movedim(1, -1), atol=1e-6)
 
 
-def test_dropout_keeps_the_mean_and_depends_on_the_place_in_the_global_batch():
-  x = jnp.ones((8, 50, 10))
-  rngs = {'dropout': jax.random.key(3)}
-  alone = Dropout(0.25).apply({}, x, train=True, rngs=rngs)
-  assert set(np.unique(alone)) == {0, np.float32(1 / 0.75)}
-  assert abs(float(alone.mean()) - 1) < 0.05
-  assert not np.array_equal(alone[0], alone[1])
-  np.testing.assert_array_equal(Dropout(0.25).apply({}, x, train=False), x)
-  parts = jax.pmap(
-    lambda x, places: Dropout(0.25).apply({'step': {'places': places}}, x, train=True, rngs=rngs),
-    axis_name=AXIS)(x.reshape(4, 2, 50, 10), jnp.arange(8).reshape(4, 2))
-  np.testing.assert_array_equal(parts.reshape(x.shape), alone)
-
-
 # ---- Evaluation ----------------------------------------------------------------------------------
 
 
@@ -269,7 +256,7 @@ def test_every_scene_is_in_one_batch_whole_and_the_rest_is_void(monkeypatch, pad
 class Brightness:
   """In place of a network: the class is the red value, modulo K."""
 
-  def apply(self, variables, images, *, train, rngs):
+  def apply(self, variables, images, *, train, rngs=None):
     del variables, train, rngs
     return jax.nn.one_hot(jnp.round(images[..., 0] * 255).astype(int) % K, K), {}
 
@@ -292,6 +279,22 @@ def test_evaluation_counts_every_pixel_of_every_size_once():
     for name, matrix in zip(('miou', 'miou_left', 'miou_right'), expected, strict=True):
       np.testing.assert_allclose(found[name], segmentation.iou(matrix)[1], rtol=1e-12)
     np.testing.assert_allclose(found['accuracy'], np.trace(expected[0]) / expected[0].sum())
+    image = scenes[0]['image']
+    np.testing.assert_array_equal(evaluation.counter.predict(state, image), image[..., 0] % K)
+
+
+def test_counts_of_a_set_may_be_more_than_those_of_a_batch():
+  """Beyond int32, which a batch's are: every pair of classes 2^30 times in each of four scenes."""
+  class Large(Counter):
+    batch_size = 1
+
+    def count(self, state, zeros, batches, **_):
+      assert len(batches) == 1
+      return jax.tree.map(lambda x: np.full_like(x, 2 ** 30), zeros)
+
+  task = SegmentationTask(np.zeros(3), np.ones(3), K)
+  found = task.evaluation(configs.default(), Scenes(*[(4, 6)] * 4), Large()).final(None)
+  assert (found['accuracy'], found['loss']) == (1 / K, 1)
 
 
 # ---- Training ------------------------------------------------------------------------------------
