@@ -71,6 +71,16 @@ def test_clipping_is_of_the_global_norm():
   np.testing.assert_allclose([updates['a'][0], updates['b'][0]], [-0.6, -0.8], rtol=1e-6)
 
 
+def test_decay_is_added_to_what_was_clipped():
+  config, _ = make(**{'optimizer.name': 'sgd', 'optimizer.clip_norm': 1.0,
+                      'optimizer.weight_decay': .1})
+  rule = optimizer.create_optimizer(config, lambda step: 1.0)
+  params = {'a': jnp.array([10.0]), 'b': jnp.array([0.0])}
+  gradients = {'a': jnp.array([3.0]), 'b': jnp.array([4.0])}  # norm 5
+  updates, _ = rule.update(gradients, rule.init(params), params)
+  np.testing.assert_allclose([updates['a'][0], updates['b'][0]], [-(.6 + 1), -.8], rtol=1e-6)
+
+
 def test_two_boundaries_on_one_step_count_twice():
   _, schedule = make(**{'schedule.name': 'step', 'schedule.step_epochs': (3.0, 3.01)})
   np.testing.assert_allclose([schedule(30), schedule(31)], [0.005, 0.005], rtol=1e-6)
