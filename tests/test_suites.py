@@ -21,6 +21,20 @@ LINES = [{'step': 1, 'split': 'train', 'loss': 2.0},
          {'step': 5, 'split': 'eval', 'accuracy': .5, 'consistency': .7, 'loss': 1.0}]
 
 
+def test_table1_is_the_papers():
+  """Of 5x5 nothing was published."""
+  cells = suites.table1('full')
+  assert len(cells) == 12
+  for target, published in (
+      ('location', {'gapnet/location/3x3': 1., 'gapnet/location/7x7': 1.,
+                    'permutenet/location/3x3': .788, 'permutenet/location/7x7': .214}),
+      ('image', {'gapnet/image/3x3': .826, 'gapnet/image/7x7': .821,
+                 'permutenet/image/3x3': .736, 'permutenet/image/7x7': .699})):
+    assert published == {
+      cell.name.removesuffix('/cifar10'): cell.paper[f'{target}_accuracy_best_random']
+      for cell in cells if cell.paper and cell.config.canvas.target == target}
+
+
 def test_table2_is_the_papers_and_more():
   both = suites.table2('full')
   names = list(recipes.SHIFT_NETWORKS)
