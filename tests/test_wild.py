@@ -11,7 +11,6 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scene_files
@@ -24,12 +23,10 @@ from gapjax import data, paths
 from gapjax.cli import flags, verbs
 from gapjax.errors import TrainingFailed, UsageError
 from gapjax.models.layers import BatchNorm
-from gapjax.neurons import attack, network
 from gapjax.neurons.run import attack_run, rank_run
 from gapjax.tasks.segmentation import REGIONS, SegmentationTask, measures, object_classes
 from gapjax.training import evaluate, workdirs
 from gapjax.training.checkpoint import Checkpoints
-from gapjax.training.devices import told_by_environment
 from gapjax.training.train import check_finite, train
 
 draw = np.random.default_rng(0)
@@ -99,40 +96,6 @@ def test_output_that_a_terminal_cannot_show_costs_nothing():
   assert python(code, PYTHONIOENCODING='ascii').stdout == '3?3 ?\n'
 
 
-@pytest.mark.parametrize(('tasks', 'told'), [('', None), ('1', None), ('x', None), ('4', 'auto')])
-def test_slurms_variable_may_be_anything(monkeypatch, tasks, told):
-  monkeypatch.setenv('SLURM_STEP_NUM_TASKS', tasks)
-  assert told_by_environment() == told
-
-
-def tiny_attack(head, batch):
-  images = draw.normal(size=(2, 4, 6, 3)).astype(np.float32)
-  cut = network.Network(None, encode=lambda v, x: {'stage4': jnp.tile(x, 4)},
-                        head=lambda v, f: head(f['stage4']))
-  labels = (images[..., 0] > 0).astype(int)
-  return cut, cut.features(images), lambda: attack.sweep(
-    cut, [batch(images, labels)], orders={'overall': np.arange(12)}, counts=(6,))
-
-
-@pytest.mark.parametrize(('head', 'batch', 'told'), [
-  (lambda z: z[..., :1], lambda x, y: {'images': x, 'labels': y}, 'one class'),
-  (lambda z: z[..., :4], lambda x, y: {'images': x, 'labels': y[..., None]}, r'\(b, h, w\)'),
-  (lambda z: z[..., :4], lambda x, y: {'image': x, 'label': y}, "'images'.*not"),
-  (lambda z: z[..., :4], lambda x, y: (x, y), 'not tuple')])
-def test_attacks_on_what_cannot_be_scored_are_refused(head, batch, told):
-  _, _, sweep = tiny_attack(head, batch)
-  with pytest.raises(UsageError, match=told):
-    sweep()
-
-
-@pytest.mark.parametrize('channels', [np.arange(12) == 4, [-1], [5.9], [12]])
-def test_what_are_no_channels_is_not_removed(channels):
-  cut, features, _ = tiny_attack(lambda z: z[..., :4], dict)
-  with pytest.raises(UsageError, match='integers from 0 to 11'):
-    cut.without(features, channels)
-  assert cut.without(features, []).shape == cut.without(features, [0, 11]).shape == (2, 4, 6)
-
-
 # ---- A run and its data --------------------------------------------------------------------------
 
 
@@ -185,6 +148,23 @@ def test_scenes_with_other_masks_are_others(tmp_path):
   first, again, swapped = (scenes.identity() for scenes in sets)
   assert first == again != swapped and first['examples'] == swapped['examples'] == 20
   assert sets[0].part(0, 6).identity() != sets[0].part(6, 12).identity()
+
+
+def test_images_with_another_label_are_others():
+  images, labels = np.zeros((3, 4, 4, 3), np.uint8), np.int32([0, 1, 1])
+  first, again, other = (data.ImageDataset('own', images, found, ('a', 'b')).identity()
+                         for found in (labels, labels.copy(), labels[::-1].copy()))
+  assert first == again != other and first['classes'] == other['classes'] == ['a', 'b']
+
+
+def test_other_data_to_evaluate_is_refused_once_a_run_was_evaluated(tmp_path):
+  one, other = ({'examples': n, 'classes': ['a'], 'digest': ''} for n in (3, 4))
+  workdirs.claim(tmp_path, tiny_config(), {'trained': one, 'evaluated': one})
+  found = {'trained': one, 'evaluated': other}
+  workdirs.check_data(tmp_path, found)
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "split": "eval", "loss": 2.0}\n')
+  refused(lambda: workdirs.check_data(tmp_path, found),
+          r'was evaluated on other data: 4 examples \(there: 3\)')
 
 
 def test_a_run_finds_its_data_from_elsewhere(tmp_path, monkeypatch):
