@@ -117,6 +117,9 @@ def test_a_ranking_is_measured(attacked, data_dir, tmp_path, capsys):
                    f'--ids=left={tmp_path}/one.txt', '--config.neurons.images=1']) == 0
   assert not yardstick.read_json(workdir / neurons.YARDSTICK)
   assert 'halves agree' not in capsys.readouterr().out
+  assert cli.main(['rank', f'--workdir={workdir}', f'--data_dir={data_dir}', '--regions', 'left',
+                   '--config.neurons.split=test']) == 0
+  assert yardstick.read_json(workdir / neurons.YARDSTICK)['overall'].images == 100
 
 
 def test_a_runs_report_tells_of_its_attack(attacked):
@@ -138,9 +141,11 @@ def test_only_an_attack_on_the_last_checkpoint_is_reported(attacked, data_dir, t
   (tmp_path / 'mine.json').write_text(json.dumps({'mine': list(range(32))}))
   assert cli.main(['attack', f'--workdir={workdir}', f'--data_dir={data_dir}',
                    f'--ranking={tmp_path}/mine.json', '--config.neurons.counts=1',
-                   '--config.neurons.random_orders=1']) == 0
+                   '--config.neurons.random_orders=1', '--regions', 'all', 'left', 'right',
+                   '0.5,0,1,1']) == 0
   sweep = from_records(json.loads((workdir / 'attack.json').read_text()))
   assert sweep.counts == (0, 30) and len(sweep.metrics['miou']['random']) == 1
+  assert set(sweep.metrics) == {'miou', 'miou_left', 'miou_right', 'miou_0.5,0,1,1'}
   assert not (workdir / 'attack_scenes.png').exists()
   assert 'What removing channels costs' in (workdir / 'report/README.md').read_text()
 
@@ -242,12 +247,20 @@ def test_every_size_is_checked_or_the_shape_that_all_are_filled_up_to():
           '32x44 pixels.*or use another')
 
 
-def test_a_canvas_run_is_attacked_too(data_dir, tmp_path):
-  config = tiny_config()
+def test_a_canvas_run_is_attacked_too(data_dir, tmp_path, monkeypatch):
+  """What is drawn for it depends on the run's seed."""
+  seeds, config = [], tiny_config(seed=1)
+
+  def noting(call):
+    return lambda *args, seed: (seeds.append(seed), call(*args, seed=seed))[1]
+
+  for module, name in ((neurons.network, 'classifier'), (neurons.attack, 'random_orders')):
+    monkeypatch.setattr(module, name, noting(getattr(module, name)))
   config.neurons.update(counts=2, random_orders=1)
   summary = train(config, workdir=tmp_path, data_dir=data_dir, devices=jax.local_devices()[:1],
                   progress=False)
   _, sweep, _ = neurons.attack_run(tmp_path, data_dir=data_dir)
+  assert seeds == [1, 1]
   orders = json.loads((tmp_path / 'ranking.json').read_text())
   assert set(orders) == {'overall', *neurons.SIDES, *neurons.CENTRED}
   assert len(orders['left']) == 32
@@ -260,6 +273,8 @@ def test_a_canvas_run_is_attacked_too(data_dir, tmp_path):
   last = [line for line in text.splitlines() if 'guessing' in line and line.startswith('|')]
   assert last[0].split('|')[-2].strip() == '25.0'  # one of four places
   subject = neurons.CanvasSubject(evaluate.open_run(tmp_path, data_dir=data_dir), data_dir)
+  np.testing.assert_array_equal(subject.locations,
+                                np.random.default_rng(1).integers(4, size=160))
   columns = subject.locations % 2
   for region, column in (('left', 0), ('right', 1)):
     indices = subject.choose(region, limit=None)
