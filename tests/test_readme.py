@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, refused
+from conftest import ROOT
 
 from gapjax import cli, config
 from gapjax.paths import read_json
@@ -19,7 +19,6 @@ from gapjax.reproduce.records import holds
 
 sys.path += [str(ROOT / 'benchmarks'), str(ROOT / 'docs')]
 import compile_table
-import convert_results
 import make_api
 import results_pages
 
@@ -85,40 +84,6 @@ def test_the_code_still_trains_what_was_measured(suite):
   for record in records:
     cell = trained[record['cell']]
     assert holds(record, cell) and cell.fields.items() <= record.items()
-
-
-def test_records_of_before_are_converted_and_no_number_changes():
-  """Fields in place of names, one commit in place of a list; the check finds a changed number."""
-  def old(cell, metric, *, network=None, config=None, **more):
-    return {'suite': 'mine', 'scale': 'small', **({'network': network} if network else {}),
-            'cell': cell, 'metric': metric, 'paper': None, 'torch': {'values': [.25], 'n': 1},
-            'values': [.5, .75], 'seeds': [0, 1], 'mean': .625, 'std': .1767766952966369, 'n': 2,
-            **({'config': config} if config else {}), **more}
-
-  c = config.as_json(config.default())
-  moved = {**c, 'task': 'classification', 'augshift': {**c['augshift'], 'weight': .5}}
-  before = [old('gapnet/location/3x3', 'location_accuracy', config=c, commits=['a', 'a'],
-                detail={'curves': {'train_loss': [[1, .5]]}}),
-            old('left/N=12', 'location_accuracy', network='gapnet/location/3x3', chance=1 / 9),
-            old('padding=zero/gapnet/3x3', 'location_accuracy', config=c),
-            old('augshift,weight=0.5/cifar10', 'consistency_crop', config=moved)]
-  after = convert_results.convert(before)
-  place = {'task': 'canvas', 'network': 'gapnet', 'target': 'location', 'grid': 3,
-           'dataset': 'cifar10', 'schema': 2}
-  for record, expected in zip(after, (
-      {**place, 'cell': 'gapnet/location/3x3', 'commit': 'a'},
-      {**place, 'cell': 'gapnet/location/3x3', 'order': 'left', 'N': 12, 'commit': None},
-      {**place, 'cell': 'padding=zero/gapnet/location/3x3', 'padding': 'zero'},
-      {'network': 'augshift', 'weight': .5, 'cell': 'augshift,weight=0.5/cifar10',
-       'dataset': 'cifar10', 'protocol': 'crop, s = 4'}), strict=True):
-    assert expected.items() <= record.items() and 'commits' not in record
-  # Values, seeds, mean, std, n and torch's two of each; a curve's point; chance.
-  assert convert_results.compare(before, after) == 4 * (2 + 2 + 3 + 2) + 2 + 1
-  wrong = {**after[1], 'values': [.5, .75 + 1e-12]}
-  with pytest.raises(AssertionError):
-    convert_results.compare(before, [after[0], wrong, *after[2:]])
-  refused(lambda: convert_results.convert([{**before[0], 'commits': ['a', 'b']}]),
-          'several commits')
 
 
 def test_parity_is_of_these_networks_and_rounding_alone():

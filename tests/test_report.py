@@ -298,7 +298,7 @@ def test_nothing_there(tmp_path):
   (b'[\n{"cell": "a",\n]', ['results.json line 3']), (b'{}', ['results.json', 'list']),
   (b'[]', ['results.json', 'empty']),
   (b'[{"schema": 2, "cell": "a", "mean": 1}]', ['entry 0', '`metric`']),
-  (b'[{"cell": "a", "metric": "b", "mean": 1}]', ['entry 0', 'schema 2', 'convert_results.py']),
+  (b'[{"cell": "a", "metric": "b", "mean": 1}]', ['entry 0', 'schema 2', 'move the file away']),
   (b'[3]', ['entry 0']), (b'\xff\xfe[', ['results.json', 'UTF-8'])])
 def test_broken_results(tmp_path, text, words):
   (tmp_path / 'results.json').write_bytes(text)

@@ -37,8 +37,8 @@ def read(path) -> list[dict]:
   records, configs = paths.read_json(path, list) if path.exists() else [], {}
   for i, record in enumerate(records):
     if not isinstance(record, dict) or record.get('schema') != SCHEMA:
-      raise UsageError(f'{path} entry {i} is no record of schema {SCHEMA}; if an earlier gapjax '
-                       f'wrote it: python benchmarks/convert_results.py {path}')
+      raise UsageError(f'{path} entry {i} is no record of schema {SCHEMA}; move the file '
+                       'away and run again')
     for key in ('cell', 'metric', 'mean'):
       if key not in record:
         raise UsageError(f'{path} entry {i} has no `{key}`; move the file away and run again')
