@@ -94,10 +94,6 @@ class Scenes(Sequence):
     pixels, shorter = self.image_size or min(image.size), min(image.size)
     return tuple(max(1, round(side * pixels / shorter)) for side in image.size)
 
-  def part(self, start, stop):
-    """The scenes [start, stop)."""
-    return dataclasses.replace(self, _indices=self._indices[start:stop])
-
   def identity(self):
     """What tells these scenes from others: see `images.identity`. To read gigabytes at each start
     would take too long: the size of all, and the files of a few."""
