@@ -10,11 +10,11 @@ import zlib
 
 import numpy as np
 import pytest
+from conftest import refused
 from prepared_files import encoded, write_images, write_scenes
 
 from gapjax import cli, data
 from gapjax.data import scenes_sources, sources
-from gapjax.errors import UsageError
 
 PIXELS = np.zeros((8, 8, 3), np.uint8)
 BATCH = 'cifar-10-batches-bin/data_batch_1.bin'
@@ -28,19 +28,13 @@ def png(side, *, colour):
     for kind, part in ((b'IHDR', header), (b'IDAT', zlib.compress(bytes(99))), (b'IEND', b'')))
 
 
-def refused(words, call):
-  with pytest.raises(UsageError, match=words) as error:
-    call()
-  assert '\n' not in str(error.value)
-
-
 @pytest.mark.parametrize('side', [60_000, 2 ** 31 - 1])
 def test_pixels_of_a_header(tmp_path, side):
   images = write_images(tmp_path / 'images', [encoded(PIXELS), png(side, colour=True)])
-  refused('holds what is no image', lambda: data.load_images(images, split='train'))
+  refused(lambda: data.load_images(images, split='train'), 'holds what is no image')
   scenes = data.load_scenes(write_scenes(tmp_path / 'scenes', [png(side, colour=False)]),
                             split='train')
-  refused('is damaged', lambda: scenes[0])
+  refused(lambda: scenes[0], 'is damaged')
 
 
 @pytest.mark.parametrize(('image', 'words'), [
@@ -55,8 +49,8 @@ def test_images_of_a_zip(tmp_path, monkeypatch, image, words):
                          zipfile.ZIP_DEFLATED) as file:
       for split in ('train', 'val'):
         file.writestr(f'{folder}/{split}/city/a_{kind}.png', content)
-  refused(f'a_leftImg8bit.png is damaged.*{words}', lambda: data.prepare(
-    'cityscapes', source=tmp_path, data_dir=tmp_path / 'data'))
+  refused(lambda: data.prepare('cityscapes', source=tmp_path, data_dir=tmp_path / 'data'),
+          f'a_leftImg8bit.png is damaged.*{words}')
 
 
 @pytest.mark.parametrize('size', [10 ** 13, 10 ** 25])
@@ -65,9 +59,9 @@ def test_bytes_of_a_tar_member(tmp_path, kind, size):
   member = tarfile.TarInfo(BATCH)
   member.type, member.size = kind, size
   (tmp_path / 'a.tar').write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
-  refused('is not a whole tar archive', lambda: sources.read_cifar('cifar10', tmp_path / 'a.tar'))
-  refused('is not a whole tar archive|no folder VOC2012', lambda: data.prepare(
-    'voc2012', source=tmp_path / 'a.tar', data_dir=tmp_path))
+  refused(lambda: sources.read_cifar('cifar10', tmp_path / 'a.tar'), 'is not a whole tar archive')
+  refused(lambda: data.prepare('voc2012', source=tmp_path / 'a.tar', data_dir=tmp_path),
+          'is not a whole tar archive|no folder VOC2012')
 
 
 def test_files_larger_than_any_of_cifars(tmp_path):
@@ -75,13 +69,13 @@ def test_files_larger_than_any_of_cifars(tmp_path):
   (tmp_path / BATCH).parent.mkdir()
   with (tmp_path / BATCH).open('wb') as file:
     file.truncate(10 ** 12)
-  refused('data_batch_1.bin has more than', lambda: sources.read_cifar('cifar10', tmp_path))
+  refused(lambda: sources.read_cifar('cifar10', tmp_path), 'data_batch_1.bin has more than')
   with tarfile.open(tmp_path / 'a.tar.gz', 'w:gz') as archive:
     member = tarfile.TarInfo(BATCH)
     member.size = 100_000_000
     archive.addfile(member, io.BytesIO(bytes(member.size)))
-  refused('data_batch_1.bin has more than', lambda: sources.read_cifar(
-    'cifar10', tmp_path / 'a.tar.gz'))
+  refused(lambda: sources.read_cifar('cifar10', tmp_path / 'a.tar.gz'),
+          'data_batch_1.bin has more than')
 
 
 @pytest.mark.parametrize('write', [
@@ -93,14 +87,14 @@ def test_records_of_a_folder(tmp_path, write):
   about['splits'][0]['shardLengths'] = [str(10 ** 13)]
   (folder / 'dataset_info.json').write_text(json.dumps(about))
   load = data.load_images if 'Class' in (folder / 'features.json').read_text() else data.load_scenes
-  refused('lacks records', lambda: load(folder, split='train'))
+  refused(lambda: load(folder, split='train'), 'lacks records')
 
 
 def test_classes_of_a_folder(tmp_path):
   folder = pathlib.Path(write_images(tmp_path, [encoded(PIXELS)]))
   features = folder / 'features.json'
   features.write_text(features.read_text().replace('"2"', f'"{10 ** 13}"'))
-  refused('says 10000000000000 classes', lambda: data.load_images(folder, split='train'))
+  refused(lambda: data.load_images(folder, split='train'), 'says 10000000000000 classes')
 
 
 def test_too_little_memory_is_one_line(monkeypatch, capsys):
