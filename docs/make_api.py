@@ -36,7 +36,7 @@ def page() -> str:
     'gapjax', search_paths=[DOCS.parent], try_relative_path=False, docstring_parser='google',
     docstring_options={'returns_multiple_items': False, 'returns_named_value': False,
                        'warnings': False})
-  faces = [face(package, name) for name in getattr(gapjax, '__all__', ())]
+  faces = [face(package, name) for name in gapjax.__all__]
   parts = [LEAD, '## from gapjax import', *sections(package)]
   parts += [part for entry in faces for part in described(entry, package)]
   for module in map(package.__getitem__, MODULES):
@@ -47,12 +47,10 @@ def page() -> str:
 
 
 def face(package, name):
-  """griffe's object of one of gapjax's own names, found by where the object says it is from."""
+  """griffe's object of a function or class that gapjax hands on, found by where it says it is from.
+  """
   value = getattr(gapjax, name)
-  module = value.__name__ if isinstance(value, type(gapjax)) else value.__module__
-  if isinstance(value, type(gapjax)):
-    return package[module.partition('.')[2]]
-  return package[f'{module.partition(".")[2]}.{value.__qualname__}']
+  return package[f'{value.__module__.partition(".")[2]}.{value.__qualname__}']
 
 
 def members(module):
@@ -70,13 +68,12 @@ def file_of(entry):
 
 
 def described(entry, module, level=3):
-  """Heading, file if it is not the module's, signature and docstring of a function, a module, or a
-  class with its methods."""
+  """Heading, file if it is not the module's, signature and docstring of a function, or a class with
+  its methods."""
   yield f'{"#" * level} {entry.name}'
   if entry.filepath != module.filepath:
     yield file_of(entry)
-  if not entry.is_module:
-    yield f'```python\n{signature(entry)}\n```'
+  yield f'```python\n{signature(entry)}\n```'
   yield from sections(entry)
   for method in entry.members.values() if entry.is_class else ():
     if method.is_function and method.has_docstring and not method.name.startswith('_'):
