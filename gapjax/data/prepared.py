@@ -129,12 +129,12 @@ def _problem_of_content(folder, partial):
             'virtual environment of its own, `pip install tensorflow-datasets tensorflow '
             'apache-beam mlcroissant array-record`, then `tfds convert_format '
             f'--dataset_version_dir={shlex.quote(str(folder))} --out_file_format=array_record`')
-  missing = [shard.name for split in _builder(folder).info.splits.values()
-             for shard in split.filepaths if not shard.exists()]
+  splits = _builder(folder).info.splits.values()
+  missing = [shard.name for split in splits for shard in split.filepaths if not shard.exists()]
   if missing:
     return partial.format(f'no {missing[0]}')
   # No record is smaller than a byte: what is not there is not counted, or waited for.
-  short = [split.name for split in _builder(folder).info.splits.values()
+  short = [split.name for split in splits
            if split.num_examples > sum(map(os.path.getsize, split.filepaths))]
   return partial.format(f'split {short[0]} lacks records') if short else ''
 
