@@ -4,7 +4,7 @@ and `report` tell of a run alone, as the suite with one cell."""
 from gapjax import paths, recipes
 from gapjax.records.schema import SCHEMA, cell_name, spread
 from gapjax.tasks import TASKS
-from gapjax.tasks.consistency import CIRCULAR_SHIFT
+from gapjax.tasks.consistency import protocols
 
 # What a detail has of a summary, averaged over seeds.
 AVERAGED = ('per_location', 'shifts', 'per_class')
@@ -82,10 +82,8 @@ def metrics_of(summary) -> dict[str, float]:
 
 def protocol(metric: str, config) -> dict[str, str]:
   """{'protocol': how a consistency was measured (consistency.py)}; {} of any other metric."""
-  shift = config['eval']['shift']
-  shifts = {'consistency': f'pad, s = {shift}', 'consistency_crop': f'crop, s = {shift}',
-            'consistency_circular': f'circular, s = {CIRCULAR_SHIFT}'}
-  return {'protocol': shifts[metric]} if metric in shifts else {}
+  named = protocols(config['eval']['shift'])
+  return {'protocol': named[metric]} if metric in named else {}
 
 
 def detail(summary, lines) -> dict:

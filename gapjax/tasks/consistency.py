@@ -39,6 +39,12 @@ PROTOCOLS = ('pad', 'crop', 'circular')
 CIRCULAR_SHIFT = 3
 
 
+def protocols(shift: int) -> dict[str, str]:
+  """{metric: how it is measured}, for tables; shift: eval.shift."""
+  return {'consistency': f'pad, s = {shift}', 'consistency_crop': f'crop, s = {shift}',
+          'consistency_circular': f'circular, s = {CIRCULAR_SHIFT}'}
+
+
 class Consistency(NamedTuple):
   """How many of `count` images got one class twice: `agree`. Batches add up: sum(batches).value."""
   agree: ArrayLike
@@ -201,7 +207,7 @@ class ShiftEvaluation(Evaluation):
   @property
   def protocol(self) -> str:
     """Of the headline, for tables."""
-    return f'pad, s = {self.config.eval.shift}'
+    return protocols(self.config.eval.shift)['consistency']
 
   def during(self, state) -> dict:
     """Top-1 of the images as they are, and the headline consistency."""
@@ -242,15 +248,15 @@ class ShiftEvaluation(Evaluation):
   def _shifts(self, state, few: int, **rest) -> dict:
     """On the first `few` test images: consistency by protocol for s = 1 .. eval.max_shift, and
     accuracy as a function of (dy, dx)."""
-    protocols = {protocol: [_agreement(self._pairs(state, few, protocol, s, **rest))
-                            for s in range(1, self.config.eval.max_shift + 1)]
-                 for protocol in PROTOCOLS}
+    curves = {protocol: [_agreement(self._pairs(state, few, protocol, s, **rest))
+                         for s in range(1, self.config.eval.max_shift + 1)]
+              for protocol in PROTOCOLS}
     offsets = np.array(self.task.map_offsets)
     side = len(offsets)
     cell, index = np.divmod(np.arange(side * side * few), few)
     moves = offsets[np.stack(np.divmod(cell, side), -1)]  # (side * side * few, 2): dy, dx
     totals = self._moved(state, index, moves[:, None], 'pad', 0, cell=cell, **rest)
-    return {'protocols': protocols, 'images': few, 'offsets': offsets.tolist(),
+    return {'protocols': curves, 'images': few, 'offsets': offsets.tolist(),
             'accuracy_map': (totals['correct'] / totals['count']).reshape(side, side).tolist()}
 
   def _pairs(self, state, few, protocol, s, *, count=1, **rest):
