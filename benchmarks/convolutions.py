@@ -18,7 +18,7 @@ from gapjax import config as configs
 from gapjax import recipes
 from gapjax.models import convolution, on_cpu
 from gapjax.speed import inputs
-from gapjax.speed.bench import range_of, spread
+from gapjax.speed.bench import median_and_range, range_of
 from gapjax.training.devices import Devices
 from gapjax.training.system import describe_devices, keep_freed_memory
 
@@ -78,7 +78,7 @@ def main():
       step()  # compiles
     rounds = [{way: step() for way, step in steps.items()} for _ in range(arguments.rounds)]
     medians = (f'{way} {1e3 * statistics.median(x[way] for x in rounds):,.0f} ms' for way in WAYS)
-    ratio = range_of(spread([x['XLA'] / x['on_cpu'] for x in rounds]), '{:.2f}')
+    ratio = range_of(median_and_range([x['XLA'] / x['on_cpu'] for x in rounds]), '{:.2f}')
     print(f'{case:10} {", ".join(medians)}, ratio {ratio}', flush=True)
 
 

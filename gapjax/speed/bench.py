@@ -93,7 +93,7 @@ def bench(config, *, steps_per_round=None, rounds=5, against=None, mode='plain',
     'device': describe_devices(devices.devices), 'load': load, 'versions': versions(),
     'config': configs.as_json(ours.config), 'data': ours.images, 'rounds': rounds,
     'model_flops': ours.flops, 'peak': {'flops_per_second': most, 'what': what}, 'profile': trace,
-    'torch': None, **measures, 'ratio': against and spread([
+    'torch': None, **measures, 'ratio': against and median_and_range([
       a / b for a, b in zip(*(side['by_round'] for side in measures.values()), strict=True)])}
 
 
@@ -116,12 +116,13 @@ def figures(times, *, steps_taken: int, batch_size: int) -> dict:
   rates = [steps_taken * batch_size / x['seconds'] for x in times]
   waits = [x['input_seconds'] for x in times]
   return {
-    'steps_per_round': steps_taken, 'images_per_second': spread(rates),
-    'step_seconds': spread([x['seconds'] / steps_taken for x in times]), 'by_round': rates,
+    'steps_per_round': steps_taken, 'images_per_second': median_and_range(rates),
+    'step_seconds': median_and_range([x['seconds'] / steps_taken for x in times]),
+    'by_round': rates,
     'input_share': None if None in waits else sum(waits) / sum(x['seconds'] for x in times)}
 
 
-def spread(values) -> dict:
+def median_and_range(values) -> dict:
   return {'median': statistics.median(values), 'min': min(values), 'max': max(values)}
 
 
@@ -281,9 +282,9 @@ def lines(result: dict) -> list[str]:
   return text
 
 
-def range_of(spread: dict, form: str, factor: float = 1.0) -> str:
-  """'2.0 (1.9 to 2.2)' of a `spread`: the median, the least and the most."""
-  median, least, most = (form.format(factor * spread[name]) for name in ('median', 'min', 'max'))
+def range_of(found: dict, form: str, factor: float = 1.0) -> str:
+  """'2.0 (1.9 to 2.2)' of a `median_and_range`: the median, the least and the most."""
+  median, least, most = (form.format(factor * found[name]) for name in ('median', 'min', 'max'))
   return f'{median} ({least} to {most})'
 
 
