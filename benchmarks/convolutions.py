@@ -43,7 +43,7 @@ CASES = {'stem16': lambda: narrow(16), 'stem24': lambda: narrow(24), 'canvas24':
          'camvid': lambda: recipes.camvid('small')}
 
 
-def step_of(config, convolve):
+def step_of(config, convolve=on_cpu.convolve):
   """A function that takes one training step and waits for it; how long it took, in seconds."""
   config.steps_per_call = 1
   if config.task != 'segmentation':
