@@ -175,20 +175,12 @@ def scene_run(shared, data_dir):
                                   devices=jax.local_devices()[:2], progress=False)
 
 
-TINY = """
-from gapjax import config as configs
-
-def get_config(arg=None):
-  c = configs.default()
-  c.batch_size = 32
-  c.data.update(name='digits', train_images=320)
-  c.canvas.grid = 2
-  c.model.update(name='resnet10', width=4, stem='cifar', head='permuted')
-  c.eval.update(images=30, every_epochs=2)
-  c.checkpoint.every_epochs = 0.5
-  c.update({})
-  return c
-"""
+def config_file(path, config):
+  """Writes a config for processes; returns the path."""
+  path.write_text('import json\nfrom gapjax import config\n\ndef get_config(arg=None):\n'
+                  f'  c = config.default()\n  c.update(json.loads({config.to_json()!r}))\n'
+                  '  return c\n')
+  return path
 
 
 @pytest.fixture(scope='session')
@@ -196,9 +188,9 @@ def tiny_file(tmp_path_factory):
   """Writes a config file for processes: 10 steps an epoch, saved every 5."""
 
   def write(**changes):
-    path = tmp_path_factory.mktemp('configs') / 'tiny.py'
-    path.write_text(TINY.format(changes))
-    return path
+    return config_file(tmp_path_factory.mktemp('configs') / 'tiny.py', tiny_config(**{
+      'data.train_images': 320, 'model.head': 'permuted', 'eval.every_epochs': 2,
+      'checkpoint.every_epochs': 0.5, **changes}))
 
   return write
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from chaos_judge import complete
-from conftest import SCENES, newest, refused, same, tiny_config, wait_until
+from conftest import SCENES, config_file, newest, refused, same, tiny_config, wait_until
 
 from gapjax.errors import TrainingFailed, UsageError
 from gapjax.paths import read_json, read_lines
@@ -46,13 +46,8 @@ def start(tmp_path_factory, gapjax, data_dir):
   tmp_path, running = tmp_path_factory.mktemp('processes'), []
 
   def start(workdir, count, *changes, second=None):
-    configs = []
-    for i, one in enumerate(changes):
-      configs.append(tmp_path / f'config{i}.py')
-      configs[i].write_text(
-        'import json\nfrom gapjax import config\n\ndef get_config(arg=None):\n'
-        f'  c = config.default()\n  c.update(json.loads({tiny_config(**one).to_json()!r}))\n'
-        '  return c\n')
+    configs = [config_file(tmp_path / f'config{i}.py', tiny_config(**one))
+               for i, one in enumerate(changes)]
     with socket.socket() as s:
       s.bind(('localhost', 0))
       port = s.getsockname()[1]
