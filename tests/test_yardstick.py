@@ -296,6 +296,8 @@ def test_a_stride_alone_makes_the_mirror_and_a_shift_change_alike():
   (lambda: yardstick.centred(np.ones((5, 3)), [0, 1], range(6)), 'different indices below 5'),
   (lambda: yardstick.centred(np.ones((5, 3)), [-1, 1], range(5)), 'different indices below 5'),
   (lambda: yardstick.threshold(np.full((5, 3), np.nan)), 'infinities or NaN'),
+  (lambda: yardstick.chance_correlation(*np.zeros((3, 5), bool)), 'a region holds no image'),
+  (lambda: yardstick.measure(np.ones((0, 3)), moved=rows(5), averages=rows(5)), 'two images or'),
   (lambda: yardstick.measure(rows(), moved=rows(5), averages=rows(5)), r'give np.abs\(rows\)'),
   (lambda: yardstick.centred(np.ones((5, 3)), [0, 1, 2, 3], range(5)), 'two or more others'),
   (lambda: list(yardstick.shifts(len, np.ones((1, 2, 2, 3)), axis='horizontl')), 'did you mean')])

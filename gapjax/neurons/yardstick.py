@@ -225,8 +225,11 @@ def chance_correlation(one: Bool[np.ndarray, ' n'], other: Bool[np.ndarray, ' n'
   Both are less the mean over `everywhere`, so that their weights of the images are opposite in
   part, and the scores with them: -1 where every image is of one region or the other. Of images
   that are alike in distribution this is the cosine of the weights. Masks of images; 0 where a
-  region is everywhere.
+  region is everywhere. Raises UsageError for other masks, and for a region without images.
   """
+  one, other, everywhere = (_mask(x, len(everywhere)) for x in (one, other, everywhere))
+  if not (one.any() and other.any() and everywhere.any()):
+    raise UsageError('a region holds no image; give masks that are true somewhere')
   a, b = (_weights(inside, everywhere) for inside in (one, other))
   norm = np.linalg.norm(a) * np.linalg.norm(b)
   return float(a @ b / norm) if norm else 0.0
@@ -303,9 +306,9 @@ def measure(rows: Float[np.ndarray, 'n c'], *, moved: Float[np.ndarray, 'k c'] |
   if (moved is None) != (averages is None):
     raise UsageError('`moved` and `averages` go together: yardstick.shifts and '
                      'rank.mean_activations of the same images')
+  mean, half = interval(rows)
   if moved is not None and np.min(rows) < 0:
     raise UsageError('with `moved`, rows are |z - z\'|, but some are negative; give np.abs(rows)')
-  mean, half = interval(rows)
   found = Yardstick(len(rows), agreement(rows), mean, half)
   if moved is None:
     return dataclasses.replace(found, threshold=threshold(rows))

@@ -68,10 +68,11 @@ def network_of(config) -> str:
   elif plain in ('aps', 'lps') and blur > 1:
     plain += f'_blur_{blur}'
   pairs = 'augshift' if augshift['weight'] else 'two_crops'
-  return '_'.join([
-    *([pairs] if augshift['crops'] > 1 else []), *([plain] if plain else []),
-    *([] if padding == 'zero' else [PADDING.get(padding, f'{padding}_padding')]),
-    *([] if augshift['crops'] > 1 or augshift['max_shift'] else ['unshifted'])]) or model['name']
+  paired = augshift['crops'] > 1
+  return '_'.join(filter(None, [
+    pairs if paired else '', plain,
+    '' if padding == 'zero' else PADDING.get(padding, f'{padding}_padding'),
+    '' if paired or augshift['max_shift'] else 'unshifted'])) or model['name']
 
 
 def metrics_of(summary) -> dict[str, float]:
