@@ -24,7 +24,10 @@ export XLA_PYTHON_CLIENT_PREALLOCATE=false TQDM_DISABLE=1  # several processes s
 tiny=() rounds=3 steps=512
 [ -n "${TINY:-}" ] && tiny=(--config.model.width=4 --config.batch_size=8) rounds=1 steps=2
 
-keep() { tar czf "$OUT/first.tgz.part" -C "$work" . && mv "$OUT/first.tgz.part" "$OUT/first.tgz"; }
+keep() { # three steps keep at once: each writes a file of its own
+  local part=$OUT/first.tgz.$BASHPID
+  tar czf "$part" -C "$work" . && mv "$part" "$OUT/first.tgz"
+}
 
 step() { # SPARE, NAME, COMMAND ...: its output goes to NAME.txt, a line on how it ended to NAME.end
   local name=$2 left=$((limit - (SECONDS - begin) - $1)) start=$SECONDS code

@@ -72,12 +72,15 @@ def test_a_network_that_has_no_name_of_its_own_is_drawn(tmp_path):
 
 def test_images_that_were_left_out_are_no_test_images(tmp_path):
   """Where config.data.held_out leaves some out, networks are measured by those."""
-  for held_out, (said, other) in ((0, LABELS), (500, LABELS[::-1])):
+  figure = 'test images', 'training images that were left out'
+  for held_out, (said, other), (counted, wrong) in ((0, LABELS, figure),
+                                                    (500, LABELS[::-1], figure[::-1])):
     _run(tmp_path, 'task=classification', f'data.held_out={held_out}', final={'image_accuracy': .5},
-         sizes={'chance': .1, 'test_images': 500})
+         shifts=_detail('resnet18', .5, .8)['shifts'], sizes={'chance': .1, 'test_images': 500})
     report.build(tmp_path)
     page = _markdown(tmp_path)
     assert re.search(rf'\| {said} *\| 500 ', page) and f'| {other} ' not in page
+    assert f'on 1,500 {counted}' in page and f'on 1,500 {wrong}' not in page
 
 
 def test_scale_notes_depend_on_the_suite():

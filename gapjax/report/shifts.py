@@ -283,10 +283,12 @@ def maps(source, folder):
 
 def _counted(source):
   """', on 500 test images, mean over seeds', as far as it is known."""
-  images = {(r['detail'].get('shifts') or {}).get('images')
-            for r in source.records if r.get('detail')}
-  images = [f'{n:,}' for n in sorted(images - {None})]
-  counted = f', on {" or ".join(images)} test images' if images else ''
+  measured = [r for r in source.records if (r.get('detail') or {}).get('shifts')]
+  images = {r['detail']['shifts'].get('images') for r in measured} - {None}
+  images = [f'{n:,}' for n in sorted(images)]
+  held_out = any(r.get('config', {}).get('data', {}).get('held_out') for r in measured)
+  kind = 'training images that were left out' if held_out else 'test images'
+  counted = f', on {" or ".join(images)} {kind}' if images else ''
   return counted + (', mean over seeds' if several_seeds(source) else '')
 
 
