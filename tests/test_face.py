@@ -33,6 +33,7 @@ from gapjax.models.heads import Permute
 from gapjax.neurons.attack import random_orders
 
 draw = np.random.default_rng(0)
+KEY = jax.random.key(0)
 IMAGES = draw.normal(size=(6, 8, 10, 3)).astype(np.float32)
 
 # --- importing -----------------------------------------------------------------------------------
@@ -100,6 +101,22 @@ def test_mistakes_are_told_in_one_line(call, unchecked):
   refused(call)
 
 
+@pytest.mark.parametrize(('call', 'message'), [
+  (lambda: augshift_loss(np.zeros((4, 3)), np.zeros((4, 2)), [0, 1], weight=1.), 'jnp.asarray'),
+  (lambda: consistency(len, IMAGES[:0], KEY), 'no image'),
+  (lambda: consistency(lambda x: None, IMAGES, KEY), '`predict` returns None'),
+  (lambda: consistency(len, IMAGES, np.array([0, 1])), 'jax.random.key'),
+  (lambda: random_shifts(jnp.uint32(0), IMAGES, max_shift=1), 'jax.random.key'),
+  (lambda: rank(len, {'images': IMAGES}), r"batch\['images'\]"),
+  (lambda: rank(lambda x: x.mean(3)[:, None], IMAGES), r'transpose\(0, 2, 3, 1\)'),
+  (lambda: rank(lambda x: np.zeros((6, 5, 4, 5)), IMAGES), r'transpose\(0, 2, 3, 1\)'),
+  (lambda: GAPHead(3).init(KEY, IMAGES[0]), r'x\[None\]'),
+  (lambda: PermuteHead(3).init(KEY, IMAGES[0]), r'x\[None\]'),
+  (lambda: PermuteHead(3).init(KEY, IMAGES[:, 0, 0]), r'\(b, h, w, c\)')])
+def test_what_would_be_wrong_or_fail_inside_is_told(call, message, unchecked):
+  refused(call, message)
+
+
 # --- consistency ---------------------------------------------------------------------------------
 
 
@@ -139,6 +156,9 @@ def test_consistency_is_of_two_views_of_the_same_image_and_adds_up():
 
   assert tuple(consistency(alternate, IMAGES, jax.random.key(0))) == (0, 6)
   assert calls == [IMAGES.shape] * 2
+  for images in (IMAGES.astype(float), jnp.asarray(IMAGES)):  # each is shown its own kind
+    assert consistency(lambda x: np.asarray(x).mean((1, 2)) if isinstance(x, type(images))  # noqa: B023
+                       and x.dtype == images.dtype else None, images, KEY).count == 6  # noqa: B023
   broken = consistency(lambda x: np.full((len(x), 3), np.nan), IMAGES, jax.random.key(0))
   assert broken.value == 0  # a network that computes NaN is not consistent
 
@@ -255,6 +275,34 @@ def test_what_cannot_be_attacked(features, message):
           message)
 
 
+@pytest.mark.parametrize(('batch', 'how', 'message'), [
+  ({'labels': np.zeros(6)}, {}, 'labels are float64'),
+  ({'mask': np.ones((6, 1))}, {}, 'one an image'), ({'mask': np.zeros(6)}, {}, 'no image'),
+  ({'labels': np.zeros((6, 8, 10), int), 'size': [8, 10]}, {}, r'give \(b, 2\)'),
+  ({}, {'regions': ()}, 'no region'), ({}, {'layer': lambda *_: None}, '`layer` returns None')])
+def test_batches_that_would_be_counted_wrong(batch, how, message):
+  batches = [{'images': IMAGES, 'labels': np.zeros(6, int), **batch}]
+  refused(lambda: attack(lambda x: x, lambda x: x if 'size' in batch else x.mean((1, 2)), batches,
+                         orders={'a': [0, 1, 2]}, counts=[1], **how), message)
+
+
+def test_an_attack_takes_a_name_generators_and_tensors():
+  """One region by its name, counts drawn from a generator, and what torch computes for `layer`."""
+  torch = pytest.importorskip('torch')
+  kernel = torch.tensor(draw.normal(size=(3, 4)), dtype=torch.float32)
+
+  def layer(maps, channels):
+    return torch.tensor(np.asarray(maps)) @ kernel[channels.tolist()]
+
+  batches = [{'images': IMAGES, 'labels': draw.integers(0, 4, (6, 8, 10))}]
+  how = dict(orders={'a': [2, 0, 1]}, regions='left')
+  once = attack(lambda x: x, lambda y: y, batches, counts=(n for n in (1, 2)), layer=layer, **how)
+  whole = attack(lambda x: x, lambda x: np.asarray(x) @ kernel.numpy(), batches, counts=[1, 2],
+                 **how)
+  assert once.counts == (0, 1, 2) and [*once.metrics] == ['miou_left']
+  np.testing.assert_array_equal(once.matrices['a'], whole.matrices['a'])
+
+
 def test_one_array_of_images_is_taken_in_batches(monkeypatch):
   sizes = []
 
@@ -266,110 +314,6 @@ def test_one_array_of_images_is_taken_in_batches(monkeypatch):
   whole = rank(features, IMAGES)
   assert sizes == [4, 4, 2, 2]  # each and its mirror image
   assert whole.tolist() == rank(lambda x: x, [*IMAGES]).tolist()
-
-
-KEY = jax.random.key(0)
-
-
-# --- the pages -----------------------------------------------------------------------------------
-
-
-def examples(page):
-  """{name: code} of a page's examples."""
-  return dict(re.findall(r'<!-- example: (.+?) -->\n```python\n(.*?)```',
-                         (ROOT / page).read_text(), re.S))
-
-
-OWN = examples('docs/your_own_network.md')
-LABELS = draw.integers(0, 10, 16)
-BRIGHT = np.float32(draw.normal(size=(16, 12, 12, 3)) + LABELS[:, None, None, None])
-DATA = {'images': BRIGHT, 'labels': LABELS, 'batches': [{'images': BRIGHT, 'labels': LABELS}]}
-
-
-def test_every_example_is_run():
-  assert set(OWN) == {'AugShift', 'BatchNorm', 'NNX', 'consistency', 'linen', 'ranking and attack',
-                      'one pass', 'yardstick', 'PyTorch'}
-  assert set(examples('README.md')) == {'your own network', 'consistency'}
-
-
-def test_the_readmes_network_trains_and_is_measured(capsys):
-  """60 steps, as it stands there: the loss falls."""
-  names = {'images': BRIGHT, 'labels': LABELS}
-  exec(examples('README.md')['your own network'], names)
-  assert float(names['loss']) > 0
-  params, losses = names['network'].init(jax.random.key(0), BRIGHT), []
-  opt_state = names['optimizer'].init(params)
-  for step in range(60):
-    params, opt_state, loss, parts = names['train_step'](params, opt_state, jax.random.key(step),
-                                                         BRIGHT, LABELS)
-    losses.append(float(loss))
-    assert 0 < float(parts['relative_distance']) < 2
-  assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
-  exec(examples('README.md')['consistency'], {**names, 'params': params, 'images': BRIGHT})
-  assert 0 <= float(capsys.readouterr().out) <= 1
-
-
-def test_examples_of_augshift_and_consistency(capsys):
-  z = BRIGHT.mean((1, 2))
-  names = {'random_shifts': random_shifts, 'augshift_loss': augshift_loss, **DATA,
-           'key': jax.random.key(0), 'network': lambda x: (x.mean((1, 2)).repeat(4, 1), x[:, 0, 0])}
-  exec(OWN['AugShift'], names)
-  assert np.isfinite(names['loss']) and names['logits'].shape == (32, 12)
-  predict = lambda images: images.mean((1, 2))  # noqa: E731
-  exec(OWN['consistency'], {'consistency': consistency, 'jax': jax, 'key': jax.random.key(0),
-                            'predict': predict, 'images': np.concatenate([BRIGHT, BRIGHT[:4]])})
-  assert capsys.readouterr().out.endswith('% of 20 images\n') and z.shape == (16, 3)
-
-
-def test_the_example_of_batchnorm():
-  """The statistics move towards those of both crops, and the step can be repeated."""
-  names = dict(DATA)
-  exec(OWN['BatchNorm'], names)
-  first = float(names['loss'])
-  mean = names['statistics']['BatchNorm_0']['mean']
-  assert mean.shape == (32,) and np.abs(mean).max() > 0
-  for step in range(60):
-    names['params'], names['statistics'], names['state'], loss, _ = names['train_step'](
-      names['params'], names['statistics'], names['state'], jax.random.key(step), BRIGHT, LABELS)
-  assert loss < 0.8 * first
-
-
-def test_the_example_of_pytorch():
-  pytest.importorskip('torch')
-  names = {}
-  exec(OWN['PyTorch'], names)
-  assert consistency(names['predict'], BRIGHT, KEY, max_shift=2).count == 16
-  assert sorted(rank(names['features'], BRIGHT)) == list(range(16))
-  np.testing.assert_allclose(  # the network's own pooling and its last layer
-    names['features'](BRIGHT).mean((1, 2)) @ names['network'][3].weight.detach().numpy().T
-    + names['network'][3].bias.detach().numpy(), names['predict'](BRIGHT), atol=1e-5)
-
-
-def test_the_example_of_nnx():
-  names = dict(DATA)
-  exec(OWN['NNX'], names)
-  assert float(names['loss']) < 3.7  # chance: 2 log 10 = 4.6
-  assert names['found'].count == 16 and sorted(names['overall']) == list(range(32))
-
-
-def test_the_examples_of_linen(tmp_path, monkeypatch, capsys):
-  monkeypatch.chdir(tmp_path)
-  names = dict(DATA)
-  exec(OWN['linen'], names)
-  assert names['logits'].shape == (16, 10) and names['z'].shape == (16, 64)
-  exec(OWN['ranking and attack'], names)
-  assert sorted(names['orders']['overall']) == list(range(64))
-  assert names['result'].metrics['accuracy']['overall'].shape == (1, 9)
-  assert len((tmp_path / 'attack.csv').read_text().splitlines()) == 1 + 1 + 8 * 6
-  names['at_left'] = LABELS < 5
-  exec(OWN['yardstick'], names)
-  assert -1 <= names['agree'] <= 1 and names['beyond'].shape == (64,)
-  assert float(capsys.readouterr().out) > 0
-  names.update(kernel=draw.normal(size=(64, 16)), bias=draw.normal(size=16),
-               classifier=draw.normal(size=(16, 4)),
-               batches=[{'images': BRIGHT, 'labels': draw.integers(0, 4, (16, 6, 6))}])
-  exec(OWN['one pass'], names)
-  assert capsys.readouterr().out == '(1, 9)\n'
 
 
 # --- configs without a clone, and what is installed ----------------------------------------------

@@ -299,6 +299,7 @@ def test_a_stride_alone_makes_the_mirror_and_a_shift_change_alike():
   (lambda: yardstick.chance_correlation(*np.zeros((3, 5), bool)), 'a region holds no image'),
   (lambda: yardstick.measure(np.ones((0, 3)), moved=rows(5), averages=rows(5)), 'two images or'),
   (lambda: yardstick.measure(rows(), moved=rows(5), averages=rows(5)), r'give np.abs\(rows\)'),
+  (lambda: yardstick.measure(np.abs(rows()), moved=rows(5), averages=rows(5)), 'say by `some`'),
   (lambda: yardstick.centred(np.ones((5, 3)), [0, 1, 2, 3], range(5)), 'two or more others'),
   (lambda: list(yardstick.shifts(len, np.ones((1, 2, 2, 3)), axis='horizontl')), 'did you mean')])
 def test_mistakes(call, message, unchecked):
@@ -307,8 +308,7 @@ def test_mistakes(call, message, unchecked):
 
 def test_shares_are_of_means_over_channels():
   z = draw.normal(0, 2, (4000, 3))
-  found = yardstick.measure(np.abs(z - z[::-1])[:2000], moved=np.full((4000, 3), -.5),
-                            averages=z)
+  found = yardstick.measure(np.abs(z - z[::-1]), moved=np.full((4000, 3), -.5), averages=z)
   assert found.spread_share == pytest.approx(2 / np.sqrt(np.pi), rel=.05)  # another image
   assert found.shift_share == pytest.approx(.5 / found.mean.mean())
   assert Yardstick(2, 0, *np.zeros((2, 3)), shift=np.zeros(3), mirror=np.zeros(3)).shift_share == 0

@@ -91,6 +91,8 @@ class PermuteHead(LinearHead):
 
   Call: (b, h, w, c) -> logits (b, num_classes), and (b, c), the pooled features in their own order.
   """
+  num_classes: int
+  dtype: Any = jnp.float32
   permute: Permute | None = dataclasses.field(default_factory=Permute)
 
 

@@ -39,6 +39,13 @@ def param_dtype(dtype) -> Any:
   return jnp.promote_types(dtype, jnp.float32)
 
 
+def check_maps(x) -> None:
+  """Raises UsageError unless x is (b, h, w, c): of (h, w, c) means would be over other axes."""
+  if jnp.ndim(x) != 4:
+    raise UsageError(f'feature maps are (b, h, w, c), not {jnp.shape(x)}; of one image '
+                     'give x[None]')
+
+
 def same_padding(n: int, *, reach: int, stride: int) -> tuple[int, int]:
   """TensorFlow's SAME: (before, after) of an axis of n pixels that makes ceil(n / stride) of them.
 
@@ -90,8 +97,8 @@ class Conv(nn.Module):
   Call: (b, h, w, c) -> (b, h', w', features), h' = (h + 2 p - r (k - 1) - 1) // stride + 1, where
   p = r (k - 1) // 2 ('full': r (k - 1)) and r is the dilation; with `same`, h' = ceil(h / stride).
 
-  Raises UsageError on another padding, when nothing would be left of the feature map, and as `pad`
-  does.
+  Raises UsageError on another padding, x of another shape, when nothing would be left of the
+  feature map, and as `pad` does.
   """
   features: int
   kernel_size: int = 3
@@ -107,6 +114,7 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x):
     check_choice(self.padding, PADDINGS, what='padding')
+    check_maps(x)
     k, channels = self.kernel_size, x.shape[-1] // self.groups
     reach = self.dilation * (k - 1)
     size = {'none': 0, 'full': reach}.get(self.padding)
@@ -192,8 +200,8 @@ class BatchNorm(nn.Module):
   variance is two-pass on each device and the devices' moments are merged exactly (Chan et al.
   1979) from one all-gather: E[x^2] - E[x]^2 would cancel.
 
-  Call: (b, h, w, c) -> (b, h, w, c); train=False uses the running averages. Raises UsageError in
-  training on one value a channel, as PyTorch does.
+  Call: (b, h, w, c) -> (b, h, w, c); train=False uses the running averages. Raises UsageError on x
+  of another shape, and in training on one value a channel, as PyTorch does.
   """
   momentum: float = 0.1
   epsilon: float = 1e-5
@@ -202,6 +210,7 @@ class BatchNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, train: bool):
+    check_maps(x)
     dtype, c = param_dtype(self.dtype), x.shape[-1]
     scale = self.param('scale', nn.initializers.ones, (c,), dtype)
     bias = self.param('bias', nn.initializers.zeros, (c,), dtype)
@@ -277,7 +286,11 @@ class Dropout(nn.Module):
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:
-  """GAP: (b, h, w, c) -> (b, c), summed in float32 whatever x is."""
+  """GAP: (b, h, w, c) -> (b, c), summed in float32 whatever x is.
+
+  Raises UsageError on x of another shape.
+  """
+  check_maps(x)
   if x.dtype == jnp.bfloat16:  # fused with what made x, jax 0.11 and 0.12 compute NaN on CPU
     x = lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
   return x.astype(param_dtype(x.dtype)).mean((1, 2))

@@ -68,6 +68,9 @@ def attack(features: Callable, head: Callable, batches: Iterable[Mapping], *,
     UsageError: an order, a count or a region is no good, shapes do not fit, there is no batch, or
       `layer` is not linear.
   """
+  regions = (regions,) if isinstance(regions, str) else tuple(regions)
+  if not regions:
+    raise UsageError('there is no region to measure mIoU in; name some, such as all, left')
   for name in regions:
     segmentation.region(name)
 
@@ -79,8 +82,15 @@ def attack(features: Callable, head: Callable, batches: Iterable[Mapping], *,
     check_array(found, of='head', wanted='logits')
     return jnp.asarray(found)
 
+  def branches(_, maps, channels):
+    def array(part):
+      check_array(part, of='layer', wanted='arrays')
+      return jnp.asarray(part)
+
+    return jax.tree.map(array, layer(maps, channels), is_leaf=lambda x: x is None)
+
   after = dict(head=lambda _, found: logits(found['maps'])) if layer is None else dict(
-    branches=lambda _, maps, channels: layer(maps, channels),
+    branches=branches,
     rest=lambda _, output, found: logits(output))
   network = Network(None, encode, stage='maps', compiled=False, **after)
   batches = iter([batches] if isinstance(batches, Mapping) else batches)
@@ -118,7 +128,10 @@ def check_orders(orders: Mapping[str, Any], counts: Iterable[int], *,
     UsageError: there is no count or order; a count is negative or beyond an order's end; an order
       is none of the network's, or is called 'clean'.
   """
-  counts = np.atleast_1d(counts).tolist() if np.ndim(counts) == 0 else [*counts]
+  try:
+    counts = [*counts]
+  except TypeError:
+    counts = [counts]
   if any(n != int(n) for n in counts):
     raise UsageError(f'counts {counts} are numbers of channels to remove, no fractions; use whole '
                      'ones such as 100, 200, 300')
@@ -264,6 +277,8 @@ def sweep(network: Network, batches: Iterable[Mapping], *, orders: Mapping[str, 
     if labels.ndim != 3:
       raise UsageError(f'labels are (b, h, w), a class number a pixel, not {labels.shape}')
     sizes = jnp.asarray(batch.get('size', [labels.shape[1:]] * len(labels)))
+    if sizes.shape != (len(labels), 2):
+      raise UsageError(f'size is {sizes.shape}; give (b, 2), height and width of each image')
     classes = network.num_classes(features)
     if classes < 2:
       raise UsageError('logits of one class are right whatever is removed; give (b, h, w, K)')
@@ -305,16 +320,20 @@ def accuracy_sweep(network: Network, batches: Iterable[Mapping], *, orders: Mapp
   def hits_of(batch, features):
     labels = np.asarray(batch['labels'])
     mask = np.asarray(batch.get('mask', np.ones(labels.shape, bool)), bool)
+    if mask.shape != labels.shape:
+      raise UsageError(f'mask is {mask.shape}, and labels are {labels.shape}; give one an image')
     classes = network.num_classes(features)
-    if labels.shape == mask.shape and ((labels < 0) | (labels >= classes))[mask].any():
+    if ((labels < 0) | (labels >= classes))[mask].any():
       raise UsageError(f'labels go from {labels[mask].min()} to {labels[mask].max()}; the network '
                        f'has {classes} classes, counted from 0')
     return lambda predicted: (((np.asarray(predicted) == labels) & mask).sum(), mask.sum())
 
   counts, sums = _sums(network, batches, hits_of, orders=orders, counts=counts,
                        advice='it should return one row of logits an image')
-  return Sweep(counts, {metric: {name: rows[..., 0] / np.maximum(rows[..., 1], 1)
-                                 for name, rows in sums.items()}})
+  if not all(rows[..., 1].all() for rows in sums.values()):
+    raise UsageError('there is no image to attack the network with: the batches are empty, or '
+                     'their mask is False everywhere')
+  return Sweep(counts, {metric: {name: rows[..., 0] / rows[..., 1] for name, rows in sums.items()}})
 
 
 def _checked(batch):
@@ -322,6 +341,10 @@ def _checked(batch):
   if not isinstance(batch, Mapping) or not {'images', 'labels'} <= set(batch):
     raise UsageError("batches are dicts of 'images' (b, h, w, c) and 'labels' (b,) or (b, h, w), "
                      f'not {sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__}')
+  labels = batch['labels']
+  labels = labels if isinstance(labels, jax.Array) else np.asarray(labels)
+  if not (jnp.issubdtype(labels.dtype, jnp.integer) or labels.dtype == bool):
+    raise UsageError(f'labels are {labels.dtype}; give class numbers, integers')
   return batch
 
 

@@ -160,12 +160,23 @@ def maps_of(features: Callable, images) -> jax.Array:
   if maps.ndim not in (2, 4) or len(maps) != len(images):
     raise UsageError(f'`features` maps images {images.shape} to {maps.shape}; it should return '
                      "feature maps (b, h', w', c) or their averages (b, c)")
-  if maps.ndim == np.ndim(images) == 4 and images.shape[1] == images.shape[2]:
-    _, h, w, c = maps.shape
-    if w == c != h:  # of square images no ordinary network makes other maps than square ones
-      raise UsageError(f'`features` returns maps {maps.shape} that look like (b, c, h, w); return '
-                       '(b, h, w, c), such as maps.transpose(0, 2, 3, 1) of an array')
+  if maps.ndim == np.ndim(images) == 4 and _channels_first(maps.shape, images.shape):
+    raise UsageError(f'`features` returns maps {maps.shape} that look like (b, c, h, w); return '
+                     '(b, h, w, c), such as maps.transpose(0, 2, 3, 1) of an array')
   return maps
+
+
+def _channels_first(maps, images):
+  """Whether maps (b, ., ., .) have the proportions of images (b, h, w, 3) in their last two axes
+  and not in the two before, as no ordinary network makes them."""
+  (_, height, width, _), (_, h, w, c) = images, maps
+  if height == width:
+    return w == c != h
+
+  def fit(a, b):  # up to rounding
+    return abs(a * width - b * height) <= max(height, width)
+
+  return fit(w, c) and not fit(h, w)
 
 
 def _classes(logits):

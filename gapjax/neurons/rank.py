@@ -72,7 +72,8 @@ def differences(features: Callable, images: Iterable, *, axis: str = 'horizontal
     axis: the mirror, 'horizontal' (left to right) or 'vertical' (top to bottom).
 
   Yields:
-    (b, c) float64, b = 1 for a single image.
+    (b, c), b = 1 for a single image: a difference in float64 of what `features` gives, averaged in
+    float32.
 
   Raises:
     UsageError: an image or a feature map has another number of axes, or there is no such mirror.
@@ -100,6 +101,8 @@ def changes(features: Callable, images: Iterable, *, change: Callable) -> Iterat
 
 def _batches(images):
   """Batches (b, h, w, c) of one array, or of an iterable of images or batches."""
+  if isinstance(images, Mapping):
+    raise UsageError("images are a dict; give them alone, such as batch['images']")
   if getattr(images, 'ndim', None) == 4:
     return (_batch(images[i:i + BATCH]) for i in range(0, len(images), BATCH))
   return map(_batch, images)

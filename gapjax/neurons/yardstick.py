@@ -300,20 +300,26 @@ def measure(rows: Float[np.ndarray, 'n c'], *, moved: Float[np.ndarray, 'k c'] |
   images, and z of them.
 
   averages: z of the images that `moved` is of (`rank.mean_activations`), which goes with it.
-  some: their indices; None is all. Raises UsageError for fewer than two rows, `moved` alone, or
-  with signed rows.
+  some: their indices; None is all. Raises UsageError for fewer than two rows, `moved` alone, of
+  other images, or with signed rows.
   """
   if (moved is None) != (averages is None):
     raise UsageError('`moved` and `averages` go together: yardstick.shifts and '
                      'rank.mean_activations of the same images')
+  rows = _checked(rows)
   mean, half = interval(rows)
-  if moved is not None and np.min(rows) < 0:
-    raise UsageError('with `moved`, rows are |z - z\'|, but some are negative; give np.abs(rows)')
   found = Yardstick(len(rows), agreement(rows), mean, half)
   if moved is None:
     return dataclasses.replace(found, threshold=threshold(rows))
+  if np.min(rows) < 0:
+    raise UsageError('with `moved`, rows are |z - z\'|, but some are negative; give np.abs(rows)')
+  moved, averages = _checked(moved), _checked(averages)
+  mirrored = rows if some is None else rows[np.asarray(some)]
+  if not moved.shape == averages.shape == mirrored.shape:
+    raise UsageError(f'`moved` {moved.shape} and `averages` {averages.shape} are of other '
+                     f'images or channels than rows {mirrored.shape}; say by `some` of which')
   return dataclasses.replace(found, shift=np.abs(moved).mean(0), spread=averages.std(0, ddof=1),
-                             mirror=mean if some is None else rows[some].mean(0))
+                             mirror=mirrored.mean(0))
 
 
 def _checked(rows):

@@ -269,7 +269,8 @@ def _beyond(panels, seed):
     caption='Percentage points of consistency beyond the network alone, and the accuracy in '
     f'percent{seed}: that of the less accurate of the two at the end. Between evaluations both are '
     'taken to change linearly; where a network passed the accuracy more than once, the last time '
-    'counts.')] if rows else []
+    'counts. A network that is trained to that accuracy and no further can be more or less '
+    'consistent by a point or two.')] if rows else []
 
 
 def maps(source, folder):

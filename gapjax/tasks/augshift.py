@@ -57,6 +57,9 @@ def augshift_loss(logits: Float[ArrayLike, '*pairs k'], features: Float[ArrayLik
   Raises:
     UsageError: the shapes are not those of two crops of b images; under jit, while tracing.
   """
+  if isinstance(labels, tuple | list):
+    raise UsageError('labels are a list; give an array of (b,) integers, such as '
+                     'jnp.asarray(labels)')
   if jnp.ndim(labels) != 1 or not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
     raise UsageError(f'labels must be (b,) integers, one an image, not {jnp.shape(labels)} '
                      f'{jnp.result_type(labels)}')
@@ -113,6 +116,7 @@ def random_shifts(key: Shaped[Array, '*keys'], images: Num[ArrayLike, 'b h w c']
     UsageError: images have other axes; keys are more or fewer; max_shift is negative, or not
       smaller than the image.
   """
+  images = jnp.asarray(images)
   check_images(images)
   check_key(key)
   b, h, w, _ = images.shape

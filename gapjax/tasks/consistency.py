@@ -76,7 +76,7 @@ def consistency(predict: Callable, images: Float[ArrayLike, 'b h w c'],
 
   Args:
     predict: images (b, h, w, c) -> logits (b, k), called twice, as in testing; jit it. Of any
-      framework.
+      framework: where `images` are NumPy's, it gets NumPy's, of their own dtype.
     images: (b, h, w, c) floats, normalised, so that the zeros that fill the border are the mean
       colour.
     key: one key; another for every batch.
@@ -101,8 +101,12 @@ def consistency(predict: Callable, images: Float[ArrayLike, 'b h w c'],
                      'is zero, which should be the mean colour')
   b, h, w, _ = jnp.shape(images)
   check_shift('max_shift', max_shift, h, w)
+  if not b:
+    raise UsageError('there is no image to measure consistency by; pass at least one')
   offsets = jax.random.randint(key, (b, 2, 2), -max_shift, max_shift + 1)
   views = _views(images, offsets, protocol=PROTOCOLS.index(protocol), max_shift=max_shift)
+  if not isinstance(images, jax.Array):
+    views = np.asarray(views).astype(images.dtype)
   logits = [predict(view) for view in (views[:b], views[b:])]
   check_array(logits[0], of='predict', wanted='logits (b, k)')
   logits = [*map(jnp.asarray, logits)]

@@ -39,11 +39,17 @@ def check_key(key) -> None:
   """Raises UsageError unless `key` is a random key of jax's, of either kind."""
   if not isinstance(key, jax.Array | np.ndarray):
     raise UsageError(f'key is {key!r}; give one of jax\'s, such as jax.random.key(0)')
+  if not (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or (key.dtype == np.uint32 and key.ndim)):
+    raise UsageError(f'key is an array {key.shape} of {key.dtype}; give a key of jax\'s, such as '
+                     'jax.random.key(0)')
 
 
 def check_array(value, *, of: str, wanted: str) -> None:
-  """Raises UsageError where the function `of` returned several values in place of an array, or a
-  tensor of PyTorch's that NumPy cannot read: with a gradient, of bfloat16, or on a GPU."""
+  """Raises UsageError where the function `of` returned nothing, several values in place of an
+  array, or a tensor of PyTorch's that NumPy cannot read: with a gradient, of bfloat16, or on a GPU.
+  """
+  if value is None:
+    raise UsageError(f'`{of}` returns None; it should return {wanted}')
   if isinstance(value, tuple | list | Mapping):
     raise UsageError(f'`{of}` returns a {type(value).__name__} of {len(value)}; it should return '
                      f'{wanted} alone, such as lambda images: network(images)[0]')
