@@ -1,4 +1,4 @@
-"""DeepLabv3-ResNet-50 on Cityscapes, 30,000 steps, as the authors train it (section 5).
+"""DeepLabv3-ResNet-50 on Cityscapes, 30,000 steps, by the authors' schedule (section 5).
 
     gapjax prepare cityscapes --source=PATH
     gapjax train --config=configs/deeplab_cityscapes.py --workdir=runs/cityscapes
@@ -21,6 +21,6 @@ from gapjax import recipes
 def get_config():
   config = recipes.deeplab('cityscapes')
   config.num_epochs = 161  # 30,000 steps of batch 16 over 2,975 images
-  config.segmentation.crop = (768, 768)
+  config.segmentation.update(crop=(768, 768), scale=(1.0, 1.0))  # theirs scale VOC alone
   config.neurons.classes = ('person', 'rider')
   return config

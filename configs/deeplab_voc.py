@@ -1,4 +1,4 @@
-"""DeepLabv3-ResNet-50 on VOC 2012, 30,000 steps, as the authors train it (section 5).
+"""DeepLabv3-ResNet-50 on VOC 2012, 30,000 steps, by the authors' schedule (section 5).
 
     gapjax prepare voc2012 --source=PATH
     gapjax train --config=configs/deeplab_voc.py --workdir=runs/voc

@@ -139,7 +139,11 @@ def digits_moved() -> ConfigDict:
 
 
 def deeplab(dataset: str) -> ConfigDict:
-  """DeepLabv3-ResNet-50 as the authors train it: SGD, the backbone at a tenth of the rate, poly."""
+  """DeepLabv3-ResNet-50 by the authors' schedule: SGD, the backbone at a tenth of the rate, poly.
+
+  Layers start as PyTorch's default has it (theirs: Kaiming's), and colours are not jittered (theirs
+  are, on Cityscapes).
+  """
   return replaced(
     default(), task='segmentation', batch_size=16, data=dict(name=dataset, eval_split='val'),
     model=dict(name='deeplabv3', stem='imagenet'),

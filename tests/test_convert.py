@@ -141,7 +141,7 @@ def test_a_run_goes_on_from_a_file_and_a_file_from_a_run(data_dir, tmp_path):
 @pytest.mark.parametrize('wrap', ['net', 'model_state'])
 def test_wrapped_as_the_authors_scripts_read_it(wrap, tmp_path, capsys):
   torch = pytest.importorskip('torch')
-  config = tiny_config()
+  config = tiny_config(**{'num_epochs': 2, 'eval.every_epochs': 3})  # evaluated at the end
   theirs = their_arrays(config, 4)
   state = {f'module.{name}': torch.tensor(x) for name, x in theirs.items()}
   torch.save({wrap: state, 'acc': np.float64(0.9), 'epoch': 3}, tmp_path / 'w.pth')
@@ -153,7 +153,7 @@ def test_wrapped_as_the_authors_scripts_read_it(wrap, tmp_path, capsys):
                    f'--wrap={wrap}']) == 0
   assert capsys.readouterr().out == f'{tmp_path}/new.pth\n'
   written = torch.load(tmp_path / 'new.pth', weights_only=True)
-  assert (written['acc'], written['epoch']) == (25, 1)  # which they print, in percent
+  assert (written['acc'], written['epoch']) == (25, 2)  # which they print, in percent
   found = written[wrap]
   assert found['bn1.num_batches_tracked'].dtype == torch.int64
   for name in names.names(config.model):
@@ -175,6 +175,11 @@ def test_the_authors_linear_heads_of_either_name(stem, read, written, tmp_path):
   for part in ('weight', 'bias'):
     np.testing.assert_array_equal(back[f'{written}.{part}'], theirs[f'{read}.{part}'])
   assert len(back) == len(theirs)
+  both = theirs | {name.replace(read, other): x for name, x in theirs.items()
+                   for other in {'linear', 'linear_location'} - {read}}
+  weights.write(tmp_path / 'both.npz', both)
+  refused(lambda: convert.convert(tmp_path / 'both.npz', tmp_path / 'other', config=config),
+          'left over')
 
 
 @pytest.mark.parametrize(('changes', 'told'), [
@@ -182,6 +187,8 @@ def test_the_authors_linear_heads_of_either_name(stem, read, written, tmp_path):
   ({'model.head': 'permuted', 'model.downsample': 'blur'},
    'model.padding=zero, model.downsample=blur, model.blur_size=3, model.permutation=batch, '
    'model.permute_at=pooled'),
+  ({'model.head': 'permuted', 'model.permutation': 'fixed'},
+   'model.permutation=fixed, model.permute_at=pooled, model.permutation_seed=0'),
   (MOBILENET, 'model.output_stride=8, model.early_padding=False; the authors')])
 def test_what_no_file_says_is_said(changes, told, tmp_path, caplog):
   """Weights of other such fields fit as well, and make a network that computes something else."""

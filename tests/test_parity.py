@@ -60,6 +60,20 @@ def test_gapjax_computes_what_pytorch_computes(name, dtype):
     check(found, lambda quantity, _: theirs.get(quantity) or torch.train(quantity), dtype)
 
 
+@needs_torch
+def test_a_network_may_draw_a_permutation_and_noise():
+  from gapjax.pytorch.reference import Reference
+  case = parity.case('both', {
+    'model.downsample': 'learned_polyphase', 'model.blur_size': 1, 'model.head': 'permuted',
+    'model.stem': 'cifar'}, size=(8, 16, 16))
+  with jax.enable_x64(True):
+    run = parity.Candidate(case, 'float64')
+    found, draws = run.one_step(), run.draws
+  assert set(draws) == {'permutation', 'noise'}
+  theirs = Reference(case, 'float64', draws).one_step()
+  check(found, lambda quantity, _: theirs[quantity], 'float64')
+
+
 def test_a_difference_is_over_the_norm_of_its_layer():
   theirs = {'a.weight': np.array([3.0, -4.0]), 'a.bias': np.array([0.0]), 'b.weight': np.ones(4)}
   ours = {'a.weight': np.array([3.0, -4.0]), 'a.bias': np.array([2.0]),

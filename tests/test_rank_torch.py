@@ -192,6 +192,7 @@ def test_a_layer_with_its_channels_last_is_refused(unchecked):
   network = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 1), Last())
   square = np.zeros((2, 8, 8, 3), np.float32)
   refused(lambda: cut(network, square), r'layer `1` returns maps \(8, 8, 6\) .* layer: 0, 1')
+  refused(lambda: cut(network, np.zeros((2, 8, 12, 3), np.float32)), r'maps \(8, 12, 6\) that look')
   assert cut(network, square, layer='0')(square).shape == (2, 8, 8, 6)
 
 

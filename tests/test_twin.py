@@ -125,6 +125,21 @@ def test_a_permutation_is_drawn_for_every_pass(permutation):
   assert torch.equal(first, second) == (permutation == 'fixed')
 
 
+@pytest.mark.parametrize('at', ['pooled', 'stage3'])
+def test_a_fixed_order_is_gapjaxs(at):
+  """Weights belong to the order that they were trained with, which the seed alone says."""
+  config = tiny_config(**{'model.head': 'permuted', 'model.permutation': 'fixed',
+                          'model.permutation_seed': 3, 'model.permute_at': at,
+                          'model.dtype': 'float64'})
+  images = np.random.default_rng(0).normal(size=(2, 24, 24, 3))
+  with jax.enable_x64(True):
+    model = models.create_network(config.model, num_classes=5)
+    variables = jax.tree.map(np.float64, trained(model, images))
+    expected, _ = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+  logits, _ = of_twin(config.model, variables, images)
+  np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+
+
 # ---- Batches and losses --------------------------------------------------------------------------
 
 
@@ -147,6 +162,13 @@ def test_canvases(fill, target, data_dir):
   expected = places if target == 'location' else train_set.labels[:90]
   np.testing.assert_array_equal(batch['targets'], expected)
   assert set(places) == set(range(9)) and 0.3 < np.mean(flips) < 0.7
+
+
+def test_images_are_normalised_in_the_networks_type():
+  values = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+  task = types.SimpleNamespace(dtype=np.float64, mean=[.3, .4, .5], std=[.2, .3, .4])
+  found = recipe.normalised(torch.tensor(values).movedim(-1, 1), task).movedim(1, -1)
+  np.testing.assert_allclose(found, (values / 255 - task.mean) / task.std, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize('crops', [1, 2])

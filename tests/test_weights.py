@@ -100,6 +100,36 @@ def test_mobilenets_weights_come_from_a_classifier_and_a_segmentation_net(form, 
   assert same(found, expected)
 
 
+def test_a_backbones_stem_decides_its_names(tmp_path):
+  """A file of torchvision's holds no backbone for a canvas, though its shapes fit one."""
+  network = ResNet('resnet10', 0, 4, 'canvas', head=None)
+  shapes = jax.eval_shape(
+    lambda: network.init(jax.random.key(0), jnp.zeros((1, 32, 48, 3)), train=False))
+  paths = names.backbone_names('resnet10', stem='canvas')
+  leaves = flatten_dict(shapes, sep='/')
+  own = {name: draw.uniform(.5, 1.5, weights.torch_shape(leaves[path].shape)).astype(np.float32)
+         for name, path in paths.items()}
+  of_path = {path: own[name] for name, path in paths.items()}
+  np.savez(tmp_path / 'own.npz', **own)
+  np.savez(tmp_path / 'torchvision.npz', **{
+    name: of_path[path] for name, path in names.backbone_names('resnet10').items()})
+  found = weights.load_backbone(shapes, tmp_path / 'own.npz', variant='resnet10', stem='canvas')
+  for path, x in flatten_dict(found, sep='/').items():
+    np.testing.assert_array_equal(x, weights.to_jax(of_path[path]))
+  refused(lambda: weights.load_backbone(shapes, tmp_path / 'torchvision.npz', variant='resnet10',
+                                        stem='canvas'), 'of stem `canvas`')
+
+
+def test_which_of_several_networks_is_read_is_said(tmp_path, caplog):
+  torch = pytest.importorskip('torch')
+  first, second = ({'w': torch.full((2,), float(i))} for i in range(2))
+  state = {'model': first, 'model_ema': second, 'optimizer': {'state': {}}, 'epoch': 3}
+  torch.save(state, tmp_path / 'w.pth')
+  assert weights.read(tmp_path / 'w.pth')['w'].tolist() == [0, 0]
+  [said] = [record.message for record in caplog.records]
+  assert 'read is `model`, and not `model_ema`' in said
+
+
 # ---- Files ---------------------------------------------------------------------------------------
 
 

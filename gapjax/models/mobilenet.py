@@ -47,8 +47,9 @@ TENSORFLOW = {'efficientnet_lite0': dict(same=True, epsilon=1e-3)}
 def channels(usual: int, width: int) -> int:
   """How many channels a layer of `usual` ones has in a network of `width`, where 64 is usual.
 
-  The authors' rounding: the nearest multiple of 8, the next if that is more than a tenth less, and
-  never below 8. So widths below 16 make hardly smaller networks: 4 has 8 to 24 channels.
+  torchvision's rounding (the authors cut): the nearest multiple of 8, the next if that is more than
+  a tenth less, and never below 8. So widths below 16 make hardly smaller networks: 4 has 8 to 24
+  channels.
   """
   exact = usual * width / 64
   rounded = max(8, int(exact + 4) // 8 * 8)

@@ -160,15 +160,15 @@ def maps_of(features: Callable, images) -> jax.Array:
   if maps.ndim not in (2, 4) or len(maps) != len(images):
     raise UsageError(f'`features` maps images {images.shape} to {maps.shape}; it should return '
                      "feature maps (b, h', w', c) or their averages (b, c)")
-  if maps.ndim == np.ndim(images) == 4 and _channels_first(maps.shape, images.shape):
+  if maps.ndim == np.ndim(images) == 4 and in_last_axes(maps.shape, images.shape):
     raise UsageError(f'`features` returns maps {maps.shape} that look like (b, c, h, w); return '
                      '(b, h, w, c), such as maps.transpose(0, 2, 3, 1) of an array')
   return maps
 
 
-def _channels_first(maps, images):
-  """Whether maps (b, ., ., .) have the proportions of images (b, h, w, 3) in their last two axes
-  and not in the two before, as no ordinary network makes them."""
+def in_last_axes(maps: tuple[int, ...], images: tuple[int, ...]) -> bool:
+  """Whether maps of a shape (b, ., ., .) have the proportions of images (b, h, w, 3) in their last
+  two axes and not in the two before, as no ordinary network makes them."""
   (_, height, width, _), (_, h, w, c) = images, maps
   if height == width:
     return w == c != h

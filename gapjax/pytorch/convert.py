@@ -69,7 +69,8 @@ def to_workdir(source, target, *, config: ConfigDict) -> pathlib.Path:
     raise UsageError(f'{target} is not empty; remove it, or give another workdir')
   arrays, name_map = weights.read(source), names.names(config.model)
   layer = names.LINEAR[config.model.stem]
-  if config.model.head == 'linear' and f'{layer}.weight' not in arrays:  # theirs has either name
+  theirs = [name for name in ('linear.weight', 'linear_location.weight') if name in arrays]
+  if config.model.head == 'linear' and f'{layer}.weight' not in arrays and len(theirs) == 1:
     arrays = {re.sub(r'^linear(_location)?\.', f'{layer}.', name): x for name, x in arrays.items()}
   num_classes = expected_classes(config)
   if num_classes is None:
@@ -107,7 +108,7 @@ def to_file(source, target, *, wrap: str | None = None) -> pathlib.Path:
                if line['split'] == 'eval' and line['step'] <= step]
   # What the authors' scripts print and go on from: percent, and how many epochs are done.
   beside = {'acc': 100 * evaluated[-1]['accuracy'] if evaluated else 0.0,
-            'epoch': int(len(evaluated) * config.eval.every_epochs)}
+            'epoch': min(int(len(evaluated) * config.eval.every_epochs), config.num_epochs)}
   target = weights.write(target, arrays, wrap=wrap, beside=beside)
   log.info('%s, step %d', describe(config), step)
   log.warning('%s: the network that reads it must be built with them', untold(target, config))
@@ -118,13 +119,16 @@ def untold(path, config: ConfigDict) -> str:
   """What a file of weights does not say, since no array depends on it, and a config does."""
   m, dense = config.model, TASKS[config.task].dense
   mobilenet = dense and m.backbone == 'mobilenetv2'
+  permuted = not dense and m.head == 'permuted'
   fields = ['padding', 'downsample', *['blur_size'] * (m.downsample != 'stride'),
             *['output_stride'] * dense, *['early_padding'] * mobilenet,
-            *['permutation', 'permute_at'] * (not dense and m.head == 'permuted')]
+            *['permutation', 'permute_at'] * permuted,
+            *['permutation_seed'] * (permuted and m.permutation == 'fixed')]
   notes = [
     *["the authors' networks of padding `none` enlarge the input of every convolution, and so "
       'compute something else'] * (m.padding == 'none'),
-    *["the authors' MobileNetV2 has early_padding=True, torchvision's False"] * mobilenet]
+    *["the authors' MobileNetV2 has early_padding=True, torchvision's False"] * mobilenet,
+    *[f"images are normalised by {config.data.name}'s own mean and std"] * (not dense)]
   return f'{path} does not say ' + '; '.join([
     ', '.join(f'model.{field}={m[field]}' for field in fields), *notes])
 

@@ -238,7 +238,7 @@ class Candidate:
   @functools.cached_property
   def draws(self) -> dict[str, np.ndarray]:
     """What the network draws at each step: {'permutation': (STEPS, c) integers} of PermuteNet's,
-    {'noise': (STEPS, layers, b, 4)} of LPS's, or neither."""
+    {'noise': (STEPS, layers, b, 4)} of LPS's, both or neither."""
     b = self.case.size[0] * (self.case.config.augshift.crops if
                              self.case.config.augshift.stacked else 1)
     image = jnp.zeros((b, *self.case.size[1:], 3), self.model.dtype)
@@ -264,8 +264,8 @@ class Candidate:
         steps.TrainingNetwork(
           alone, self.variables['params'], self.variables['batch_stats'], key, number=step,
           places=jnp.arange(b), batch_size=b)(image)
-      return ({'permutation': permutations[0]} if permutations else
-              {'noise': jnp.stack(noise)} if noise else {})
+      return {**({'permutation': permutations[0]} if permutations else {}),
+              **({'noise': jnp.stack(noise)} if noise else {})}
 
     every = [drawn(step) for step in range(STEPS)]
     return {name: np.stack([draws[name] for draws in every]) for name in every[0]}

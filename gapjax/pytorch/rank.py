@@ -18,6 +18,7 @@ from gapjax.data.images import as_rgb, open_image
 from gapjax.errors import UsageError, check_choice, first_line, nearest
 from gapjax.models import IMAGENET
 from gapjax.neurons import rank
+from gapjax.neurons.network import in_last_axes
 from gapjax.neurons.run import Ranking, check_regions, rank_subject
 from gapjax.tasks.images import normalise
 from gapjax.weights.files import require_torch
@@ -133,7 +134,7 @@ def cut(network, example: np.ndarray, *, layer: str | None = None) -> Callable:
     raise UsageError(f'{where} feature maps (b, c, h, w) of images {size}; these do: '
                      f'{", ".join(shapes) or "none"}')
   c, h, w = shapes[layer]
-  if size[2] == size[3] and c == h != w:
+  if in_last_axes((1, w, h, c), (1, *size[:1:-1], 3)):  # of (h, w, c), all axes turned round
     raise UsageError(f'layer `{layer}` returns maps {(c, h, w)} that look like (h, w, c); name one '
                      f'that returns (c, h, w) by layer: {", ".join(shapes)}')
   log.info('layer `%s`: %d channels, maps of %dx%d', layer, c, h, w)

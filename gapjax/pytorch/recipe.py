@@ -16,7 +16,7 @@ def normalised(images, task):
   """uint8 (..., 3, h, w) -> (images / 255 - mean) / std, by the task's mean and std."""
   like = dict(dtype=getattr(torch, np.dtype(task.dtype).name), device=images.device)
   mean, std = (torch.as_tensor(x, **like)[:, None, None] for x in (task.mean, task.std))
-  return (images / 255 - mean) / std
+  return (images.to(like['dtype']) / 255 - mean) / std
 
 
 def on_device(dataset, device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,10 +4,12 @@ import re
 from collections import OrderedDict
 from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gapjax.models.heads import fixed_order
 from gapjax.pytorch import tables
 from gapjax.pytorch.twin_layers import (
   Conv,
@@ -96,8 +98,9 @@ class Backbone(nn.Module):
   def draw(self):
     """A permutation of as many channels as there are where it is applied."""
     n = {**self.inputs, 'pooled': self.channels}[self.at]
-    generator = None if self.fixed is None else torch.Generator().manual_seed(self.fixed)
-    return torch.randperm(n, generator=generator)
+    if self.fixed is None:
+      return torch.randperm(n)
+    return torch.tensor(np.asarray(fixed_order(n, self.fixed)))  # weights belong to one order
 
 
 class ResNet(Backbone):

@@ -135,6 +135,7 @@ def pretrained(config, state):
   if not path:
     return state
   backbone = weights.load_backbone({name: getattr(state, name)['backbone'] for name in collections},
-                                packages.located(path), variant=config.model.backbone)
+                                packages.located(path), variant=config.model.backbone,
+                                stem=config.model.stem)
   return state.replace(**{name: {**getattr(state, name), 'backbone': backbone[name]}
                           for name in collections})

@@ -103,7 +103,14 @@ def _read_torch(path):
   except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
     raise _unreadable(path, error) from None
   if isinstance(state, dict):
-    state = next((state[key] for key in WRAPPERS if isinstance(state.get(key), dict)), state)
+    wrapper = next((key for key in WRAPPERS if isinstance(state.get(key), dict)), None)
+    others = [str(key) for key, value in state.items() if key != wrapper
+              and isinstance(value, dict) and value
+              and all(isinstance(x, torch.Tensor) for x in value.values())]
+    if wrapper and others:
+      log.warning('%s holds several networks: read is `%s`, and not `%s`', path, wrapper,
+                  '`, `'.join(others))
+    state = state[wrapper] if wrapper else state
   if not isinstance(state, dict) or not all(
       isinstance(name, str) and isinstance(x, torch.Tensor) for name, x in state.items()):
     raise UsageError(f'{path} holds something else than tensors by their names; save it with '
@@ -274,7 +281,7 @@ def _finite(x):
   return x.dtype.kind in 'iuf' and bool(np.isfinite(x.astype(np.float64)).all())
 
 
-def load_backbone(variables, path, *, variant: str) -> dict:
+def load_backbone(variables, path, *, variant: str, stem: str = 'imagenet') -> dict:
   """The variables of a backbone without a head, with the weights in a file.
 
   Args:
@@ -282,6 +289,7 @@ def load_backbone(variables, path, *, variant: str) -> dict:
     path: a file as `read` takes it, of backbone_names' names: a classifier, whose last layers are
       left out, or a segmentation net with its backbone under `backbone.`, whose heads are.
     variant: the backbone's name, such as 'resnet50'.
+    stem: a ResNet's, which decides its names.
 
   Returns:
     New {'params', 'batch_stats'} of numpy arrays.
@@ -294,5 +302,5 @@ def load_backbone(variables, path, *, variant: str) -> dict:
              for name, x in weights.items()
              if not name.startswith(SEGMENTATION_HEADS if inside else HEADS)}
   log.info('the backbone %s starts from %s', variant, path)
-  return convert(variables, weights, backbone_names(variant),
-                 what=f'the weights in {path} and the backbone {variant} of this model')
+  return convert(variables, weights, backbone_names(variant, stem=stem),
+                 what=f'the weights in {path} and the backbone {variant} of stem `{stem}`')
