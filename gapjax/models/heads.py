@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Float, Num
 
 from gapjax.errors import check_choice
 from gapjax.models.convolution import convolve
@@ -21,11 +21,6 @@ from gapjax.models.layers import Conv, Dense, global_average_pool
 HEADS = ('gap', 'permuted', 'linear')
 PERMUTATIONS = ('batch', 'fixed')
 LogitsAndPooled = tuple[Float[ArrayLike, 'b k'], Float[ArrayLike, 'b c']]
-
-
-def fixed_order(channels: int, seed: int) -> Int[Array, ' channels']:
-  """The permutation that `Permute` of mode 'fixed' has for ever, (channels,)."""
-  return jax.random.permutation(jax.random.fold_in(jax.random.key(seed), channels), channels)
 
 
 class Permute(nn.Module):
@@ -42,12 +37,12 @@ class Permute(nn.Module):
   def __call__(self, x: Num[ArrayLike, '*b c']) -> Num[ArrayLike, '*b c']:
     check_choice(self.mode, PERMUTATIONS, what='mode')
     if self.mode == 'fixed':
-      order = fixed_order(x.shape[-1], self.seed)
+      key = jax.random.fold_in(jax.random.key(self.seed), x.shape[-1])
     elif self.is_initializing():
       return x
     else:
-      order = jax.random.permutation(self.make_rng('permutation'), x.shape[-1])
-    return jnp.take(x, order, axis=-1)
+      key = self.make_rng('permutation')
+    return jnp.take(x, jax.random.permutation(key, x.shape[-1]), axis=-1)
 
 
 class GAPHead(nn.Module):

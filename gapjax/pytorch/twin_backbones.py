@@ -4,12 +4,12 @@ import re
 from collections import OrderedDict
 from itertools import pairwise
 
+import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gapjax.models.heads import fixed_order
 from gapjax.pytorch import tables
 from gapjax.pytorch.twin_layers import (
   Conv,
@@ -100,7 +100,9 @@ class Backbone(nn.Module):
     n = {**self.inputs, 'pooled': self.channels}[self.at]
     if self.fixed is None:
       return torch.randperm(n)
-    return torch.tensor(np.asarray(fixed_order(n, self.fixed)))  # weights belong to one order
+    # Weights belong to the order that they were trained with, which is jax's by this definition.
+    key = jax.random.fold_in(jax.random.key(self.fixed), n)
+    return torch.tensor(np.asarray(jax.random.permutation(key, n)))
 
 
 class ResNet(Backbone):
