@@ -21,6 +21,6 @@ from gapjax import recipes
 def get_config():
   config = recipes.deeplab('cityscapes')
   config.num_epochs = 161  # 30,000 steps of batch 16 over 2,975 images
-  config.segmentation.update(crop=(768, 768), scale=(1.0, 1.0))  # theirs scale VOC alone
+  config.segmentation.crop = (768, 768)
   config.neurons.classes = ('person', 'rider')
   return config
