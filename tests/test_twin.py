@@ -76,6 +76,17 @@ def of_twin(c, variables, images):
     return network(torch.as_tensor(images).movedim(-1, 1))
 
 
+def same_logits(c, images):
+  """Checks that the twin of a `config.model` has gapjax's logits: (gapjax's features, the twin's)."""
+  with jax.enable_x64(True):
+    model = models.create_network(c, num_classes=5)
+    variables = jax.tree.map(np.float64, trained(model, images))
+    expected, stages = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+  logits, features = of_twin(c, variables, images)
+  np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+  return stages, features
+
+
 @pytest.mark.parametrize(('kind', 'changes'), [
   (MOBILENET, {}), (LITE, {}), *(pytest.param(*both, marks=pytest.mark.slow) for both in (
     (MOBILENET, {'model.early_padding': True, 'model.output_stride': 16,
@@ -105,12 +116,7 @@ def test_efficientnets_logits_are_gapjaxs(padding):
   config = tiny_config(**{'model.name': 'efficientnet_lite0', 'model.dtype': 'float64',
                           'model.padding': padding, 'model.head': 'linear'})
   images = np.random.default_rng(0).normal(size=(1, 35, 46, 3))
-  with jax.enable_x64(True):
-    model = models.create_network(config.model, num_classes=5)
-    variables = jax.tree.map(np.float64, trained(model, images))
-    expected, stages = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
-  logits, features = of_twin(config.model, variables, images)
-  np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+  stages, features = same_logits(config.model, images)
   assert {name: x.movedim(1, -1).shape for name, x in features.items()} == {
     name: x.shape for name, x in stages.items()}
 
@@ -132,12 +138,7 @@ def test_a_fixed_order_is_gapjaxs(at):
                           'model.permutation_seed': 3, 'model.permute_at': at,
                           'model.dtype': 'float64'})
   images = np.random.default_rng(0).normal(size=(2, 24, 24, 3))
-  with jax.enable_x64(True):
-    model = models.create_network(config.model, num_classes=5)
-    variables = jax.tree.map(np.float64, trained(model, images))
-    expected, _ = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
-  logits, _ = of_twin(config.model, variables, images)
-  np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+  same_logits(config.model, images)
 
 
 # ---- Batches and losses --------------------------------------------------------------------------

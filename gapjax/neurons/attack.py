@@ -17,6 +17,7 @@ their running sums, from the last block backwards, are the convolutions for ever
 and the whole network's convolutions are shared by all orders; only the rest runs for every N.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -30,7 +31,7 @@ from gapjax.errors import UsageError
 from gapjax.neurons.network import Network, maps_of
 from gapjax.neurons.sweeps import CLEAN, Sweep
 from gapjax.tasks import segmentation
-from gapjax.tasks.images import check_array
+from gapjax.tasks.images import as_array
 
 ATTACK_REGIONS = ('all', 'left', 'right', 'center')
 # A block's convolution costs about as much as this many channels more than it has: what its result
@@ -78,20 +79,14 @@ def attack(features: Callable, head: Callable, batches: Iterable[Mapping], *,
     return {'maps': maps_of(features, images)}
 
   def logits(x):
-    found = head(x)
-    check_array(found, of='head', wanted='logits')
-    return jnp.asarray(found)
+    return as_array(head(x), of='head', wanted='logits')
 
-  def branches(_, maps, channels):
-    def array(part):
-      check_array(part, of='layer', wanted='arrays')
-      return jnp.asarray(part)
-
-    return jax.tree.map(array, layer(maps, channels), is_leaf=lambda x: x is None)
+  def branches(_, maps, channels):  # of one array or several
+    return jax.tree.map(functools.partial(as_array, of='layer', wanted='arrays'),
+                        layer(maps, channels), is_leaf=lambda x: x is None)
 
   after = dict(head=lambda _, found: logits(found['maps'])) if layer is None else dict(
-    branches=branches,
-    rest=lambda _, output, found: logits(output))
+    branches=branches, rest=lambda _, output, found: logits(output))
   network = Network(None, encode, stage='maps', compiled=False, **after)
   batches = iter([batches] if isinstance(batches, Mapping) else batches)
   first = [*map(_checked, itertools.islice(batches, 1))]

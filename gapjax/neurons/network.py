@@ -37,7 +37,7 @@ from gapjax import models
 from gapjax.errors import UsageError
 from gapjax.models.deeplab import DeepLab
 from gapjax.models.heads import make_head
-from gapjax.tasks.images import check_array, check_channels_last
+from gapjax.tasks.images import as_array, check_channels_last
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -154,9 +154,7 @@ def maps_of(features: Callable, images) -> jax.Array:
   one."""
   if np.ndim(images) == 4:
     check_channels_last(images)
-  maps = features(images)
-  check_array(maps, of='features', wanted="feature maps (b, h', w', c)")
-  maps = jnp.asarray(maps)
+  maps = as_array(features(images), of='features', wanted="feature maps (b, h', w', c)")
   if maps.ndim not in (2, 4) or len(maps) != len(images):
     raise UsageError(f'`features` maps images {images.shape} to {maps.shape}; it should return '
                      "feature maps (b, h', w', c) or their averages (b, c)")

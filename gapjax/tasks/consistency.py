@@ -26,7 +26,7 @@ from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entr
 
 from gapjax.errors import UsageError, check_choice
 from gapjax.tasks.images import (
-  check_array,
+  as_array,
   check_images,
   check_key,
   check_shift,
@@ -107,9 +107,8 @@ def consistency(predict: Callable, images: Float[ArrayLike, 'b h w c'],
   views = _views(images, offsets, protocol=PROTOCOLS.index(protocol), max_shift=max_shift)
   if not isinstance(images, jax.Array):
     views = np.asarray(views).astype(images.dtype)
-  logits = [predict(view) for view in (views[:b], views[b:])]
-  check_array(logits[0], of='predict', wanted='logits (b, k)')
-  logits = [*map(jnp.asarray, logits)]
+  logits = [as_array(predict(view), of='predict', wanted='logits (b, k)')
+            for view in (views[:b], views[b:])]
   if any(x.ndim != 2 or len(x) != b for x in logits):
     raise UsageError(f'`predict` maps images {views[:b].shape} to {logits[0].shape}; it should '
                      'return logits (b, k)')

@@ -44,9 +44,10 @@ def check_key(key) -> None:
                      'jax.random.key(0)')
 
 
-def check_array(value, *, of: str, wanted: str) -> None:
-  """Raises UsageError where the function `of` returned nothing, several values in place of an
-  array, or a tensor of PyTorch's that NumPy cannot read: with a gradient, of bfloat16, or on a GPU.
+def as_array(value, *, of: str, wanted: str) -> jax.Array:
+  """What the function `of` returned. Raises UsageError where that is nothing, several values in
+  place of an array, or a tensor of PyTorch's that NumPy cannot read: with a gradient, of bfloat16,
+  or on a GPU.
   """
   if value is None:
     raise UsageError(f'`{of}` returns None; it should return {wanted}')
@@ -59,6 +60,7 @@ def check_array(value, *, of: str, wanted: str) -> None:
     except (RuntimeError, TypeError) as error:
       raise UsageError(f'`{of}` returns a tensor that is no array ({first_line(error)}); return '
                        'tensor.detach().float().cpu().numpy()') from error
+  return jnp.asarray(value)
 
 
 def check_shift(what: str, max_shift: int, height: int, width: int) -> None:
