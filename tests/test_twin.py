@@ -77,7 +77,7 @@ def of_twin(c, variables, images):
 
 
 def same_logits(c, images):
-  """Checks that the twin of a `config.model` has gapjax's logits: (gapjax's features, the twin's)."""
+  """Checks that a `config.model` and its twin have the same logits; (our features, the twin's)."""
   with jax.enable_x64(True):
     model = models.create_network(c, num_classes=5)
     variables = jax.tree.map(np.float64, trained(model, images))
