@@ -30,6 +30,9 @@ MOVED = ('--config.task=classification', '--config.model.stem=cifar', '--config.
   (['bench', '--output=.'], '--output=. is a folder; name a file in it'),
   (['train', GAPNET], '--workdir'),
   (['train', GAPNET, '--workdir='], 'is empty; name a file or folder'),
+  (['train', GAPNET, '--workdir=w', '--distributed='], '--distributed: is empty; give a value'),
+  (['attack', '--workdir=runs', '--ranking='], '--ranking: is empty; give a value'),
+  (['bench', GAPNET, '--against='], '--against: is empty; give a value'),
   (['train', '--config=nowhere.py', '--workdir=w'], 'no config file `nowhere.py`'),
   *((['train', f'--config={name}', '--workdir=w'],
      f'no config file `{name}` (did you mean `gapnet_cifar10`')

@@ -50,9 +50,16 @@ def duration(text):
   return number
 
 
+def given(text):
+  """Words that are there: those of an unset variable would count as a flag that is left out."""
+  if not text:
+    raise argparse.ArgumentTypeError('is empty; give a value, or leave it out')
+  return text
+
+
 def flag(*names, **how):
   """What argparse's add_argument takes."""
-  return names, how
+  return names, how if 'action' in how else {'type': given, **how}
 
 
 WORKDIR = flag('--workdir', required=True, type=folder,
