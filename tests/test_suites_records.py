@@ -35,6 +35,21 @@ def test_commands_for_some_cells_add_up(monkeypatch, tmp_path, data_dir):
   assert '    only resnet10/*\n    only augshift/*' in page
 
 
+def test_a_workdir_is_a_runs_or_a_suites(monkeypatch, tmp_path, data_dir):
+  """One report would be taken for the other's; nothing is trained and nothing lost."""
+  trained = _stub(monkeypatch, suites.quickstart('tiny'))
+  for name, what, begin in (
+      ('run.json', 'of gapjax reproduce', lambda there: training.train(
+        tiny_config(), workdir=there, data_dir=data_dir, progress=False)),
+      ('config.json', 'of a run', lambda there: loop.run(
+        'quickstart', scale='tiny', seeds=1, workdir=there, data_dir=data_dir, command=''))):
+    there = tmp_path / name.removesuffix('.json')
+    there.mkdir()
+    (there / name).write_text('{}')
+    refused(lambda begin=begin, there=there: begin(there), f'is the workdir {what}; use another')
+    assert not trained and {path.name for path in there.iterdir()} <= {name, '.lock'}
+
+
 def test_the_time_of_a_cell_that_is_cut_off_counts(monkeypatch, tmp_path, data_dir):
   """On the machine that trained it until then, and from the day on which it began."""
   _stub(monkeypatch, suites.quickstart('tiny'))

@@ -86,6 +86,8 @@ def run(suite: str, *, scale: str, seeds: int, workdir, data_dir=None, command: 
       check_trained(cell.config)
   keep_freed_memory(large=any(is_large(cell.config) for cell in cells))
   with workdirs.lock(workdir):  # results.json is read once, and written after every cell
+    if (workdir / 'config.json').exists():  # whose report would be lost
+      raise UsageError(f'{workdir} is the workdir of a run; use another --workdir')
     path = workdir / 'results.json'
     records = read_own(path, every)
     for name in dict.fromkeys(record['cell'] for record in records):

@@ -51,8 +51,11 @@ def settled(config: ConfigDict, *, platform: str) -> ConfigDict:
 
 def check(workdir, config: ConfigDict) -> None:
   """Raises UsageError, naming the fields, where workdir's run is trained with another config, or
-  was evaluated with one: a run may go on to be evaluated otherwise only if it never was."""
+  was evaluated with one: a run may go on to be evaluated otherwise only if it never was. And where
+  it is a suite's, whose report would be taken for the run's."""
   workdir = paths.of(workdir)
+  if any((workdir / name).exists() for name in ('results.json', 'run.json')):
+    raise UsageError(f'{workdir} is the workdir of gapjax reproduce; use another --workdir')
   there = paths.read_json(path) if (path := workdir / 'config.json').exists() else None
   if there is None:
     return
