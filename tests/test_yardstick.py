@@ -328,7 +328,7 @@ def test_shares_are_of_one_set_of_images():
 
 
 def test_what_is_written_is_read_again(tmp_path):
-  found = {'overall': yardstick.measure(np.abs(rows()), moved=rows(5), averages=rows(5)),
+  found = {'overall': yardstick.measure(np.abs(rows(5)), moved=rows(5), averages=rows(5)),
            'left': yardstick.measure(rows())}
   path = tmp_path / 'a.json'
   yardstick.write_json(path, found, step=7)
