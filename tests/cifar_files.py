@@ -9,28 +9,27 @@ import types
 import numpy as np
 from conftest import refused
 
-RECORDS = {'cifar10': {'train': 6, 'test': 10}, 'cifar100': {'train': 30, 'test': 10}}
+RECORDS = {'cifar10': {'train': 6, 'test': 10}, 'cifar100': {'train': 200, 'test': 100}}
 FILES = {'cifar10': {'train': 5, 'test': 1}, 'cifar100': {'train': 1, 'test': 1}}
 BINARY = {'cifar10': 'cifar-10-batches-bin', 'cifar100': 'cifar-100-binary'}
 PYTHON = {'cifar10': 'cifar-10-batches-py', 'cifar100': 'cifar-100-python'}
 
 
 def make_truth(name):
-  """Images (n, 32, 32, 3), labels (n,) and coarse labels of each split."""
+  """Images (n, 32, 32, 3), labels (n,) and coarse labels of each split, as many of each class."""
   rng = np.random.default_rng(0)
   truth = types.SimpleNamespace(images={}, label={}, coarse={})
   for split in ('train', 'test'):
     n = RECORDS[name][split] * FILES[name][split]
     truth.images[split] = rng.integers(0, 256, (n, 32, 32, 3), np.uint8)
-    truth.label[split] = rng.integers(0, 10 if name == 'cifar10' else 100, n)
+    truth.label[split] = rng.permutation(n) % (10 if name == 'cifar10' else 100)
     truth.coarse[split] = rng.integers(0, 20, n)
   return truth
 
 
 def planes(image):
   """All red bytes row by row, then green, then blue."""
-  return b''.join(bytes(int(image[y, x, c]) for y in range(32) for x in range(32))
-                  for c in range(3))
+  return b''.join(image[..., c].tobytes() for c in range(3))
 
 
 def file_parts(name, split, truth):

@@ -12,6 +12,7 @@ from prepared_files import encoded
 
 VOC_SPLITS = {'train': ['2007_000032', '2007_000039', '2008_000015'], 'val': ['2007_000033']}
 PALETTE = np.random.default_rng(0).integers(0, 256, 768).tolist()
+AUGMENTED = [*VOC_SPLITS['train'], '2011_003276']
 CITIES = {'train': ['aachen', 'bochum'], 'val': ['lindau']}
 
 
@@ -32,8 +33,8 @@ def write(root, files):
 def voc_files(*, aug=None):
   """({path in VOC2012: bytes}, {id: (h, w) uint8 mask}); aug: the name of the augmented list."""
   files, masks = {}, {}
-  ids = [id for part in VOC_SPLITS.values() for id in part]
-  for i, id in enumerate(ids):
+  for i, id in enumerate(dict.fromkeys([
+      *VOC_SPLITS['train'], *VOC_SPLITS['val'], *(AUGMENTED if aug else [])])):
     size = (12 + i, 17)
     masks[id] = np.random.default_rng(i).choice([*range(21), 255], size).astype(np.uint8)
     files[f'JPEGImages/{id}.jpg'] = encoded(picture(i, size), kind='JPEG')
@@ -43,7 +44,7 @@ def voc_files(*, aug=None):
   for split, part in VOC_SPLITS.items():
     files[f'ImageSets/Segmentation/{split}.txt'] = '\n'.join([*part, '']).encode()
   if aug:
-    files[f'ImageSets/Segmentation/{aug}.txt'] = '\n'.join(ids[:4]).encode()
+    files[f'ImageSets/Segmentation/{aug}.txt'] = '\n'.join(AUGMENTED).encode()
   return files, masks
 
 

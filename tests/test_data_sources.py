@@ -151,6 +151,20 @@ def test_truncated_and_out_of_range_binary(binary, data_dir):
   fails_cleanly(binary, data_dir, 'data_batch_2.bin', 'label 10 of record 2')
 
 
+def test_a_file_in_place_of_another(binary, data_dir):
+  """A batch that is there twice, a test file of other images: each is whole, the classes are not
+  even."""
+  third, test = (binary / f'{name}_batch{i}.bin' for name, i in (('data', '_3'), ('test', '')))
+  whole = third.read_bytes()
+  third.write_bytes((binary / 'data_batch_1.bin').read_bytes())
+  fails_cleanly(binary, data_dir, f'{binary}/train has', 'images of class', 'instead of 3')
+  third.write_bytes(whole)
+  content = bytearray(test.read_bytes())
+  content[0] = (content[0] + 1) % 10  # the first record's label
+  test.write_bytes(content)
+  fails_cleanly(binary, data_dir, f'{binary}/test has', 'images of class', 'instead of 1')
+
+
 def test_damaged_archives(binary, data_dir, tmp_path):
   archive = tar(binary, tmp_path / 'some.tar.gz')
   whole = archive.read_bytes()

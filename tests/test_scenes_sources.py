@@ -51,7 +51,7 @@ def check(name, data_dir, *, split, ids, files, image, label):
 
 
 @pytest.mark.parametrize('layout', ['VOC2012', 'VOCdevkit', 'parent', 'tar'])
-def test_voc(tmp_path, data_dir, layout):
+def test_voc(tmp_path, data_dir, layout, caplog):
   files, masks = scene_files.voc_files()
   if layout == 'tar':
     source = scene_files.tar(files, tmp_path / 'VOCtrainval_11-May-2012.tar')
@@ -59,6 +59,9 @@ def test_voc(tmp_path, data_dir, layout):
     folder = scene_files.write(tmp_path / 'VOCdevkit' / 'VOC2012', files)
     source = {'VOC2012': folder, 'VOCdevkit': folder.parent, 'parent': tmp_path}[layout]
   data.prepare('voc2012', source=source, data_dir=data_dir)
+  assert caplog.messages == [f'{source} has {n} of the {published} scenes that VOC 2012 has in '
+                             f'{split}' for split, n, published in
+                             (('train', 3, 1464), ('val', 1, 1449))]
   for split, ids in scene_files.VOC_SPLITS.items():
     check('voc2012', data_dir, split=split, ids=ids, files=files, label=masks.get,
           image=lambda id: f'JPEGImages/{id}.jpg')
@@ -75,7 +78,7 @@ def test_voc(tmp_path, data_dir, layout):
 def test_voc_augmented(tmp_path, data_dir, name):
   files, masks = scene_files.voc_files(aug=name)
   data.prepare('voc2012', source=scene_files.write(tmp_path / 'VOC2012', files), data_dir=data_dir)
-  check('voc2012', data_dir, split='train_aug', ids=list(masks)[:4], files=files,
+  check('voc2012', data_dir, split='train_aug', ids=scene_files.AUGMENTED, files=files,
         image=lambda id: f'JPEGImages/{id}.jpg', label=lambda id: 20 - np.minimum(masks[id], 20))
   check('voc2012', data_dir, split='train', ids=scene_files.VOC_SPLITS['train'], files=files,
         image=lambda id: f'JPEGImages/{id}.jpg', label=masks.get)
@@ -88,7 +91,7 @@ def test_a_split_larger_than_tfds_holds_in_memory(tmp_path, data_dir, monkeypatc
   monkeypatch.setattr(shuffle, 'tf', None)
   files, masks = scene_files.voc_files(aug='trainaug')
   data.prepare('voc2012', source=scene_files.write(tmp_path / 'VOC2012', files), data_dir=data_dir)
-  for split, ids in {**scene_files.VOC_SPLITS, 'train_aug': list(masks)[:4]}.items():
+  for split, ids in {**scene_files.VOC_SPLITS, 'train_aug': scene_files.AUGMENTED}.items():
     label = (lambda id: 20 - np.minimum(masks[id], 20)) if split == 'train_aug' else masks.get
     check('voc2012', data_dir, split=split, ids=ids, files=files, label=label,
           image=lambda id: f'JPEGImages/{id}.jpg')
@@ -113,6 +116,8 @@ def truncated(files, name):
   (lambda f: f.pop(f'{LISTS}/val.txt'), [f'VOC2012/{LISTS}/val.txt is missing', 'unpack']),
   (lambda f: f.update({f'{LISTS}/val.txt': b'\n'}), ['val.txt names no image']),
   (lambda f: f.update({f'{LISTS}/val.txt': f'{ID}\n{ID}\n'.encode()}), [f'names {ID} twice']),
+  (lambda f: f.update({f'{LISTS}/val.txt': f'{ID}\n'.encode()}),
+   [f'{LISTS}/train.txt names {ID}, as {LISTS}/val.txt does', 'take it away from one']),
   (lambda f: f.update({f'{LISTS}/val.txt': b'../../secret\n'}), ['JPEGImages/../../secret.jpg']),
   (lambda f: f.update({f'{LISTS}/val.txt': b'\xff\xfe'}), ['val.txt is damaged']),
   (lambda f: f.update({f'SegmentationClass/{ID}.png':
@@ -260,6 +265,8 @@ def flip_a_byte(files, name):
    [f'{IMAGE} has 16x10 pixels', f'{MASK} 16x5']),
   (lambda f: f.update({MASK: encoded(np.full((10, 16), 34, np.uint8))}),
    [f'{MASK} holds the label 34, which Cityscapes does not have']),
+  (lambda f: f.update({IMAGE: encoded(np.zeros((10, 16), np.uint16))}),
+   [f'{IMAGE} has more than 8 bits a channel', 'I;16']),
   (lambda f: flip_a_byte(f, IMAGE), [f'{IMAGE} is damaged']),
   (lambda f: flip_a_byte(f, MASK), [f'{MASK} is damaged']),
   (lambda f: [f.pop(name) for name in list(f) if '/val/' in name],

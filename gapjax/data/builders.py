@@ -24,7 +24,7 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 from gapjax import errors, paths
 from gapjax.data import digit_scenes, prepared, scenes_sources, sources
 from gapjax.data.labels import ORIGINS
-from gapjax.data.scenes_sources import png
+from gapjax.data.pictures import png
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ import PIL.Image
 
 from gapjax.data import sources
 from gapjax.data.catalogue import VOID
-from gapjax.data.scenes_sources import Scene, SceneSet, png
+from gapjax.data.pictures import png
+from gapjax.data.scenes_sources import Scene, SceneSet
 
 HEIGHT, WIDTH = 64, 96
 SCENES = {'train': 400, 'test': 100}

@@ -2,12 +2,12 @@
 
 import dataclasses
 import hashlib
-import io
 
 import numpy as np
 
 from gapjax import errors
 from gapjax.data import catalogue, disk
+from gapjax.data.pictures import as_rgb, open_image, resize
 
 _CLASSES = 10 ** 6  # more than these nobody labels
 # Published mean and standard deviation of the training pixels, red green blue, on [0, 1].
@@ -176,37 +176,7 @@ def _records(builder, split, *, undecoded, limit):
                             'dataset again') from error
 
 
-def as_rgb(picture):
-  """A Pillow image in RGB. Raises UsageError where a value is more than a byte: it would be cut."""
-  if picture.mode[0] in 'IF':  # 16 or 32 bits
-    raise errors.UsageError(f'an image has more than 8 bits a channel (Pillow calls it '
-                            f'{picture.mode}); save it with 8 and prepare the dataset again')
-  return picture.convert('RGB')
-
-
-def open_image(encoded):
-  """A Pillow image of a file's bytes. Raises OSError where they are none, or where their header
-  says more pixels than Pillow believes."""
-  import PIL.Image
-  try:
-    return PIL.Image.open(io.BytesIO(encoded))
-  except PIL.Image.DecompressionBombError as error:
-    raise OSError(str(error)) from error
-
-
 def _decode(encoded, image_size):
   """One (h, w, 3) uint8 image of an encoded file, resized if asked."""
   image = as_rgb(open_image(encoded))
   return np.asarray(resize(image, (image_size, image_size)) if image_size else image)
-
-
-def resize(picture, size, *, box=None):
-  """A Pillow image at another (width, height), or `box` of it, (left, top, right, bottom).
-
-  A label (mode L) takes the nearest pixel; an image means of blocks where all of it shrinks by
-  whole factors, else bilinear, antialiased.
-  """
-  from PIL.Image import Resampling
-  whole = box is None and all(old % new == 0 for old, new in zip(picture.size, size, strict=True))
-  return picture.resize(size, Resampling.NEAREST if picture.mode == 'L' else
-                        Resampling.BOX if whole else Resampling.BILINEAR, box=box)

@@ -16,11 +16,13 @@ class Labels:
     title: what the publisher calls the set.
     classes: name -> (number in the masks, colour), in the order of our labels.
     void: other numbers that may occur.
+    scenes: split -> how many the publisher has.
   """
 
   title: str
   classes: Mapping[str, tuple[int, tuple[int, int, int]]]
   void: tuple[int, ...]
+  scenes: Mapping[str, int]
 
   def of_number(self):
     """(256,) int16: number in the masks -> our label, VOID, or -1 where it may not occur."""
@@ -42,10 +44,12 @@ _VOC = (
     'train', 'tvmonitor')
 
 LABELS = {
-    'voc2012': Labels('VOC 2012', void=(VOID,), classes={
-        name: (i, _voc_colour(i)) for i, name in enumerate(_VOC)}),
+    'voc2012': Labels(
+        'VOC 2012', void=(VOID,), scenes={'train': 1464, 'val': 1449, 'train_aug': 10_582},
+        classes={name: (i, _voc_colour(i)) for i, name in enumerate(_VOC)}),
     # No 255: the publisher has it in the masks of his train ids alone, which number otherwise.
-    'cityscapes': Labels('Cityscapes', void=tuple(range(34)), classes={
+    'cityscapes': Labels('Cityscapes', void=tuple(range(34)), scenes={
+        'train': 2975, 'val': 500}, classes={
         'road': (7, (128, 64, 128)), 'sidewalk': (8, (244, 35, 232)),
         'building': (11, (70, 70, 70)), 'wall': (12, (102, 102, 156)),
         'fence': (13, (190, 153, 153)), 'pole': (17, (153, 153, 153)),
@@ -56,7 +60,8 @@ LABELS = {
         'train': (31, (0, 80, 100)), 'motorcycle': (32, (0, 0, 230)),
         'bicycle': (33, (119, 11, 32))}),
     # In Cityscapes' layout, with the nearest of its numbers.
-    'camvid': Labels('CamVid', void=(0, VOID), classes={
+    'camvid': Labels('CamVid', void=(0, VOID), scenes={
+        'train': 367, 'val': 101, 'test': 233}, classes={
         'sky': (23, (128, 128, 128)), 'building': (11, (128, 0, 0)), 'pole': (17, (192, 192, 128)),
         'road': (7, (128, 64, 128)), 'pavement': (8, (0, 0, 192)), 'tree': (21, (128, 128, 0)),
         'sign': (20, (192, 128, 128)), 'fence': (13, (64, 64, 128)), 'car': (26, (64, 0, 128)),

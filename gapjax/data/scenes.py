@@ -15,7 +15,8 @@ import numpy as np
 from gapjax import errors
 from gapjax.data import catalogue, disk
 from gapjax.data.catalogue import VOID
-from gapjax.data.images import as_rgb, identity, open_image, resize
+from gapjax.data.images import identity
+from gapjax.data.pictures import as_rgb, open_image, resize
 
 # Batches made at once, each in a thread: Pillow decodes and resizes without Python's lock.
 _THREADS = 8

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import logging
 import pathlib
 import re
 import struct
@@ -25,6 +26,9 @@ import PIL.Image
 from gapjax import errors
 from gapjax.data.catalogue import VOID
 from gapjax.data.labels import LABELS, ORIGINS, SEGNET
+from gapjax.data.pictures import check_bytes
+
+log = logging.getLogger(__name__)
 
 SPLITS = ('train', 'val', 'test')
 _LARGEST = 1 << 28  # bytes of a file; Cityscapes' images have 3 million
@@ -44,13 +48,6 @@ class Scene:
   id: str
   image: Callable[[], bytes]
   label: Callable[[], np.ndarray]
-
-
-def png(array) -> bytes:
-  """The PNG file of a uint8 array, (h, w) or (h, w, 3)."""
-  file = io.BytesIO()
-  PIL.Image.fromarray(array).save(file, 'PNG')
-  return file.getvalue()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +76,8 @@ def open_scenes(name, source):
       folder CamVid, or what Cityscapes has.
 
   Raises:
-    UsageError: files are missing or damaged, sizes differ, or a list is empty; and when a scene is
-      read, what is damaged in it, or a label that the set does not have.
+    UsageError: files are missing or damaged, sizes differ, a list is empty or names what VOC's val
+      does; and when a scene is read, what is damaged in it, or a label that the set does not have.
   """
   source, classes = pathlib.Path(source).expanduser(), LABELS[name].classes
   if not source.exists():
@@ -92,7 +89,12 @@ def open_scenes(name, source):
                               for kind in ('', '_trainvaltest.zip')):
     find, read = _find_cityscapes, _cityscapes
   with find(source, name) as tree:
-    yield SceneSet(class_names=tuple(classes), splits=read(tree, name),
+    splits = read(tree, name)
+    for split, published in LABELS[name].scenes.items():
+      if split in splits and len(splits[split]) < published:
+        log.warning('%s has %d of the %d scenes that %s has in %s', source, len(splits[split]),
+                    published, LABELS[name].title, split)
+    yield SceneSet(class_names=tuple(classes), splits=splits,
                    palette=np.array([colour for _, colour in classes.values()], np.uint8))
 
 
@@ -215,10 +217,16 @@ def _voc(tree, name):
   for file in (f'{lists}/trainaug.txt', f'{lists}/train_aug.txt'):  # both names are about
     if file in tree.files and any(path.startswith(f'{masks}Aug/') for path in tree.files):
       splits['train_aug'] = (file, f'{masks}Aug')
+  ids = {split: _read_list(tree, file) for split, (file, _) in splits.items()}
+  for split, (file, _) in splits.items():
+    if split != 'val' and (both := {*ids[split]} & {*ids['val']}):
+      raise errors.UsageError(f'{tree.where(file)} names {min(both)}, as {splits["val"][0]} does, '
+                              'and a network would be tested on what it is trained on: take it '
+                              'away from one')
   return {split: [
       _scene(tree, LABELS[name], id=id, image=f'JPEGImages/{id}.jpg', mask=f'{folder}/{id}.png',
              listed=f', listed in {file}')
-      for id in _read_list(tree, file)] for split, (file, folder) in splits.items()}
+      for id in ids[split]] for split, (file, folder) in splits.items()}
 
 
 def _read_list(tree, file):
@@ -319,6 +327,8 @@ def _reading(tree, path):
   try:
     with tree.files[path]() as file:
       yield file
+  except errors.UsageError:
+    raise
   except RuntimeError as error:  # zipfile's, of a password or a method that it does not have
     message = _FOREIGN.format(errors.first_line(error))
     raise errors.UsageError(f'{tree.where(path)}: {message}') from error
@@ -344,6 +354,7 @@ def _read_image(tree, path):
   with _reading(tree, path) as file:
     content = _whole(file)
     with PIL.Image.open(io.BytesIO(content)) as picture:
+      check_bytes(picture, tree.where(path))
       if picture.format == 'PNG':
         picture.verify()  # its checksums, at a tenth of the time
       else:

@@ -165,6 +165,7 @@ def read_cifar(name, source):
     images[split] = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     labels[split] = {feature: np.concatenate([part[1][feature] for part in parts])
                      for feature in cifar.class_names}
+    _check_even(labels[split]['label'], cifar.class_names['label'], where=f'{where}{split}')
   return Arrays(images=images, labels=labels, class_names=cifar.class_names)
 
 
@@ -271,6 +272,17 @@ def _checked(labels, where, *, cifar):
           f'{where} is damaged: {feature} {values[bad[0]]} of record {bad[0]} is not in '
           f'[0, {classes}); unpack the archive again')
   return labels
+
+
+def _check_even(labels, names, *, where):
+  """Raises UsageError unless a split has as many images of each class as of any other: a file that
+  is there twice, or a test file among the training files, would not be seen in any score."""
+  counts, even = np.bincount(labels, minlength=len(names)), len(labels) // len(names)
+  uneven = np.flatnonzero(counts != even)
+  if uneven.size:
+    raise errors.UsageError(
+        f'{where} has {counts[uneven[0]]} images of class {names[uneven[0]]} instead of {even}: '
+        'a file is there in place of another; unpack the archive again')
 
 
 def _dtype(kind, align=False, copy=False):

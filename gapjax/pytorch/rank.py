@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, ImageOps
 
 from gapjax import paths
-from gapjax.data.images import as_rgb, open_image
+from gapjax.data.pictures import as_rgb, open_image
 from gapjax.errors import UsageError, check_choice, first_line, nearest
 from gapjax.models import IMAGENET
 from gapjax.neurons import rank
