@@ -234,7 +234,7 @@ def read_lines(path) -> list[dict]:
 
 def _text(path):
   try:
-    return of(path).read_text(encoding='utf-8')
+    return of(path).read_text(encoding='utf-8-sig')  # Windows' editors put a mark first
   except UnicodeDecodeError:
     raise UsageError(f'{path} is not UTF-8 text; mend it, or move it away, and run again') from None
 

@@ -57,6 +57,8 @@ def test_rename_onto_what_another_process_built(data_dir):
 def test_default_data_dir(monkeypatch, tmp_path):
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'env'))
   assert data.prepare('digits') == tmp_path / 'env' / 'digits' / '1.0.0'
+  monkeypatch.setenv('TFDS_DATA_DIR', 'gs://bucket/data')
+  fails(lambda: data.prepare('digits'), 'TFDS_DATA_DIR is gs://bucket/data', 'this machine')
   monkeypatch.delenv('TFDS_DATA_DIR')
   assert prepared.data_root(None) == pathlib.Path('~/tensorflow_datasets').expanduser()
 

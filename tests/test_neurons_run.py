@@ -107,7 +107,8 @@ def test_a_ranking_is_measured(attacked, data_dir, tmp_path, capsys):
   assert words not in before and 'What removing channels costs' in before
 
   scenes = load_scenes('digit_scenes', split='train', data_dir=data_dir)
-  (tmp_path / 'one.txt').write_text(str(scenes[0]['id']))  # one image has no halves
+  # One image has no halves. As an editor of Windows saves it.
+  (tmp_path / 'one.txt').write_text(str(scenes[0]['id']), encoding='utf-8-sig')
   assert cli.main(['rank', f'--workdir={workdir}', f'--data_dir={data_dir}', '--regions', 'left',
                    f'--ids=left={tmp_path}/one.txt']) == 0
   assert [*yardstick.read_json(workdir / neurons.YARDSTICK)] == ['overall']

@@ -20,6 +20,7 @@ CITYSCAPES = {
   9: (22, 'terrain'), 10: (23, 'sky'), 11: (24, 'person'), 12: (25, 'rider'), 13: (26, 'car'),
   14: (27, 'truck'), 15: (28, 'bus'), 16: (31, 'train'), 17: (32, 'motorcycle'),
   18: (33, 'bicycle')}
+LISTS = 'ImageSets/Segmentation'
 CAMVID = {0: (23, 'sky'), 1: (11, 'building'), 2: (17, 'pole'), 3: (7, 'road'), 4: (8, 'pavement'),
           5: (21, 'tree'), 6: (20, 'sign'), 7: (13, 'fence'), 8: (26, 'car'),
           9: (24, 'pedestrian'), 10: (33, 'bicyclist')}
@@ -53,6 +54,8 @@ def check(name, data_dir, *, split, ids, files, image, label):
 @pytest.mark.parametrize('layout', ['VOC2012', 'VOCdevkit', 'parent', 'tar'])
 def test_voc(tmp_path, data_dir, layout, caplog):
   files, masks = scene_files.voc_files()
+  # As an editor of Windows saves it.
+  files[f'{LISTS}/val.txt'] = '2007_000033\r\n'.encode('utf-8-sig')
   if layout == 'tar':
     source = scene_files.tar(files, tmp_path / 'VOCtrainval_11-May-2012.tar')
   else:
@@ -100,7 +103,6 @@ def test_a_split_larger_than_tfds_holds_in_memory(tmp_path, data_dir, monkeypatc
 
 
 ID = scene_files.VOC_SPLITS['train'][1]
-LISTS = 'ImageSets/Segmentation'
 
 
 def truncated(files, name):

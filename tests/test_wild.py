@@ -72,12 +72,15 @@ def test_images_of_sixteen_bits_are_not_cut(tmp_path):
           'more than 8 bits a channel')
 
 
-@pytest.mark.parametrize('platform', ['cuda', 'cup'])
-def test_a_device_that_is_not_here(gapjax, tiny_file, tmp_path, data_dir, platform):
+@pytest.mark.parametrize(('name', 'value'), [
+  ('JAX_PLATFORMS', 'cuda'), ('JAX_PLATFORMS', 'cup'), ('JAX_ENABLE_X64', 'maybe'),
+  ('JAX_DEFAULT_MATMUL_PRECISION', 'high-ish'), ('MPLBACKEND', 'aggg')])
+def test_variables_of_the_environment_that_cannot_be_had(gapjax, tiny_file, tmp_path, data_dir,
+                                                         name, value):
   done = gapjax('train', f'--config={tiny_file()}', f'--workdir={tmp_path}',
-                f'--data_dir={data_dir}', env={'JAX_PLATFORMS': platform})
+                f'--data_dir={data_dir}', env={name: value})
   assert done.returncode == 2
-  assert f'JAX_PLATFORMS={platform}' in done.stderr.splitlines()[-1]
+  assert f'{name}={value}' in done.stderr.splitlines()[-1]
   assert 'Traceback' not in done.stderr
 
 

@@ -333,6 +333,14 @@ def run_suites(suites, arguments, *, command, **rest):
   return [(schema.read(page.parent.parent / 'results.json'), page) for page in pages.values()]
 
 
+def _refused_variable(error):
+  """The variable of the environment that jax or Matplotlib cannot be imported with, or None."""
+  said = str(error) if isinstance(error, ValueError) else ''
+  return next((name for name, value in os.environ.items()
+               if name.startswith(('JAX_', 'MPLBACKEND')) and value
+               and any(f'{quote}{value}{quote}' in said for quote in '\'"')), None)
+
+
 def main(argv=None) -> int:
   """Runs a verb. Exit codes: 0 done, or stopped by SIGTERM; 1 training or a check failed, or a
   bucket is out of reach; 2 bad input, a full disk or too little memory (one line); 3 training
@@ -372,6 +380,9 @@ def main(argv=None) -> int:
       return complain(f'{os.strerror(error.errno)}{where}', code=2)
     if DEVICES in sys.modules and (refused := sys.modules[DEVICES].refused(error)):
       return complain(refused, code=2)
+    if variable := _refused_variable(error):
+      return complain(f'{variable}={os.environ[variable]} is none of the values that it takes; '
+                      'set it right, or unset it', code=2)
     if isinstance(error, MemoryError):
       return complain(f'this machine has too little memory ({first_line(error)}); take fewer or '
                       'smaller images, or a larger machine', code=2)

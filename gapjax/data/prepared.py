@@ -20,9 +20,12 @@ _FORMAT = tfds.core.FileFormat.ARRAY_RECORD
 
 
 def data_root(data_dir):
-  """The folder of all datasets; None means TFDS' own default."""
-  default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  return pathlib.Path(data_dir or default).expanduser()
+  """The folder of all datasets; None means TFDS' own default. Raises UsageError for a bucket's."""
+  root = str(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
+  if '://' in root:
+    raise errors.UsageError(f'{"--data_dir" if data_dir else "TFDS_DATA_DIR"} is {root}: datasets '
+                            'are read from this machine; copy them here, and give that folder')
+  return pathlib.Path(root).expanduser()
 
 
 def open_named(name, data_dir):

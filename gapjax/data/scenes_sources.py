@@ -234,7 +234,7 @@ def _read_list(tree, file):
   if file not in tree.files:
     raise errors.UsageError(f'{tree.where(file)} is missing; unpack or download VOC 2012 again')
   with _reading(tree, file) as lines:
-    ids = [id for line in _whole(lines).decode('utf-8').split('\n') if (id := line.strip())]
+    ids = [id for line in _whole(lines).decode('utf-8-sig').split('\n') if (id := line.strip())]
   if not ids:
     raise errors.UsageError(f'{tree.where(file)} names no image; unpack VOC 2012 again')
   twice = [id for id, count in collections.Counter(ids).items() if count > 1]
