@@ -1,6 +1,7 @@
 """The one exception that means "the person made a mistake", not "the program did"."""
 
 import difflib
+import os
 
 
 class UsageError(ValueError):
@@ -26,6 +27,14 @@ def check_choice(value, known, *, what):
 def first_line(error):
   """The first line of an exception's text, or its type: tarfile's and others' have several."""
   return str(error).partition('\n')[0].rstrip(':') or type(error).__name__
+
+
+def refused_variable(error):
+  """The variable of the environment that jax or Matplotlib cannot be imported with, or None."""
+  said = str(error) if isinstance(error, ValueError) else ''
+  return next((name for name, value in os.environ.items()
+               if name.startswith(('JAX_', 'MPLBACKEND')) and value
+               and any(f'{quote}{value}{quote}' in said for quote in '\'"')), None)
 
 
 class TrainingFailed(Exception):

@@ -208,6 +208,21 @@ def read_json(path, kind=dict):
   return _parse(_text(path), path, kind)
 
 
+def check_fields(value: dict, fields: dict, where) -> None:
+  """Raises UsageError where a JSON object lacks a field, or has one of another type.
+
+  Args:
+    value: the object.
+    fields: {key: type or types that it may have}.
+    where: what holds it, for the message.
+  """
+  for key, kind in fields.items():
+    if not isinstance(value.get(key), kind):
+      wrong = f'`{key}` is {json.dumps(value[key])[:40]}' if key in value else f'no `{key}`'
+      raise UsageError(f'{where} is not as gapjax writes it: {wrong}; mend it, or move the file '
+                       'away, and run again')
+
+
 def named(argument) -> tuple[str | None, str]:
   """(NAME, FILE) of 'NAME=FILE', (None, FILE) of a file, whose own path may hold a '='."""
   name, equals, path = str(argument or '').partition('=')

@@ -299,10 +299,21 @@ def test_nothing_there(tmp_path):
   (b'[]', ['results.json', 'empty']),
   (b'[{"schema": 2, "cell": "a", "mean": 1}]', ['entry 0', '`metric`']),
   (b'[{"cell": "a", "metric": "b", "mean": 1}]', ['entry 0', 'schema 2', 'move the file away']),
+  (b'[{"schema": 2, "cell": "a", "metric": "b", "mean": 1, "values": 3}]',
+   ['entry 0', '`values` is 3']),
   (b'[3]', ['entry 0']), (b'\xff\xfe[', ['results.json', 'UTF-8'])])
 def test_broken_results(tmp_path, text, words):
   (tmp_path / 'results.json').write_bytes(text)
   _refused(tmp_path, *words)
+
+
+@pytest.mark.parametrize(('key', 'value', 'words'), [
+  ('final', None, 'no `final`'), ('sizes', [1], '`sizes` is [1]'), ('step', '9', '`step` is "9"')])
+def test_a_summary_with_a_wrong_field(run, key, value, words):
+  summary = json.loads((run / 'summary.json').read_text())
+  changed = {**summary, key: value} if value else {k: v for k, v in summary.items() if k != key}
+  (run / 'summary.json').write_text(json.dumps(changed))
+  _refused(run, f'{run}/summary.json is not as gapjax writes it: {words}')
 
 
 def test_broken_metrics_and_pictures(run):

@@ -30,6 +30,7 @@ from gapjax.errors import (
   UsageError,
   check_choice,
   first_line,
+  refused_variable,
 )
 from gapjax.training.system import Unbreakable, is_large, keep_freed_memory
 
@@ -333,14 +334,6 @@ def run_suites(suites, arguments, *, command, **rest):
   return [(schema.read(page.parent.parent / 'results.json'), page) for page in pages.values()]
 
 
-def _refused_variable(error):
-  """The variable of the environment that jax or Matplotlib cannot be imported with, or None."""
-  said = str(error) if isinstance(error, ValueError) else ''
-  return next((name for name, value in os.environ.items()
-               if name.startswith(('JAX_', 'MPLBACKEND')) and value
-               and any(f'{quote}{value}{quote}' in said for quote in '\'"')), None)
-
-
 def main(argv=None) -> int:
   """Runs a verb. Exit codes: 0 done, or stopped by SIGTERM; 1 training or a check failed, or a
   bucket is out of reach; 2 bad input, a full disk or too little memory (one line); 3 training
@@ -380,7 +373,7 @@ def main(argv=None) -> int:
       return complain(f'{os.strerror(error.errno)}{where}', code=2)
     if DEVICES in sys.modules and (refused := sys.modules[DEVICES].refused(error)):
       return complain(refused, code=2)
-    if variable := _refused_variable(error):
+    if variable := refused_variable(error):
       return complain(f'{variable}={os.environ[variable]} is none of the values that it takes; '
                       'set it right, or unset it', code=2)
     if isinstance(error, MemoryError):

@@ -8,6 +8,9 @@ from gapjax.tasks.consistency import protocols
 
 # What a detail has of a summary, averaged over seeds.
 AVERAGED = ('per_location', 'shifts', 'per_class')
+# What every summary has, and of what type.
+SUMMARY = {'config': dict, 'step': int, 'final': dict, 'best': dict, 'sizes': dict,
+           'wall_seconds': (float, int), 'images_per_second': (float, int, type(None))}
 # The curves of a detail: the split and the key of their lines in metrics.jsonl.
 CURVES = {'train_loss': ('train', 'loss'), 'eval_accuracy': ('eval', 'accuracy'),
           'eval_consistency': ('eval', 'consistency')}
@@ -34,6 +37,7 @@ def records(summary, lines, *, seed: int) -> list[dict]:
 
 def single(workdir, summary) -> list[dict]:
   """The records of a run alone, and of the attack on its last checkpoint if there was one."""
+  paths.check_fields(summary, SUMMARY, workdir / 'summary.json')
   config = summary['config']
   canvas = config['canvas'] if config['task'] == 'canvas' else {}
   asked = {key: canvas[key] for key in ('target', 'grid') if canvas}

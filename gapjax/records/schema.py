@@ -27,6 +27,11 @@ from gapjax.errors import UsageError
 SCHEMA = 2
 SETTINGS = ('weight', 'max_shift', 'warm_up')
 VARIED = ('permute_at', 'padding')
+# What every record has, and what else a report reads of any, by their types.
+NUMBER = (float, int, type(None))
+ALWAYS = {'cell': str, 'metric': str, 'mean': NUMBER}
+READ = {'values': list, 'seeds': list, 'n': int, 'std': NUMBER, 'paper': NUMBER,
+        'config': dict, 'detail': dict}
 
 
 def read(path) -> list[dict]:
@@ -39,9 +44,8 @@ def read(path) -> list[dict]:
     if not isinstance(record, dict) or record.get('schema') != SCHEMA:
       raise UsageError(f'{path} entry {i} is no record of schema {SCHEMA}; move the file '
                        'away and run again')
-    for key in ('cell', 'metric', 'mean'):
-      if key not in record:
-        raise UsageError(f'{path} entry {i} has no `{key}`; move the file away and run again')
+    paths.check_fields(record, {**ALWAYS, **{key: kind for key, kind in READ.items()
+                                             if key in record}}, f'{path} entry {i}')
     if 'config' in record:
       configs.setdefault(record['cell'], {'config': record['config']})
   return [{**configs.get(record['cell'], {}), **record} for record in records]
