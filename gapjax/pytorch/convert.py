@@ -7,6 +7,7 @@ import logging
 import os
 import pathlib
 import re
+import shlex
 import tempfile
 
 import jax
@@ -94,7 +95,7 @@ def to_workdir(source, target, *, config: ConfigDict) -> pathlib.Path:
     workdirs.claim(workdir, workdirs.settled(config, platform=Devices().platform))
     workdir.rename(target)
   log.warning('%s; if that is right, `gapjax evaluate --workdir=%s` gives the accuracy that its '
-              'authors found', untold(source, config), target)
+              'authors found', untold(source, config), shlex.quote(str(target)))
   return target
 
 

@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 
@@ -187,7 +188,7 @@ def newest(workdir, like, *, any_shape: bool = False):
       found = checkpoints.restore(like, any_shape=any_shape)
   if not found:
     raise UsageError(f'{workdir} holds no checkpoint; train first: gapjax train --config=FILE '
-                     f'--workdir={workdir}')
+                     f'--workdir={shlex.quote(str(workdir))}')
   return found[:2]
 
 

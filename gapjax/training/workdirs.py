@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import itertools
 import os
+import shlex
 import socket
 
 from ml_collections import ConfigDict
@@ -109,7 +110,7 @@ def read_config(workdir) -> ConfigDict:
   path = paths.of(workdir) / 'config.json'
   if not path.exists():
     raise UsageError(f'{workdir} holds no run; train one: gapjax train --config=FILE '
-                     f'--workdir={workdir}')
+                     f'--workdir={shlex.quote(str(workdir))}')
   found = paths.read_json(path)
   try:
     return configs.from_json(found)
