@@ -4,11 +4,11 @@
     gapjax prepare camvid --source=PATH
     python benchmarks/rank_pretrained.py --data_dir=DIR
 
-EfficientNet-Lite0's last stage (320 channels), on 367 street scenes of 480x352 pixels, all of whose
-sides its strides divide: as published, with zeros around every map, and, from the same weights,
-with circular padding, which knows no place. Left and right by where pedestrians, cars or
-bicyclists stand. Writes results/yardstick/PADDING/ranking.json and ranking_yardstick.json; some
-minutes on 2 cores.
+EfficientNet-Lite0's `stage4` (320 channels, where DeepLab cuts it), on 367 street scenes of 480x352
+pixels, all of whose sides its strides divide: as published, with zeros around every map, and, from
+the same weights, with circular padding, which knows no place. Left and right by where pedestrians,
+cars or bicyclists stand. Writes results/yardstick/PADDING/ranking.json and
+ranking_yardstick.json; some minutes on 2 cores.
 """
 
 import argparse

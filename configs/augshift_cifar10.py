@@ -9,8 +9,8 @@ not by --config.augshift.crops.
 
 Steps: 2,540 of batch 512 (26 epochs).
 Time: in bfloat16 on one H200 ResNet-18 and BlurPool took 204 and 149 s, most of them to
-  compile; on a TPU v5e:2x2 a step of AugShift takes at least 18.1 ms (compiled for it, not run;
-  results/compile).
+  compile; on a TPU v5e:2x2 a step of AugShift took 18.1 ms at least, with an earlier version
+  (compiled for it, not run; results/compile).
 Paper (top-1 / consistency, percent, no spread published): ResNet-18 93.1 / 90.8,
   BlurPool 92.5 / 92.5, AugShift 92.1 / 94.8.
 Measured: in bfloat16 (results/table2_full), ResNet-18 93.1 / 96.0, BlurPool 93.7 / 96.9, one seed;

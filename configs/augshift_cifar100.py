@@ -8,8 +8,8 @@ is a sum over both, so the rate is half of the baseline's and the decay twice: c
 not by --config.augshift.crops.
 
 Steps: 4,883 of batch 512 (50 epochs).
-Time: not run as a whole; on a TPU v5e:2x2 a step of AugShift takes at least 18.1 ms (compiled for
-  it, not run; results/compile).
+Time: not run as a whole; on a TPU v5e:2x2 a step of AugShift took 18.1 ms at least, with an
+  earlier version (compiled for it, not run; results/compile).
 Paper (top-1 / consistency, percent, no spread published): ResNet-18 72.6 / 70.1,
   BlurPool 72.4 / 78.2, AugShift 72.6 / 85.6.
 Measured: not run at this scale. At scale small (results/table2; 1,563 steps of width 12, 5 to 20

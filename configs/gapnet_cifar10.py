@@ -6,8 +6,8 @@
 Steps: 20,834 of batch 48 (20 epochs).
 Time: in bfloat16 on one H200 two minutes at 3x3, a quarter to compile. A step took 2.1 s on 2
   cores of an AMD EPYC with an earlier version (results/bench), which makes 12 hours without
-  evaluations; on a TPU v5e:2x2 it takes at least 6.1 ms (compiled for it, not run;
-  results/compile).
+  evaluations; on a TPU v5e:2x2 an earlier version took 6.1 ms at least (compiled for it, not
+  run; results/compile).
 Paper: location 100 at 3x3 and 7x7; image 82.6 at 3x3, 82.1 at 7x7 (percent, best of 20 epochs, no
   spread published).
 Measured: in bfloat16 (results/table1_full), image 81.7 at 3x3, one seed. At scale small

@@ -6,8 +6,8 @@
 With a fixed permutation, the control, it should do as well as without any.
 
 Steps: 20,834 of batch 48 (20 epochs).
-Time: as long as GAPNet's (configs/gapnet_cifar10.py); on a TPU
-  v5e:2x2 at least 6.1 ms (compiled for it, not run; results/compile).
+Time: as long as GAPNet's (configs/gapnet_cifar10.py); on a TPU v5e:2x2 a step of an earlier
+  version took 6.1 ms at least (compiled for it, not run; results/compile).
 Paper: location 78.8 at 3x3, 21.4 at 7x7; image 73.6 at 3x3, 69.9 at 7x7 (percent, best of 20
   epochs, no spread published).
 Measured: in bfloat16 (results/table1_full), location 67.0, six of the nine places, and image 47.5

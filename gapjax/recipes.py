@@ -103,7 +103,7 @@ def cifar(dataset: str) -> ConfigDict:
 
 
 def narrow_cifar(dataset: str) -> ConfigDict:
-  """Width 16, all 50,000 images, 20 epochs: about an hour on 2 CPU cores.
+  """Width 16, all 50,000 images, 20 epochs: 1.5 to 5 hours on 1 or 2 CPU cores.
 
   With 15 epochs one seed of the baseline had 88.3%.
   """

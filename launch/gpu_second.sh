@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The paper's tables on a GPU that is lent for minutes, in at most 8: the second claim with three
-# seeds, and the 3x3 canvas of the first, at full scale, what tells most first.
+# seeds, and three 3x3 cells of the first, at full scale, what tells most first.
 #
 #   OUT=results/gpu GAPJAX_DATA=FOLDER launch/gpu_second.sh     TINY=1 MINUTES=4 tries it on a CPU
 #

@@ -54,8 +54,10 @@ def test_flops_of_imagenet_resnets(name, published):
 def test_flops_of_a_step_are_the_networks_on_a_cpu_too(shallow, data_dir):
   """MobileNetV2's depthwise convolutions, which on CPU are sums of products, count as elsewhere."""
   config = tiny_config(**{**SCENES, 'model.backbone': 'mobilenetv2', 'model.stem': 'imagenet',
-                          'model.width': 8})
+                          'model.width': 8, 'steps_per_call': 4, 'checkpoint.every_epochs': 0.01})
   program = inputs.Program(config, Devices(), data_dir)
+  # Every call makes all of its batches, also where training would stop to evaluate.
+  assert next(program.feed.plan.calls(0)) == range(config.steps_per_call)
   plain = models.create_network(config.model, num_classes=11, platform=None)
   assert program.flops == 3 * 8 * flops.forward_flops(plain, (*config.segmentation.crop, 3))
 

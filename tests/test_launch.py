@@ -321,6 +321,20 @@ def test_slurm_signals(desk, number, code, preempted, after):
   assert desk.left_behind() == []
 
 
+@pytest.mark.parametrize(('fails', 'requeued'), [('scancel', 1), ('scontrol', 2)])
+def test_slurm_requeues_where_its_controller_is_busy(desk, fails, requeued):
+  process = desk.start('slurm.sbatch', 'train', '--config=configs/digits.py', '--workdir=/shared/a',
+                       until=lambda: desk.waits(''), **in_job(STUB_FAILS=fails))
+  process.send_signal(signal.SIGUSR1)
+  time.sleep(0.3)
+  if fails == 'scancel':  # the processes have not heard of it, or have all the same
+    assert process.poll() is None
+    (desk.folder / 'stop').touch()
+  process.communicate(timeout=20)
+  assert process.returncode == 0
+  assert desk.calls()[1:] == ['scancel --signal=TERM 42', *['scontrol requeue 42'] * requeued]
+
+
 # ---- cpu_processes.sh ------------------------------------------------------------------------
 
 def test_cpu_processes_meet_and_are_told_apart(desk):

@@ -144,7 +144,7 @@ def test_padding_needs_enough_pixels():
     else:
       refused(lambda size=size, mode=mode: layers.pad(x, size, mode=mode), 'larger')
   refused(lambda: layers.Conv(1, padding='none').init(jax.random.key(0), jnp.zeros((1, 2, 2, 1))),
-          'larger canvas')
+          'larger images')
 
 
 @pytest.mark.parametrize(('module', 'shape', 'fan_in'), [

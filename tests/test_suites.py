@@ -217,6 +217,19 @@ def test_a_change_must_be_read_by_a_chosen_cell():
           '`model.separable` is not read in the task canvas')
 
 
+@pytest.mark.parametrize(('only', 'change'), [
+  ('deeplabv3/camvid', 'optimizer.backbone_factor=0.1'), ('gapnet/*', 'batch_size=1')])
+def test_a_change_may_be_none_for_cells_that_are_not_chosen(only, change):
+  """A classifier has no backbone, DeepLab's BatchNorm needs two images."""
+  every = suites.attack('small')
+  refused(lambda: suites.changed(every, [f'--config.{change}']))
+  found = suites.changed(every, [f'--config.{change}'], only=only)
+  assert [cell.name for cell in found] == [cell.name for cell in every]
+  assert all(cell.changes == (change,) for cell in suites.chosen(found, only))
+  left = [cell for cell in found if not cell.changes]
+  assert left and all(cell in every for cell in left)
+
+
 @pytest.mark.parametrize(('suite', 'only', 'field'), [
   ('table1', 'gapnet/*/3x3', 'model.head=permuted'),
   ('table1', 'permutenet/*/3x3', 'model.permutation=fixed'),

@@ -1,6 +1,8 @@
 """The machine and the process."""
 
 import importlib.metadata
+import os
+import signal
 import subprocess
 import sys
 
@@ -8,8 +10,9 @@ import pytest
 from conftest import python
 
 from gapjax import config
+from gapjax.errors import Interrupted
 from gapjax.training import system
-from gapjax.training.system import Clock, is_large
+from gapjax.training.system import Clock, StopSignals, is_large
 
 # Two allocations of 256 MB, one after the other, in a thread of its own, as XLA's are.
 ALLOCATE = """
@@ -35,6 +38,15 @@ print(*faults)
 
 
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='glibc alone is told')
+def test_what_ends_after_its_time_has_ended_all_the_same():
+  with StopSignals(until=0) as stop:
+    assert stop.requested
+    with pytest.raises(Interrupted):
+      stop.check()
+  with pytest.raises(Interrupted), StopSignals():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_freed_memory_is_kept():
   """The second allocation faults no page in, unless glibc is left as it is."""
   for how in ('keep', 'leave'):

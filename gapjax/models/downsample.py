@@ -21,7 +21,14 @@ from jaxtyping import Array, Float
 
 from gapjax.errors import UsageError, check_choice
 from gapjax.models.convolution import convolve
-from gapjax.models.layers import PAD_MODES, Conv, global_average_pool, of_step, per_example
+from gapjax.models.layers import (
+  PAD_MODES,
+  SIZES,
+  Conv,
+  global_average_pool,
+  of_step,
+  per_example,
+)
 
 DOWNSAMPLINGS = ('stride', 'blur', 'polyphase', 'learned_polyphase')
 # LPS: the temperature of the first training step, and after the last.
@@ -61,8 +68,7 @@ def components(x: jax.Array) -> jax.Array:
   b, h, w, c = x.shape
   if h % 2 or w % 2:
     raise UsageError(f'polyphase downsampling needs even sizes, not a {h}x{w} feature map; '
-                     'resize or pad the images so that every stage is even (in a config: '
-                     'data.image_size, canvas.grid)')
+                     f'resize or pad the images so that every stage is even ({SIZES})')
   parts = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 2, 4, 1, 3, 5)
   return parts.reshape(b, 4, h // 2, w // 2, c)
 

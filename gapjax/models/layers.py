@@ -21,6 +21,8 @@ from gapjax.models.convolution import convolve
 # stand before a block (MobileNet's early_padding).
 PAD_MODES = {'zero': 'constant', 'reflect': 'reflect', 'replicate': 'edge', 'circular': 'wrap'}
 PADDINGS = (*PAD_MODES, 'partial', 'full', 'none')
+# For messages: what makes images larger.
+SIZES = 'in a config: data.image_size, canvas.grid, segmentation.crop'
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float64': jnp.float64}
 
 
@@ -78,7 +80,7 @@ def pad(x: jax.Array, size, *, mode: str, where: str = '') -> jax.Array:
   if mode in most and (sizes.max(1) > most[mode]).any():
     raise UsageError(
       f'padding `{mode}` by {sizes.max()} needs a larger feature map than {x.shape[1]}x{x.shape[2]}'
-      f'{where}; use a larger canvas (canvas.grid, data.image_size) or padding `zero`')
+      f'{where}; use larger images ({SIZES}) or padding `zero`')
   return jnp.pad(x, ((0, 0), *sizes.tolist(), (0, 0)), mode=PAD_MODES[mode])
 
 
@@ -131,8 +133,7 @@ class Conv(nn.Module):
     if (x.shape[1:3] + zeros.sum(1) <= reach).any():
       raise UsageError(
         f'padding `{self.padding}` leaves a {x.shape[1]}x{x.shape[2]} feature map{where}, smaller '
-        f'than its {k}x{k} kernel; use a larger canvas (canvas.grid, data.image_size) or another '
-        'padding')
+        f'than its {k}x{k} kernel; use larger images ({SIZES}) or another padding')
     x = self.convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, zeros,
                       self.dilation, self.groups)
     if self.padding == 'partial' and sizes.any():

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from gapjax.errors import UsageError
 from gapjax.models.base import Classifier
-from gapjax.models.layers import max_pool, pad
+from gapjax.models.layers import SIZES, max_pool, pad
 
 # name -> convolutions a stage; each stage ends in a max-pool. Channels: width x 1, 2, 4, 8, 8.
 VGGS = {'vgg11': (1, 1, 2, 2, 2), 'vgg16': (2, 2, 3, 3, 3)}
@@ -37,7 +37,7 @@ class VGG(Classifier):
       if min(x.shape[1:3]) < 2:
         raise UsageError(
           f'nothing is left to pool at stage{s} of {self.variant} with padding '
-          f'`{self.padding}`; use a larger canvas (canvas.grid, data.image_size)')
+          f'`{self.padding}`; use larger images ({SIZES})')
       features[f'stage{s}'] = x = self.pool(x)  # (b, h, w, c) -> (b, h / 2, w / 2, c)
     return self.classified(features)
 

@@ -205,7 +205,9 @@ class Subject:
     self.chance = {}
     self.run, self.config, self.task = run, run.config, run.task
     self.limit, self.step = run.config.neurons.images or None, run.step
-    self.variables = {'params': run.state.params, 'batch_stats': run.state.batch_stats}
+    # On the device once, not at every call.
+    self.variables = jax.device_put({'params': run.state.params,
+                                     'batch_stats': run.state.batch_stats})
 
   def features(self, images):
     """(b, h, w, 3) -> (b, h', w', c)."""

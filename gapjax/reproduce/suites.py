@@ -107,9 +107,18 @@ def changed(cells, changes, *, only=None) -> list[Cell]:
                        'what it is not; choose cells with --cells, or train one network of your '
                        'own with gapjax train')
   tasks = list(dict.fromkeys(cell.config.task for cell in some))
-  new = [dataclasses.replace(
-    cell, config=configs.with_fields(cell.config, changes, tasks=tasks),
-    changes=tuple(change.partition('config.')[2] for change in changes)) for cell in cells]
+
+  def with_changes(cell):
+    try:
+      config = configs.with_fields(cell.config, changes, tasks=tasks)
+    except UsageError:
+      if cell.name in {one.name for one in some}:
+        raise
+      return cell  # it has not been asked for, and cannot have been trained so
+    return dataclasses.replace(cell, config=config, changes=tuple(
+      change.partition('config.')[2] for change in changes))
+
+  new = [with_changes(cell) for cell in cells]
   for name in fields:
     values = dict.fromkeys(repr(operator.attrgetter(name)(cell.config)) for cell in some)
     if len(values) > 1:

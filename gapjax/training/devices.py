@@ -154,8 +154,9 @@ def refused(error) -> str:
     return (f'JAX_PLATFORMS={asked} asks for a device that is not here, or that the installed jax '
             'does not know; unset it, or set it to cpu')
   if isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' in str(error):
-    return (f'the device has too little memory ({str(error).splitlines()[0][:200]}); take a '
-            'smaller batch_size, or model.dtype=bfloat16')
+    return (f'the device has too little memory ({str(error).splitlines()[0][:200]}); train with a '
+            'smaller batch_size, or eval.batch_size where it was evaluating, or '
+            'model.dtype=bfloat16; of a trained run, JAX_PLATFORMS=cpu computes on the host')
   return ''
 
 

@@ -55,8 +55,9 @@ class Clock:
 class StopSignals:
   """While entered, SIGTERM and Ctrl-C set `requested`; a second one acts as it always does.
 
-  A request that nothing acted on inside raises Interrupted at the end: a suite must not go on.
-  `message` is what that says. until: at this time.monotonic(), `requested` is set by itself.
+  A signal that nothing acted on inside raises Interrupted at the end: a suite must not go on.
+  `message` is what that says. until: at this time.monotonic(), `requested` is set by itself; what
+  ends later all the same has ended.
   """
   message = 'stopped; what was finished is saved, and the same command goes on'
 
@@ -74,7 +75,7 @@ class StopSignals:
   def __exit__(self, kind, *_):
     for number, handler in self._old.items():
       signal.signal(number, handler)
-    if kind is None:
+    if kind is None and self._told:
       self.check()
 
   def check(self) -> None:
