@@ -33,7 +33,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(no_gpu()), reason=no_gpu(
 
 
 def environment(platform, **more):
-  mine = {k: v for k, v in os.environ.items() if not k.startswith('XLA_')}
+  # XLA_PYTHON_CLIENT_PREALLOCATE stays: tests may share the GPU.
+  mine = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   return {**mine, 'JAX_PLATFORMS': platform, 'CUDA_VISIBLE_DEVICES': '0', **more}
 
 
