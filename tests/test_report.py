@@ -120,6 +120,10 @@ def test_every_suite_and_run_of_a_folder_is_reported(suite, tmp_path):
   assert pages[0].read_bytes() == (suite / 'report/report.html').read_bytes()
   assert not (tmp_path / 'a/report').exists() and '50.0' in pages[1].read_text()
   assert report.build_all(suite) == [suite / 'report/report.html']
+  (tmp_path / 'b/results.json').write_text('[')  # one that is broken does not keep the others back
+  shutil.rmtree(tmp_path / 'c/report')
+  refused(lambda: report.build_all(tmp_path), 'b/results.json line 1')
+  assert pages[1].exists()
   shutil.rmtree(tmp_path / 'b')
   shutil.rmtree(tmp_path / 'c')
   refused(lambda: report.build_all(tmp_path), 'holds neither')

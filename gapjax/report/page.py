@@ -280,7 +280,8 @@ def build(workdir):
 def build_all(folder):
   """`build` of a workdir, or of all suites and runs in a folder; returns the paths of their pages.
 
-  Raises UsageError when nothing is there to report, or one of the files is broken.
+  Raises UsageError when nothing is there to report, or one of the files is broken: then after the
+  others' pages were built.
   """
   folder = paths.of(folder)
   if not folder.is_dir() or _is_reported(folder):
@@ -288,7 +289,15 @@ def build_all(folder):
   # Other things have a results.json, too; a suite's has a run.json beside it.
   below = [path for path in sorted(folder.iterdir()) if (path / 'summary.json').exists()
            or ((path / 'run.json').exists() and _is_reported(path))]
-  return [build(path) for path in below or [folder]]
+  pages, broken = [], []
+  for path in below or [folder]:
+    try:
+      pages.append(build(path))
+    except UsageError as error:
+      broken.append(error)
+  if broken:
+    raise broken[0]
+  return pages
 
 
 def _is_reported(workdir):
