@@ -106,7 +106,7 @@ create() {
   fi
   if [ -z "$QUEUE_STATE" ]; then
     CREATED=1
-    # The request expires when nobody waits any more, at the latest.
+    # It expires so long after it was made, also if this script ends before.
     step "asking for $NAME, a $TYPE" tpus queued-resources create "$NAME" "--node-id=$NAME" \
       "--accelerator-type=$TYPE" "--runtime-version=$VERSION" ${SPOT:+--spot} \
       "--valid-until-duration=${WAIT_MINUTES}m" ${CREATE_FLAGS[@]+"${CREATE_FLAGS[@]}"}
