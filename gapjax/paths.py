@@ -237,14 +237,18 @@ def read_names(path) -> list[str]:
 
 
 def read_lines(path) -> list[dict]:
-  """The lines of a JSONL file; [] without one.
+  """The lines of a metrics.jsonl, which training/log.py writes; [] without one.
 
   A last line that a killed process left unfinished is dropped; any other that is not a JSON object
-  raises UsageError.
+  with its step and split raises UsageError.
   """
   path = of(path)
   texts = _text(path).split('\n')[:-1] if path.exists() else []
-  return [_parse(text, path, dict, line) for line, text in enumerate(texts, 1) if text.strip()]
+  lines = {number: _parse(text, path, dict, number)
+           for number, text in enumerate(texts, 1) if text.strip()}
+  for number, line in lines.items():
+    check_fields(line, {'step': int, 'split': str}, f'{path} line {number}')
+  return [*lines.values()]
 
 
 def _text(path):
@@ -260,6 +264,8 @@ def _parse(text, path, kind, line=1):
     value, wrong = json.loads(text), f'should hold a JSON {"list" if kind is list else "object"}'
   except json.JSONDecodeError as error:
     value, line, wrong = None, line + error.lineno - 1, f'is not JSON ({error.msg})'
+  except (RecursionError, ValueError):  # hundreds of brackets in each other; thousands of digits
+    value, wrong = None, 'is JSON that cannot be read, too deep or of too long a number'
   if not isinstance(value, kind):
     raise UsageError(f'{path} line {line} {wrong}; mend it, or move it away, and run again')
   return value

@@ -305,7 +305,9 @@ def test_nothing_there(tmp_path):
   (b'[{"cell": "a", "metric": "b", "mean": 1}]', ['entry 0', 'schema 2', 'move the file away']),
   (b'[{"schema": 2, "cell": "a", "metric": "b", "mean": 1, "values": 3}]',
    ['entry 0', '`values` is 3']),
-  (b'[3]', ['entry 0']), (b'\xff\xfe[', ['results.json', 'UTF-8'])])
+  (b'[3]', ['entry 0']), (b'\xff\xfe[', ['results.json', 'UTF-8']),
+  (b'[' * 100_000, ['results.json', 'too deep']),
+  (b'[' + b'9' * 5_000 + b']', ['results.json', 'too long a number'])])
 def test_broken_results(tmp_path, text, words):
   (tmp_path / 'results.json').write_bytes(text)
   _refused(tmp_path, *words)
@@ -318,6 +320,15 @@ def test_a_summary_with_a_wrong_field(run, key, value, words):
   changed = {**summary, key: value} if value else {k: v for k, v in summary.items() if k != key}
   (run / 'summary.json').write_text(json.dumps(changed))
   _refused(run, f'{run}/summary.json is not as gapjax writes it: {words}')
+
+
+@pytest.mark.parametrize(('line', 'words'), [
+  ({'split': 'eval'}, 'no `step`'), ({'step': 3}, 'no `split`'),
+  ({'step': '3', 'split': 'eval'}, '`step` is "3"')])
+def test_a_line_of_metrics_without_its_step_or_split(run, line, words):
+  with (run / 'metrics.jsonl').open('a') as file:
+    file.write(json.dumps(line) + '\n')
+  _refused(run, f'{run}/metrics.jsonl line 6 is not as gapjax writes it: {words}')
 
 
 def test_broken_metrics_and_pictures(run):
