@@ -10,7 +10,6 @@ something does not fit.
 """
 
 import argparse
-import datetime
 import json
 import pathlib
 import subprocess
@@ -80,7 +79,7 @@ def page(results):
     python benchmarks/compile_table.py
 
 which runs `{' '.join(command('CONFIG', 'SLICE'))}` for each row.
-{versions}; {datetime.date.today()}; {minutes:.0f} minutes of compiling.
+{versions}; {minutes:.0f} minutes of compiling.
 
 All is per step. The roofline is an estimate: the longer of the times that a chip's operations and
 its bytes take at the data sheet's speeds, fast memory included; dispatch and communication come on

@@ -29,6 +29,7 @@ def get_config(arg=None):
   check_choice(variant.train, EPOCHS, what='train')
   config = recipes.deeplab('voc2012')
   config.data.train_split = variant.train
+  config.optimizer.lr = 0.01  # the default of the authors' script, whose run of Cityscapes has 0.1
   config.num_epochs = EPOCHS[variant.train]
   config.neurons.update(split=variant.train, classes=('person',))
   return config

@@ -126,7 +126,7 @@ FIELDS = {
   'model.output_stride': Field(16, OUTPUT_STRIDES),  # deeplab: pixels of the image to one of stage4
   'model.separable': Field(False, absent=False),  # deeplab: the head's 3x3 depthwise, then 1x1
   'model.dropout': Field(0.1, DECAY),  # deeplab: after ASPP
-  'model.backbone_momentum': Field(0.01, NATURAL),  # deeplab: BatchNorm's in the backbone
+  'model.backbone_momentum': Field(0.01, SHARE),  # deeplab: BatchNorm's in the backbone
   'model.dtype': Field('float32', tuple(DTYPES)),  # bfloat16; float64 needs JAX_ENABLE_X64=1
 
   'optimizer.name': Field('adam', ('adam', 'sgd')),  # sgd: with momentum
@@ -237,6 +237,10 @@ def with_fields(c: ConfigDict, argv: list[str], *, of: str = '', tasks=()) -> Co
     if all(name.startswith(NOT_READ[task]) for task in tasks):
       raise UsageError(f'config field `{name}` is not read in the task {" or ".join(tasks)}, so it '
                        'would change nothing; leave it out')
+    if c.augshift.crops == 1 and name in ('augshift.weight', 'augshift.warm_up',
+                                          'augshift.stacked'):
+      raise UsageError(f'config field `{name}` is of the pairwise loss of two crops, and '
+                       'augshift.crops is 1; set --config.augshift.crops=2, or leave it out')
   return c
 
 

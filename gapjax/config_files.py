@@ -18,9 +18,9 @@ def find_file(name: str) -> str:
 
   Raises UsageError with the nearest name.
   """
-  here, named = pathlib.Path(__file__).parent, pathlib.Path(name)
+  here, named = pathlib.Path(__file__).parent, pathlib.Path(name).expanduser()
   if named.is_file():
-    return name
+    return str(named)
   folders = (here / 'configs', here.parent / 'configs')  # installed from a wheel, a clone
   folder = next(filter(pathlib.Path.is_dir, folders))
   shipped = {path.stem: str(path) for path in sorted(folder.glob('*.py'))}

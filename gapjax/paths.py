@@ -217,18 +217,19 @@ def check_fields(value: dict, fields: dict, where) -> None:
     where: what holds it, for the message.
   """
   for key, kind in fields.items():
-    if not isinstance(value.get(key), kind):
+    if key not in value or not isinstance(value[key], kind):
       wrong = f'`{key}` is {json.dumps(value[key])[:40]}' if key in value else f'no `{key}`'
       raise UsageError(f'{where} is not as gapjax writes it: {wrong}; mend it, or move the file '
                        'away, and run again')
 
 
 def named(argument) -> tuple[str | None, str]:
-  """(NAME, FILE) of 'NAME=FILE', (None, FILE) of a file, whose own path may hold a '='."""
+  """(NAME, FILE) of 'NAME=FILE', (None, FILE) of a file, whose own path may hold a '='; `~` is
+  expanded."""
   name, equals, path = str(argument or '').partition('=')
   if not equals or '/' in name or os.path.exists(argument):
-    return None, argument
-  return name, path
+    return None, argument and os.path.expanduser(argument)
+  return name, os.path.expanduser(path)
 
 
 def read_names(path) -> list[str]:

@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import pytest
 from conftest import ROOT, refused
 
-from gapjax import cli, config
+from gapjax import cli, config, paths
+from gapjax.cli import verbs
+from gapjax.data import catalogue
 from gapjax.errors import Diverged, UsageError
 from gapjax.neurons import run
+from gapjax.reproduce import suites
 
 GAPNET = f'--config={ROOT}/configs/gapnet_cifar10.py'
 AUGSHIFT = f'--config={ROOT}/configs/augshift_cifar10.py'
@@ -46,6 +49,9 @@ MOVED = ('--config.task=classification', '--config.model.stem=cifar', '--config.
   (['train', GAPNET, '--workdir=w', '--config.augshift.crops=2'],
    'config field `augshift.crops` is not read in the task canvas'),
   (['train', GAPNET, '--workdir=w', '--config.model.dropout=.5'], '`model.dropout` is not read'),
+  *((['train', f'{AUGSHIFT}:network=resnet18', '--workdir=w', f'--config.augshift.{field}'],
+     f'`augshift.{field.partition("=")[0]}` is of the pairwise loss of two crops')
+    for field in ('weight=3', 'stacked=False', 'warm_up=0')),
   (['train', f'--config={ROOT}/configs/deeplab_camvid.py', '--workdir=w',
     '--config.model.head=permuted'], '`model.head` is not read in the task segmentation'),
   (['train', GAPNET, '--workdir=w', '--cofnig=x'], 'cofnig'),
@@ -212,6 +218,21 @@ def test_fields_that_a_task_does_not_read_make_no_other_config():
   assert config.difference(canvas, there['canvas']) == ['canvas.grid 5 (there: 3)']
   assert config.difference(moved, there['classification']) == ['augshift.weight 7.0 (there: 10.0)']
   assert len(config.difference(moved, there['canvas'])) == 3
+
+
+def test_what_the_verbs_take_is_what_there_is():
+  """verbs.py repeats it, so that --help loads nothing."""
+  assert {*verbs.DATASETS} == {*catalogue.NAMES}
+  assert {*verbs.SUITES, 'quickstart'} == {*suites.SUITES}
+
+
+def test_a_tilde_is_the_home_of_the_user(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'mine.py').write_text((ROOT / 'configs/digits.py').read_text())
+  assert config.from_flags(['--config=~/mine.py']).data.name == 'digits'
+  (tmp_path / 'ids.txt').write_text('a\n')
+  for argument, name in (('left=~/ids.txt', 'left'), ('~/ids.txt', None)):
+    assert paths.named(argument) == (name, str(tmp_path / 'ids.txt'))
 
 
 def test_help(capsys):

@@ -4,8 +4,10 @@ The files have the true format with fewer records; downloads come from this mach
 """
 
 import dataclasses
+import gzip
 import hashlib
 import http.server
+import lzma
 import os
 import pickle
 import shutil
@@ -172,6 +174,11 @@ def test_damaged_archives(binary, data_dir, tmp_path):
               b'not an archive'):
     archive.write_bytes(bad)
     fails_cleanly(archive, data_dir, 'some.tar.gz', 'not a whole tar archive')
+  packed = bytearray(lzma.compress(gzip.decompress(whole)))
+  packed[len(packed) // 2] ^= 1
+  archive = tmp_path / 'some.tar.xz'
+  archive.write_bytes(packed)
+  fails_cleanly(archive, data_dir, 'some.tar.xz', 'not a whole tar archive')
 
 
 @pytest.mark.parametrize('content, part', [

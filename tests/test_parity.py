@@ -81,6 +81,12 @@ def test_a_difference_is_over_the_norm_of_its_layer():
   assert parity.difference(ours, theirs) == (2.0, 0.5)  # 1 / 2 of b, and 2 / 5 of a
   with pytest.raises(ValueError, match=r"other names: \['c'\]"):
     parity.difference({**ours, 'c': np.ones(1)}, theirs)
+  unknown = {**ours, 'b.weight': np.array([1.0, np.nan, 1.0, 1.0])}
+  assert np.isnan(parity.difference(unknown, theirs)).all()  # wherever it stands
+  assert parity.too_large({'logits, float64': parity.difference(unknown, theirs)})
+  zeros = {name: 0 * x for name, x in theirs.items()}
+  assert parity.difference(zeros, zeros) == (0.0, 0.0)
+  assert parity.difference(ours, zeros) == (4.0, np.inf)
 
 
 def test_a_projection_sees_every_element():

@@ -175,6 +175,8 @@ def test_ids_that_are_not_there():
   refused(lambda: rank.with_ids(SCENES, ['left', 'rigt']),
           r'no image has the id `rigt` .did you mean `right`')
   refused(lambda: rank.with_ids(SCENES, []), 'empty')
+  theirs = ['lindau_000000_000019_leftImg8bit']  # a line of the authors' CityPerson.txt
+  assert rank.with_ids([{'id': 'lindau_000000_000019'}], theirs) == [0]
   refused(lambda: rank.with_ids([{'id': 12}, {'id': 7}], [7, 12, '7']), 'names `7` twice')
 
 

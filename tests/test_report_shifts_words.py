@@ -30,11 +30,11 @@ def test_differences_are_over_the_seeds_that_both_have():
   *_, here = shifts.lead(Source(None, records=records))
   assert here == (
     'On cifar10 AugShift is +7.5 points (2 seeds) more consistent than the network alone and +25.0 '
-    '(1 seed) than two crops without the loss, and its features of two shifts are 4.5 times '
-    '(1 seed) as close as theirs.')
-  equal = {**records[-1], 'values': [0, 0]}
-  *_, here = shifts.lead(Source(None, records=[*records[:-1], equal]))
-  assert here.endswith('its features of two shifts are equal (1 seed).')
+    '(1 seed) than two crops without the loss, and the squared distance of its features of two '
+    'shifts is 22% of theirs (1 seed).')
+  equal = [{**record, 'values': [0, 0]} for record in records[-2:]]
+  *_, here = shifts.lead(Source(None, records=[*records[:-2], *equal]))
+  assert here.endswith('its features of two shifts is equal to theirs (1 seed).')
   for i in range(5):  # without one of them
     assert len(shifts.lead(Source(None, records=records[:i] + records[i + 1:]))) == 2
 
@@ -51,8 +51,7 @@ def test_a_comparison_is_said_where_there_are_two():
   (('augshift.crops=2', 'augshift.weight=1.', 'model.downsample=blur'), 'AugShift + BlurPool'),
   (('augshift.crops=2', 'augshift.weight=0.'), 'Two crops, weight 0'),
   (('augshift.crops=2', 'augshift.weight=0.', 'model.downsample=blur'), 'two_crops_blurpool'),
-  (('augshift.crops=1', 'augshift.weight=1.', 'model.downsample=polyphase',
-    'model.blur_size=1'), 'APS'),
+  (('augshift.crops=1', 'model.downsample=polyphase', 'model.blur_size=1'), 'APS'),
   (('augshift.crops=1', 'model.name=resnet34'), 'ResNet-34')])
 def test_title_of_a_single_run(tmp_path, fields, name):
   _run(tmp_path, 'task=classification', *fields, final={'image_accuracy': .5})
@@ -98,7 +97,9 @@ def test_scale_notes_depend_on_the_suite():
   of_dtype = [{'suite': 'table2', 'scale': 'full', 'config': {'model': {'dtype': dtype}}}
               for dtype in ('bfloat16', 'float32')]
   full, in_float32, mixed = map(report.scale_notes, (of_dtype[:1], of_dtype[1:], of_dtype))
-  assert 'Networks compute in bfloat16' in full[0] and in_float32 == mixed == []
+  assert 'Networks compute in bfloat16' in full[1] and in_float32 == mixed == full[:1]
+  epochs = [cell.config.num_epochs for cell in suites.table2('full')[::len(recipes.SHIFT_NETWORKS)]]
+  assert '{} epochs on CIFAR-10 and {} on CIFAR-100'.format(*epochs) in full[0]
   longer = next(r for r in schema.read(ROOT / 'results/ablations/results.json') if (
     r['cell'], r['metric']) == ('permute_at=pooled_5x/location/3x3', 'location_accuracy'))
   [note] = report.scale_notes([{'suite': 'quickstart', 'scale': 'digits'}])
@@ -125,7 +126,12 @@ def test_scale_notes_depend_on_the_suite():
   ({'task': 'classification', 'augshift.crops': 2, 'augshift.weight': 0., 'model.blur_size': 2,
     'model.downsample': 'blur'}, 'two_crops_blurpool_2'),
   ({'task': 'classification', 'model.padding': 'reflect'}, 'reflect_padding'),
-  ({'task': 'segmentation', 'model.name': 'deeplabv3', 'model.padding': 'circular'}, 'deeplabv3'),
+  ({'task': 'segmentation', 'model.name': 'deeplabv3', 'model.padding': 'circular'},
+   'deeplabv3_circular'),
+  ({'task': 'segmentation', 'model.name': 'deeplabv3plus', 'model.downsample': 'blur'},
+   'deeplabv3plus_blurpool'),
+  ({'model.name': 'vgg11', 'model.downsample': 'blur', 'model.padding': 'circular'},
+   'gapnet_blurpool_circular'),
   ({'model.head': 'permuted'}, 'permutenet'),
   ({'model.head': 'permuted', 'model.permutation': 'fixed'}, 'permutenet_fixed'),
   ({'model.head': 'permuted', 'model.permute_at': 'stage2'}, 'permutenet_stage2')])

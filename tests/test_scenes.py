@@ -3,6 +3,7 @@
 import io
 import itertools
 import shutil
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -114,6 +115,18 @@ def test_a_broken_png(tmp_path):
   assert second > mask.index(b'IDAT')
   folder = write_scenes(tmp_path, [mask[:second] + bytes(4) + mask[second + 4:]])
   fails(lambda: data.load_scenes(folder, split='train')[0], f'{folder} is damaged (broken PNG file')
+
+
+def test_a_label_of_another_size_and_a_chunk_that_is_too_short(tmp_path):
+  folder = write_scenes(tmp_path / 'small', [encoded(np.eye(10, dtype=np.uint8))])
+  fails(lambda: data.load_scenes(folder, split='train')[0], f'the label of scene 0 in {folder}',
+        'another size than its image')
+  mask = encoded(np.zeros((24, 32), np.uint8))
+  after = mask.index(b'IHDR') + 17  # its 13 bytes, and their checksum
+  short = b'pHYs\0'
+  chunk = (1).to_bytes(4) + short + zlib.crc32(short).to_bytes(4)
+  folder = write_scenes(tmp_path / 'short', [mask[:after] + chunk + mask[after:]])
+  fails(lambda: data.load_scenes(folder, split='train')[0], f'{folder} is damaged')
 
 
 # ---- digit_scenes. ----

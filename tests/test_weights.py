@@ -199,6 +199,23 @@ def test_files_that_hold_no_weights(name, content, words, tmp_path):
   refused(lambda: weights.read(tmp_path / name), re.escape(words))
 
 
+def test_a_zip_whose_directory_is_damaged(tmp_path):
+  save(tmp_path / 'w.npz', {'x': np.ones(2)})
+  content = bytearray((tmp_path / 'w.npz').read_bytes())
+  content[content.index(b'PK\1\2') + 6] = 231  # the version that is needed to unpack it: 23.1
+  (tmp_path / 'w.npz').write_bytes(content)
+  refused(lambda: weights.read(tmp_path / 'w.npz'), 'cannot be read')
+
+
+def test_every_cut_of_an_old_file_of_pytorch_is_told(tmp_path):
+  torch = pytest.importorskip('torch')
+  torch.save({'x': torch.ones(2)}, tmp_path / 'w.pth', _use_new_zipfile_serialization=False)
+  whole = (tmp_path / 'w.pth').read_bytes()
+  for size in range(0, len(whole), 5):
+    (tmp_path / 'w.pth').write_bytes(whole[:size])
+    refused(lambda: weights.read(tmp_path / 'w.pth'), 'cannot be read')
+
+
 def test_an_npz_of_objects_and_one_that_is_a_single_array(tmp_path):
   """The first would be unpickled, the second has no names."""
   np.savez(tmp_path / 'objects.npz', x=np.array([{}], object))

@@ -169,12 +169,14 @@ def test_other_data_to_evaluate_is_refused_once_a_run_was_evaluated(tmp_path):
           r'was evaluated on other data: 4 examples \(there: 3\)')
 
 
-def test_a_run_finds_its_data_from_elsewhere(tmp_path, monkeypatch):
+def test_a_run_finds_its_data_from_elsewhere(tmp_path, monkeypatch, caplog):
   """Trained with a relative path, moved since, or both."""
   write_images(tmp_path / 'p/pics', PICTURES[:2])
   for name, data_dir in (('./pics/own', 'p'), ('own', 'p/pics'), ('/gone/own', 'p/pics')):
     monkeypatch.chdir(tmp_path)
     assert len(data.load_images(name, split='train', data_dir=data_dir)) == 2
+    said = 'there is no folder /gone/own; p/pics/own is read instead'
+    assert (said in caplog.text) == name.startswith('/gone')
     with pytest.raises(UsageError, match='--data_dir the folder' if '/' in name else 'unknown'):
       data.load_images(name, split='train', data_dir=tmp_path / 'empty')
 

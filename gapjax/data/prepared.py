@@ -55,6 +55,8 @@ def open_folder(path, data_dir):
     raise errors.UsageError(
         f'there is no folder {named}, nor {named.name} in {root}; a dataset is a known name or a '
         'folder prepared by TFDS: give as --data_dir the folder that it is in')
+  if path not in (named, root / named):
+    _warn(f'there is no folder {named}; {path} is read instead')
   folder, problem = newest(path)
   if folder is None:
     raise errors.UsageError(problem or f'{path} is not a folder prepared by TFDS: it holds no '

@@ -62,6 +62,9 @@ class Scenes(Sequence):
       raise errors.UsageError(f'the label of scene {i} in {self._folder} is no mask: its pixels '
                               f'are {label.mode}, not one class number from 0 to {VOID} each; '
                               'prepare the dataset with masks')
+    if numbers.shape != image.size[::-1]:
+      raise errors.UsageError(f'the label of scene {i} in {self._folder} has another size than its '
+                              'image; prepare the dataset with a class for each pixel')
     strange = numbers[(numbers >= len(self.class_names)) & (numbers != VOID)]
     if strange.size:
       raise errors.UsageError(f'the label of scene {i} in {self._folder} holds {strange[0]}, and '
@@ -86,7 +89,9 @@ class Scenes(Sequence):
     """Inside, what a damaged file raises is a UsageError."""
     try:
       yield
-    except (RuntimeError, OSError, SyntaxError) as error:  # array_record's, Pillow's
+    except errors.UsageError:
+      raise
+    except (RuntimeError, OSError, SyntaxError, ValueError) as error:  # array_record's, Pillow's
       raise errors.UsageError(f'{self._folder} is damaged ({error}): remove it and prepare the '
                               'dataset again') from error
 

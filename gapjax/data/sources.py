@@ -7,6 +7,7 @@ leaves a half-built folder behind. Nothing of an archive is written to disk.
 import dataclasses
 import gzip
 import io
+import lzma
 import os
 import pathlib
 import pickle
@@ -213,8 +214,8 @@ def _read_archive(cifar, source):
         pass
   except errors.UsageError:
     raise
-  except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, MemoryError, OverflowError,
-          ValueError) as error:  # the last three of sizes in headers
+  except (tarfile.TarError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, MemoryError,
+          OverflowError, ValueError) as error:  # the last three of sizes in headers
     raise errors.UsageError(f'{source} is not a whole tar archive ({errors.first_line(error)}); '
                             f'download it again, for example from {cifar.url}') from error
   return files

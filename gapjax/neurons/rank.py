@@ -270,6 +270,8 @@ def _object(scene, rectangle, classes):
 def with_ids(scenes: Iterable[Mapping], ids: Sequence) -> list[int]:
   """Indices of the scenes whose 'id' is in `ids`, in the order of `ids`.
 
+  An id may be the name of Cityscapes' file, as in the authors' list: ID_leftImg8bit.
+
   Raises UsageError on an id that no scene has, on one that is there twice, or on none.
   """
   if not len(ids):
@@ -277,7 +279,7 @@ def with_ids(scenes: Iterable[Mapping], ids: Sequence) -> list[int]:
   places, found = {}, {}
   for index, scene in enumerate(scenes):
     places.setdefault(str(scene['id']), index)
-  for name in map(str, ids):
+  for name in (str(one).removesuffix('_leftImg8bit') for one in ids):
     if name not in places:
       raise UsageError(f'no image has the id `{name}`{nearest(name, places)}; ids look like '
                        f'`{next(iter(places), "")}`')

@@ -175,7 +175,7 @@ def network_and_task(case: Case, dtype: str):
   config = configs.replaced(case.config, model=dict(dtype=dtype))
   task = build.create_task(config, stand_in(config, case.num_classes))
   return models.create_network(config.model, num_classes=case.num_classes, axis_name=AXIS,
-                               total_steps=STEPS), task
+                               total_steps=STEPS, platform=jax.default_backend()), task
 
 
 def shapes(model, case: Case):
@@ -293,9 +293,11 @@ def difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> tu
     layers.setdefault(name.rpartition('.')[0], []).append(np.asarray(x, float).ravel())
   norms = {layer: np.linalg.norm(np.concatenate(arrays)) for layer, arrays in layers.items()}
   differences = {name: np.asarray(ours[name], float) - x for name, x in theirs.items()}
-  return (float(max(np.abs(x).max() for x in differences.values())),
-          float(max(np.linalg.norm(x) / norms[name.rpartition('.')[0]]
-                    for name, x in differences.items())))
+  with np.errstate(divide='ignore'):  # of a layer of zeros, any difference is infinitely large
+    relative = [size and size / norms[name.rpartition('.')[0]] for name, size in (
+      (name, np.linalg.norm(x)) for name, x in differences.items())]
+  # NumPy's max: Python's passes over NaN.
+  return float(np.max([np.abs(x).max() for x in differences.values()])), float(np.max(relative))
 
 
 def project(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -93,19 +93,19 @@ def check(config, *, output=None) -> None:
   """Prints the tables of differences, and writes them to `output`, a path of JSON, if it is given.
 
   config: of one network, or None for parity.cases(). Raises CheckFailed where one is more than
-  rounding.
+  rounding; nothing is written then.
   """
   differences = {}
   for case in [parity.of_config('config', config)] if config else parity.cases():
     log.info('%s', case.name)
     differences[case.name] = measure(case)
   print('\n\n'.join(map(markdown_table, parity.tables(differences))))
-  if output:
-    paths.write_json(output, {
-      'device': describe_devices(jax.local_devices()[:1]),
-      'versions': {**versions(), 'torch': torch.__version__}, 'networks': differences})
   bad = {name: columns for name, row in differences.items()
          if (columns := parity.too_large(row, kinks=config is not None))}
   if bad:
     raise CheckFailed('more than rounding: ' + '; '.join(
       f'{name}: {", ".join(columns)}' for name, columns in bad.items()))
+  if output:
+    paths.write_json(output, {
+      'device': describe_devices(jax.local_devices()[:1]),
+      'versions': {**versions(), 'torch': torch.__version__}, 'networks': differences})

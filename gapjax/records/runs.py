@@ -57,25 +57,25 @@ def single(workdir, summary) -> list[dict]:
 def network_of(config) -> str:
   """The network that a config trains, as a record names it."""
   model, augshift = config['model'], config['augshift']
-  if config['task'] == 'canvas':
-    name = model['name'] if model['head'] != 'permuted' else '_'.join([
-      'permutenet', *(['fixed'] if model['permutation'] == 'fixed' else []), model['permute_at']])
-    return next((known for known, fields in recipes.NETWORKS.items()
-                 if fields.items() <= model.items()), name)
-  plain = DOWNSAMPLING.get(model['downsample'])
-  if TASKS[config['task']].dense:
-    return plain or model['name']
   # What differs from the plain network, so that no other network has the name of a table's row.
-  blur, padding = model['blur_size'], model['padding']
+  plain, blur = DOWNSAMPLING.get(model['downsample']), model['blur_size']
   if plain == 'blurpool' and blur != 3:
     plain = f'blurpool_{blur}'
   elif plain in ('aps', 'lps') and blur > 1:
     plain += f'_blur_{blur}'
+  padding = model['padding']
+  differs = [plain, '' if padding == 'zero' else PADDING.get(padding, f'{padding}_padding')]
+  if TASKS[config['task']].dense:
+    return '_'.join(filter(None, [model['name'], *differs]))
+  if config['task'] == 'canvas':
+    name = model['name'] if model['head'] != 'permuted' else '_'.join([
+      'permutenet', *(['fixed'] if model['permutation'] == 'fixed' else []), model['permute_at']])
+    known = (known for known, fields in recipes.NETWORKS.items() if fields.items() <= model.items())
+    return '_'.join(filter(None, [next(known, name), *differs]))
   pairs = 'augshift' if augshift['weight'] else 'two_crops'
   paired = augshift['crops'] > 1
   return '_'.join(filter(None, [
-    pairs if paired else '', plain,
-    '' if padding == 'zero' else PADDING.get(padding, f'{padding}_padding'),
+    pairs if paired else '', *differs,
     '' if paired or augshift['max_shift'] else 'unshifted'])) or model['name']
 
 

@@ -31,7 +31,7 @@ VARIED = ('permute_at', 'padding')
 NUMBER = (float, int, type(None))
 ALWAYS = {'cell': str, 'metric': str, 'mean': NUMBER}
 READ = {'values': list, 'seeds': list, 'n': int, 'std': NUMBER, 'paper': NUMBER,
-        'config': (dict, type(None)), 'detail': (dict, type(None))}
+        'config': dict, 'torch': (dict, type(None)), 'detail': (dict, type(None))}
 
 
 def read(path) -> list[dict]:

@@ -14,6 +14,7 @@ from gapjax.report.parts import (
   number,
   ours,
   picture,
+  several_seeds,
   suite,
 )
 from gapjax.report.plots import base as plots
@@ -30,7 +31,7 @@ LEFT = [('predictions.png', 'Predictions', 'Evaluated scenes, their labels, and 
         ('attack_scenes.png', 'Predictions before and after removing channels',
          'Evaluated scenes: predictions of the whole network, and without its first left or right '
          'channels (or those of left_centred and right_centred), as many as tell the two halves of '
-         'the image furthest apart in the curves above.')]
+         'the image furthest apart in this network.')]
 # How many values of N the table shows of a sweep.
 SHOWN = 3
 # A classifier's metrics, and what it got right.
@@ -208,8 +209,8 @@ def _removed_from(name, sweep, chance, path):
     functools.partial(pictures.curves, chance=chance), sweep, path,
     alt=f'{what} against the number of removed channels',
     caption=f'{name}: {what} in percent against the number of '
-    f'removed channels{", every test image at every place" if chance else ""}; the band of the '
-    'random orders is from the lowest to the highest'
+    f'removed channels{", every test image at every place" if chance else ""}; bands are from the '
+    'lowest to the highest of seeds and of random orders'
     f'{", the dotted line is guessing" if chance else ""}.{_beside(sweep)}')
 
 
@@ -286,9 +287,10 @@ def measured(source, folder):
     tables=[yardstick_table(found)], pictures=[drawn(
       pictures.yardsticks, by_order, folder / f'yardstick{i or ""}.png',
       alt='The score of every channel with its interval, by ranking',
-      caption=f'{cell}: the channels\' scores from the largest to the smallest, each with '
-      'Student\'s 95% interval over images. Grey: what chance lets any channel reach in 5% of the '
-      f'draws; dots are beyond it.{_said(by_order)}')
+      caption=f'{cell}{" (the first seed)" if several_seeds(source) else ""}: the channels\' '
+      'scores from the largest to the smallest, each with Student\'s 95% interval over images. '
+      f'Grey: what chance lets any channel reach in 5% of the draws; dots are beyond '
+      f'it.{_said(by_order)}')
       for i, (cell, by_order) in enumerate(found.items())])
 
 

@@ -88,7 +88,9 @@ def tables(records):
                  *([pytorch((best, exact))] if torch else []),
                  ours(best), ours(exact), number(chance)])
   breaks = frozenset(i for i in range(1, len(rows)) if blocks[i] != blocks[i - 1])
-  head = [*(['suite'] if several else []), 'network', 'target', 'grid', 'paper',
+  # The paper has no other images on a canvas.
+  paper = 'paper' if {r['dataset'] for r in records} == {'cifar10'} else 'paper (CIFAR-10)'
+  head = [*(['suite'] if several else []), 'network', 'target', 'grid', paper,
           *(['PyTorch'] if torch else []), 'gapjax: best epoch, random placement',
           'gapjax: every location, final weights', 'chance']
   return [Table(

@@ -70,7 +70,8 @@ def table(comparisons: Sequence[Comparison]) -> Table:
     strong=frozenset({4}), caption='Differences in percentage points. gapjax: mean '
     f'\N{PLUS-MINUS SIGN} sample standard deviation (seeds). Yes or no, from {LEAST_SEEDS} seeds '
     'on, where Student\'s 95% interval of the differences lies on one side of zero.'
-    + (' On the canvas by the best epoch under random placement, as in the paper.'
+    + (' On the canvas by the best epoch under random placement, as in the paper, on '
+       'CIFAR-10 there.'
        if any(TIMES in c.where for c in comparisons) else '')
     + (' What is missed is mIoU, the mean over all numbers of removed channels.'
        if any('missed' in c.claim for c in comparisons) else ''))

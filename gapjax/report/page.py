@@ -28,6 +28,8 @@ NARROW = ('This run uses a narrow ResNet-18 and a part of the training images fo
           f'{COMPARE}')
 NARROW_CIFAR = ('This run uses a quarter of the width, {} and 20 epochs of large batches with a '
                 f'triangular rate, {COMPARE}')
+FULL_CIFAR = ('The recipe is gapjax\'s own, 26 epochs on CIFAR-10 and 50 on CIFAR-100 of large '
+              'batches with a triangular rate: our sources do not have the paper\'s.')
 BFLOAT16 = ('Networks compute in bfloat16; BatchNorm\'s statistics, pooled features and losses in '
             'float32.')
 # What to say of a (suite, scale) that is not the paper's own; '' is any other suite.
@@ -48,22 +50,29 @@ NOTES = {
   ('attack', 'pretrained'): 'This run uses CamVid in place of Cityscapes, at half the size, and '
                             f'EfficientNet-Lite0 in place of ResNet-50, {COMPARE}',
   ('attack', 'full'): 'This run uses CamVid in place of Cityscapes.',
-  ('ablations', 'small'): 'This run uses small handwritten digits in place of CIFAR-10, a narrow '
-                          'network and a few hundred steps.',
+  ('ablations', 'small'): 'This run uses small handwritten digits in place of CIFAR-10, and all '
+                          'but the row 4x a narrow network.',
   ('table2', 'small'): NARROW, ('augshift_sweep', 'small'): NARROW,
   ('table1', 'narrow'): 'This run is the paper\'s recipe, all images and all epochs (GAPNet\'s '
                         'location: 2, which it finds after one), at a quarter of the width.',
   ('table2', 'narrow'): NARROW_CIFAR.format('all training images'),
   ('augshift_sweep', 'narrow'): NARROW_CIFAR.format(
     'all training images but those by which it is measured'),
+  ('table2', 'full'): FULL_CIFAR, ('augshift_sweep', 'full'): FULL_CIFAR,
   ('', 'narrow'): f'This run uses a quarter of the width, {COMPARE}',
   ('', 'small'): f'This run is smaller than the paper\'s, {COMPARE}',
   ('', 'tiny'): 'This run shows that everything runs; its few steps show nothing else.'}
+
+# What run.json says of a suite's trainings, by its types.
+RUN = {'command': str, 'began': str, 'ended': str, 'device': str, 'versions': dict,
+       'wall_seconds': (float, int)}
 
 
 def _load(workdir):
   run, summary = (paths.read_json(workdir / name) if (workdir / name).exists() else {}
                   for name in ('run.json', 'summary.json'))
+  paths.check_fields(run, {key: kind for key, kind in RUN.items() if key in run},
+                     workdir / 'run.json')
   results = workdir / 'results.json'
   if records := schema.read(results):
     return Source(workdir, records=records, run=run)

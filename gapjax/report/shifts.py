@@ -127,11 +127,10 @@ def _here(source):
     over_alone, over_control = (f'{100 * (one - other):+.1f}'
                                 for one, other in (over_alone, over_control))
     n = [f'({len(both)} seed{"s" * (len(both) > 1)})' for both in seeds]
-    closer = (f'{far / near:.1f} times {n[2]} as close as theirs' if near else
-              f'equal {n[2]}')  # of a network that answers every image alike
+    share = f'{100 * near / far:.0f}% of' if far else 'equal to'  # 0 where all images are alike
     yield (f'On {dataset} AugShift is {over_alone} points {n[0]} more consistent than the network '
-           f'alone and {over_control} {n[1]} than two crops without the loss, and its features of '
-           f'two shifts are {closer}.')
+           f'alone and {over_control} {n[1]} than two crops without the loss, and the squared '
+           f'distance of its features of two shifts is {share} theirs {n[2]}.')
 
 
 def _compared(source):

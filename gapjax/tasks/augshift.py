@@ -26,7 +26,7 @@ from gapjax import data as datasets
 from gapjax.data.sheet import Sheet
 from gapjax.errors import UsageError
 from gapjax.tasks import consistency
-from gapjax.tasks.images import check_images, check_key, check_shift, random_flips
+from gapjax.tasks.images import as_keys, check_images, check_shift, random_flips
 from gapjax.tasks.metrics import averages
 from gapjax.tasks.resident import ResidentImages
 
@@ -118,11 +118,9 @@ def random_shifts(key: Shaped[Array, '*keys'], images: Num[ArrayLike, 'b h w c']
   """
   images = jnp.asarray(images)
   check_images(images)
-  check_key(key)
+  key = as_keys(key)
   b, h, w, _ = images.shape
   check_shift('a shift', max_shift, h, w)
-  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-    key = jax.random.wrap_key_data(key)  # from the older jax.random.PRNGKey
   if key.shape not in ((), (b,)):
     raise UsageError(f'keys {key.shape} are neither one () nor one an image {(b,)}; give one, such '
                      'as jax.random.key(0)')

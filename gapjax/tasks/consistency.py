@@ -27,8 +27,8 @@ from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entr
 from gapjax.errors import UsageError, check_choice
 from gapjax.tasks.images import (
   as_array,
+  as_keys,
   check_images,
-  check_key,
   check_shift,
   index_batches,
 )
@@ -93,7 +93,9 @@ def consistency(predict: Callable, images: Float[ArrayLike, 'b h w c'],
       the images, or there is no such protocol.
   """
   check_choice(protocol, PROTOCOLS, what='protocol')
-  check_key(key)
+  key = as_keys(key)
+  if key.shape:
+    raise UsageError(f'keys {key.shape} are several; give one, and another for every batch')
   images = images if isinstance(images, jax.Array) else np.asarray(images)
   check_images(images)
   if not jnp.issubdtype(images.dtype, jnp.floating):
@@ -112,8 +114,8 @@ def consistency(predict: Callable, images: Float[ArrayLike, 'b h w c'],
   if any(x.ndim != 2 or len(x) != b for x in logits):
     raise UsageError(f'`predict` maps images {views[:b].shape} to {logits[0].shape}; it should '
                      'return logits (b, k)')
-  if logits[0].shape[1] == 1:
-    raise UsageError('`predict` returns one column of logits, whose largest is always the same; '
+  if logits[0].shape[1] < 2:
+    raise UsageError('`predict` returns one column of logits or none, so one class alone; '
                      'return two classes, such as np.concatenate([-x, x], 1) of logits x (b, 1)')
   first, second = (jnp.where(jnp.isnan(x).any(1), -1 - i, x.argmax(1))
                    for i, x in enumerate(logits))

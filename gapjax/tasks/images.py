@@ -35,13 +35,18 @@ def check_channels_last(images) -> None:
                      'images.transpose(0, 2, 3, 1) of an array')
 
 
-def check_key(key) -> None:
-  """Raises UsageError unless `key` is a random key of jax's, of either kind."""
+def as_keys(key) -> jax.Array:
+  """A random key of jax's, or an array of them, of either kind: of the newer. Raises UsageError
+  on anything else."""
   if not isinstance(key, jax.Array | np.ndarray):
     raise UsageError(f'key is {key!r}; give one of jax\'s, such as jax.random.key(0)')
-  if not (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or (key.dtype == np.uint32 and key.ndim)):
+  if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    return key
+  words = jax.random.key_data(jax.random.key(0)).shape
+  if key.dtype != np.uint32 or key.shape[-1:] != words:
     raise UsageError(f'key is an array {key.shape} of {key.dtype}; give a key of jax\'s, such as '
                      'jax.random.key(0)')
+  return jax.random.wrap_key_data(key)  # from the older jax.random.PRNGKey
 
 
 def as_array(value, *, of: str, wanted: str) -> jax.Array:

@@ -56,8 +56,12 @@ def read(path) -> dict[str, np.ndarray]:
   if not path.is_file():
     raise UsageError(f'no file of weights `{path}`; download or save it there, or correct the path')
   readers = {'.npz': _read_npz, '.safetensors': _read_safetensors}
-  with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as file:
-    _check_size(path, sum(member.file_size for member in file.infolist()))
+  unpacked = 0
+  # What is no zip, or a damaged one, is the reader's to tell.
+  with contextlib.suppress(zipfile.BadZipFile, NotImplementedError, ValueError), \
+      zipfile.ZipFile(path) as file:
+    unpacked = sum(member.file_size for member in file.infolist())
+  _check_size(path, unpacked)
   weights = readers.get(path.suffix, _read_torch)(path)
   _check_size(path, sum(x.nbytes for x in weights.values()))  # an expanded tensor takes no memory
   if not weights:
@@ -100,7 +104,9 @@ def _read_torch(path):
   try:
     with torch.serialization.safe_globals(_numpy_scalars()):
       state = torch.load(path, weights_only=True, map_location='cpu')
-  except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+  except OSError:
+    raise
+  except Exception as error:  # whatever the reader of a pickle makes of a damaged one
     raise _unreadable(path, error) from None
   if isinstance(state, dict):
     wrapper = next((key for key in WRAPPERS if isinstance(state.get(key), dict)), None)
