@@ -21,6 +21,7 @@ from gapjax import recipes
 def get_config():
   config = recipes.deeplab('cityscapes')
   config.num_epochs = 161  # 30,000 steps of batch 16 over 2,975 images
-  config.segmentation.crop = (768, 768)
+  # 768: of VainF's DeepLabV3Plus-Pytorch, from which the authors' code comes; 513 is its default.
+  config.segmentation.update(crop=(768, 768), scale=(1.0, 1.0))
   config.neurons.classes = ('person', 'rider')
   return config
