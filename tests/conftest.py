@@ -33,10 +33,11 @@ jaxtyping.install_import_hook(
 
 
 # The files that take longest: they begin, in this order, and so both workers end together.
-LONGEST = ('test_processes', 'test_neurons_run', 'test_train', 'test_parity', 'test_kill',
-           'test_convert', 'test_devices', 'test_consistency', 'test_wild', 'test_configs',
-           'test_downsample', 'test_twin', 'test_segmentation', 'test_launch_tpu', 'test_bench',
-           'test_launch', 'test_augshift', 'test_attack')
+LONGEST = ('test_parity', 'test_processes', 'test_neurons_run', 'test_train', 'test_gs',
+           'test_kill', 'test_chaos', 'test_convert', 'test_devices', 'test_consistency',
+           'test_wild', 'test_configs', 'test_downsample', 'test_twin', 'test_segmentation',
+           'test_launch_tpu', 'test_bench', 'test_launch', 'test_cli', 'test_suites',
+           'test_examples', 'test_suites_minutes', 'test_augshift', 'test_attack')
 
 
 def pytest_collection_modifyitems(items):
@@ -205,13 +206,18 @@ def newest(workdir):
   return step, jax.tree.map(np.asarray, found.state)
 
 
-@pytest.fixture
-def shallow(monkeypatch):
+def make_shallow(patch):
   """MobileNetV2 and EfficientNet-Lite0 of one block a stage: 17 compile for half a minute."""
   from gapjax.models import mobilenet
   for name, stages in mobilenet.MOBILENETS.items():
-    monkeypatch.setitem(mobilenet.MOBILENETS, name, tuple(
+    patch.setitem(mobilenet.MOBILENETS, name, tuple(
       tuple(run._replace(blocks=1) for run in stage[:1]) for stage in stages))
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+  """As `make_shallow` says."""
+  make_shallow(monkeypatch)
 
 
 def event_values(path):

@@ -65,6 +65,18 @@ def their_arrays(config, num_classes, **more):
           else np.full_like(x, 7) for name, x in zeros.items()} | more
 
 
+@pytest.fixture(autouse=True)
+def traced_once(monkeypatch):
+  """The state that the several conversions of a test start from."""
+  kept, trace = {}, convert.initial_state
+
+  def initial_state(config, num_classes):
+    key = config.to_json(), num_classes
+    return kept[key] if key in kept else kept.setdefault(key, trace(config, num_classes))
+
+  monkeypatch.setattr(convert, 'initial_state', initial_state)
+
+
 # ---- Round trips ---------------------------------------------------------------------------------
 
 

@@ -101,7 +101,7 @@ def test_a_fixed_permutation_depends_on_its_seed_alone():
 
 @pytest.mark.parametrize(('name', 'place'), [
   ('resnet10', 'stage2'), ('vgg11', 'stage5'), ('efficientnet_lite0', 'stage5')])
-def test_permutation_before_a_stage_changes_what_follows_only(name, place):
+def test_permutation_before_a_stage_changes_what_follows_only(shallow, name, place):
   plain, permuted = (create(name=name, head='permuted', permutation='fixed', permute_at=where)
                      for where in ('pooled', place))
   x = jnp.asarray(draw.normal(size=(2, 64, 64, 3)), jnp.float32)

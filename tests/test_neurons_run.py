@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import SCENES, newest, refused, tiny_config
 
-from gapjax import cli
+from gapjax import cli, paths
 from gapjax import models as networks
 from gapjax.data import load_scenes
 from gapjax.neurons import rank, yardstick
@@ -110,7 +110,7 @@ def test_a_ranking_is_measured(attacked, data_dir, tmp_path, capsys):
   # One image has no halves. As an editor of Windows saves it.
   (tmp_path / 'one.txt').write_text(str(scenes[0]['id']), encoding='utf-8-sig')
   assert cli.main(['rank', f'--workdir={workdir}', f'--data_dir={data_dir}', '--regions', 'left',
-                   f'--ids=left={tmp_path}/one.txt']) == 0
+                   f'--ids=left={tmp_path}/one.txt', '--config.neurons.images=50']) == 0
   assert [*yardstick.read_json(workdir / neurons.YARDSTICK)] == ['overall']
   printed = capsys.readouterr().out
   assert '| halves agree |' in printed and '| overall | ' in printed
@@ -171,7 +171,8 @@ def test_other_regions_and_lists_of_ids(attacked, data_dir, tmp_path, capsys, ca
   workdir = shutil.copytree(attacked, tmp_path / 'run')
   caplog.set_level('INFO')
   assert cli.main(['rank', f'--workdir={workdir}', f'--data_dir={data_dir}', '--regions', 'left',
-                   'right', 'top', f'--ids={tmp_path}/ids.json']) == 0
+                   'right', 'top', f'--ids={tmp_path}/ids.json',
+                   '--config.neurons.images=50']) == 0
   assert capsys.readouterr().out.splitlines()[-1] == f'{workdir}/ranking.json'
   orders = json.loads((workdir / 'ranking.json').read_text())
   assert set(orders) == {'overall', *(side + centred for side in ('left', 'right', 'top')
@@ -179,8 +180,22 @@ def test_other_regions_and_lists_of_ids(attacked, data_dir, tmp_path, capsys, ca
   assert 'correlate by +1.00, centred by +1.00 (+1.00 by chance' in caplog.text
   (tmp_path / 'Person.txt').write_text('\n'.join(same) + '\n')  # the authors' list: one a line
   assert cli.main(['rank', f'--workdir={workdir}', f'--data_dir={data_dir}', '--regions', 'left',
-                   f'--ids=left={tmp_path}/Person.txt']) == 0
+                   f'--ids=left={tmp_path}/Person.txt', '--config.neurons.images=50']) == 0
   assert json.loads((workdir / 'ranking.json').read_text())['left'] == orders['left']
+
+
+@pytest.fixture(scope='module')
+def opened_once():
+  """Copies of a run are opened once for each of their configs."""
+  kept, open_run = {}, neurons.open_run
+
+  def opened(workdir, **where):
+    text = paths.of(workdir).joinpath('config.json').read_text()
+    return kept[text] if text in kept else kept.setdefault(text, open_run(workdir, **where))
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(neurons, 'open_run', opened)
+    yield
 
 
 @pytest.mark.parametrize(('change', 'argv', 'words'), [
@@ -202,7 +217,8 @@ def test_other_regions_and_lists_of_ids(attacked, data_dir, tmp_path, capsys, ca
   ({}, ['attack', '--rankings=a.json'], 'unexpected argument `--rankings=a.json`'),
   ({}, ['rank', "--config.neurons.classes=('eleven',)"], '`eleven`'),
   ({'least_area': 0.9}, ['rank'], 'lower least_area')])
-def test_mistakes_are_one_line(attacked, data_dir, tmp_path, capsys, change, argv, words):
+def test_mistakes_are_one_line(attacked, data_dir, tmp_path, capsys, opened_once, change, argv,
+                               words):
   workdir = tmp_path / 'run'
   shutil.copytree(attacked, workdir, ignore=shutil.ignore_patterns('report'))
   settings = json.loads((workdir / 'config.json').read_text())

@@ -20,8 +20,8 @@ FILL = (1, 2, 3)
 
 
 @pytest.fixture(scope='module')
-def scenes_dir(tmp_path_factory):
-  return tmp_path_factory.mktemp('scenes')
+def scenes_dir(data_dir):
+  return data_dir
 
 
 @pytest.fixture(scope='module')

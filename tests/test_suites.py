@@ -1,9 +1,11 @@
 """Which cells a suite has, how seeds are gathered, and what a recipe differs in."""
 
 import dataclasses
+import functools
 import json
 import threading
 
+import jax
 import numpy as np
 import pytest
 from conftest import ROOT, refused
@@ -358,6 +360,8 @@ def test_a_trained_cell_is_attacked_without_training_it_again(monkeypatch, tmp_p
   monkeypatch.setitem(suites.SUITES, 'quickstart', lambda scale: [cell])
   cell = suites.quickstart('tiny')[0]
   assert cell.name == 'gapnet/location/3x3'
+  monkeypatch.setattr(loop, 'train', functools.partial(loop.train,
+                                                      devices=jax.local_devices()[:1]))
   cell.config.neurons.update(counts=3, random_orders=2)
   for attacked in (False, True, True):
     cell = dataclasses.replace(cell, attack=attacked)

@@ -1,8 +1,10 @@
 """Suites in limited time, several in one command, and one in several."""
 
 import dataclasses
+import functools
 import sys
 
+import jax
 import pytest
 from conftest import ROOT, refused
 from test_suites import ABOUT, LINES, _stub, _summary
@@ -71,8 +73,11 @@ def test_no_attack_begins_when_the_minutes_are_over(monkeypatch, tmp_path, data_
 
 
 @pytest.mark.slow
-def test_what_minutes_cut_off_is_gone_on_with(tmp_path, data_dir, capfd, caplog):
+def test_what_minutes_cut_off_is_gone_on_with(tmp_path, data_dir, capfd, caplog, monkeypatch):
   """To the same numbers as one that was not."""
+  monkeypatch.setattr(loop, 'train', functools.partial(loop.train,
+                                                      devices=jax.local_devices()[:1]))
+
   def reproduce(workdir, *flags):
     assert cli.main(['reproduce', 'ablations', '--scale=small', f'--workdir={tmp_path / workdir}',
                      f'--data_dir={data_dir}', '--cells=permute_at=never/location/3x3 '

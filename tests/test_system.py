@@ -37,7 +37,6 @@ print(*faults)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='glibc alone is told')
 def test_what_ends_after_its_time_has_ended_all_the_same():
   with StopSignals(until=0) as stop:
     assert stop.requested
@@ -47,6 +46,7 @@ def test_what_ends_after_its_time_has_ended_all_the_same():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='glibc alone is told')
 def test_freed_memory_is_kept():
   """The second allocation faults no page in, unless glibc is left as it is."""
   for how in ('keep', 'leave'):

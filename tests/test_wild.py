@@ -1,5 +1,6 @@
 """Files and machines as people have them: each test stands for a kind of fault."""
 
+import contextlib
 import errno
 import functools
 import json
@@ -311,10 +312,11 @@ def test_pipes_are_not_waited_for(tmp_path, dataset):
   os.mkfifo(pipe)
   before = signal.signal(signal.SIGALRM, late)
   signal.alarm(60)
+  refusal = (contextlib.nullcontext() if dataset == 'cityscapes' else
+             pytest.raises(UsageError, match='source does not'))
   try:
-    data.prepare(dataset, source=tmp_path / 'source', data_dir=tmp_path / 'data')
-  except UsageError as error:
-    assert dataset != 'cityscapes' and 'source does not' in str(error)
+    with refusal:
+      data.prepare(dataset, source=tmp_path / 'source', data_dir=tmp_path / 'data')
   finally:
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
