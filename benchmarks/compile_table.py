@@ -70,7 +70,9 @@ def table(results):
 def page(results):
   """What README.md says of {(config, topology): what `gapjax compile` found}."""
   found = list(results.values())
-  versions = ', '.join(f'{name} {version}' for name, version in found[0]['versions'].items())
+  versions = ', '.join(  # of all rows
+    f'{name} {" or ".join(dict.fromkeys(x["versions"][name] for x in found))}'
+    for name in found[0]['versions'])
   minutes = sum(x['compile_seconds'] for x in found) / 60
   missing = ', '.join(f'{config} on {topology}' for config, topology in PAIRS
                       if (config, topology) not in results)

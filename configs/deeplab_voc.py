@@ -10,7 +10,7 @@ file of torchvision's (.pth, which needs PyTorch, .safetensors or .npz). train=t
 SegmentationClassAug and its list when the set is prepared.
 
 Steps: 30,012 of batch 16 (328 epochs); train=train_aug 29,762 (45 epochs).
-Time: not run; on a TPU v5e:2x2 a step takes at least 101 ms (compiled for it, not run;
+Time: not run; on a TPU v5e:2x2 a step takes at least 102 ms (compiled for it, not run;
   results/compile).
 Paper: curves without values.
 Measured: not run.
