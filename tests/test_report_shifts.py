@@ -207,7 +207,7 @@ def test_the_page_says_what_is_compared_and_measured(shifts):
                   'Training images as the network sees them; with two', 'sum over both'):
       assert words in text
     assert 'GAPNet' not in text and 'BlurPool' not in text
-    assert f'{beyond:+.1f} (2 seeds) than two crops without the loss, and its features' in text
+    assert f'{beyond:+.1f} (2 seeds) than two crops without the loss, and the squared ' in text
     assert 'canvas' not in text.replace('samples.png', '')
   records = {(r['cell'], r['metric']): r['mean'] for r in json.loads(
     (shifts / 'results.json').read_text())}
