@@ -8,7 +8,7 @@ The backbone starts from random weights; `--config.model.pretrained=resnet50.pth
 file of torchvision's (.pth, which needs PyTorch, .safetensors or .npz).
 
 Steps: 29,936 of batch 16 (161 epochs).
-Time: not run; on a TPU v5e:2x2 a step takes at least 165 ms (compiled for it, not run;
+Time: not run; on a TPU v4:2x2x2 a step takes at least 60 ms (compiled for it, not run;
   results/compile).
 Paper: curves without values. Removing the top-N position channels hurts mIoU far more than removing
   N random ones does, and left channels hurt the left half more than right ones do.
